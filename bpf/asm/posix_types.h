@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* So that the programs compile alike on every architecture. */
+#include <asm-generic/posix_types.h>

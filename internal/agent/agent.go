@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the node agent: it runs the probes, keeps the flow table and
+// serves what is in it and what happens to it over gRPC and as metrics. It knows
+// the probes only by their interface; the list of them is in probes.go.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+const (
+	// collectGap is the least time between the beginnings of two passes.
+	collectGap = 200 * time.Millisecond
+	// followInterval is the longest interval while somebody follows.
+	followInterval = time.Second
+	// sweepEvery is how often what is gone is looked for.
+	sweepEvery = 5 * time.Second
+	// drainTime is how long calls may take to end when the agent stops. With
+	// the probes' last pass, stopping takes less than 5 s.
+	drainTime = 4 * time.Second
+)
+
+// Resolver names workloads, see workload.Resolver. The agent does not close it.
+type Resolver interface {
+	flow.Resolver
+	// Sweep forgets cgroups that are long gone.
+	Sweep(now time.Time)
+	// Alive reports whether a cgroup exists.
+	Alive(cgroupID uint64) bool
+}
+
+// Sink is where probes deliver, and what they may need of the agent.
+type Sink struct {
+	// Apply takes a reading. It does not keep the sample.
+	Apply  func(*flow.Sample)
+	Losses *loss.Counters
+	Config Config
+	Log    *slog.Logger
+}
+
+// Deps is what an agent is made of and does not make itself.
+type Deps struct {
+	// Version of this build.
+	Version string
+	// KernelRelease and CgroupRoot are shown in the status.
+	KernelRelease, CgroupRoot string
+	Resolver                  Resolver
+	// IsSelf recognises orb8's own traffic; nil if there is none.
+	IsSelf func(*flow.Sample) bool
+	// Probes returns a manager with every probe added, none started.
+	Probes func(Sink) *probe.Manager
+	// Listener, if set, serves gRPC beside Config.Listen: the in-memory listener
+	// of a command that runs the agent within its own process.
+	Listener net.Listener
+	// RequireProbe makes Run fail, with each probe's reason, if no probe runs.
+	// Without it the agent stays up and says so.
+	RequireProbe bool
+	// LogLevel is that of the logger, which a reload changes; may be nil.
+	LogLevel *slog.LevelVar
+	// Reload reads the configuration again on SIGHUP; nil to leave SIGHUP alone.
+	Reload func() (Config, error)
+}
+
+// Agent is one node agent. Use New.
+type Agent struct {
+	deps Deps
+	log  *slog.Logger
+	node string
+	cfg  atomic.Pointer[Config]
+
+	losses    *loss.Counters
+	table     *flow.Table
+	manager   *probe.Manager
+	hub       *hub
+	metrics   *metrics
+	collector *collector
+	watch     *watch
+
+	grpc   *grpc.Server
+	health *health.Server
+	http   *http.Server
+
+	started                time.Time
+	ready                  chan struct{} // closed once the probes have been started
+	processed, panics      atomic.Uint64
+	reloads, failedReloads atomic.Uint64
+	reloaded               chan struct{}
+
+	// snapshot is the one buffer that the table is copied into, so that several
+	// queries at a time do not each take one.
+	snapshotMu sync.Mutex
+	snapshot   []flow.Record
+}
+
+// New returns an agent that has not started anything yet.
+func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	node, err := nodeName(cfg.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		deps: deps, log: log, node: node, started: time.Now(),
+		losses:   new(loss.Counters),
+		ready:    make(chan struct{}),
+		reloaded: make(chan struct{}, 1),
+	}
+	a.cfg.Store(&cfg)
+	a.hub = newHub(node, cfg.History, a.losses)
+	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
+	a.table = flow.NewTable(flow.Config{
+		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
+		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Losses: a.losses,
+	}, a.record)
+	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
+	a.collector = newCollector(a.collect)
+	a.watch = newWatch(a)
+	a.grpc, a.health = newGRPCServer(&server{agent: a}, log, &a.panics)
+	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), a.readiness, log)
+	setHealth(a.health, false)
+	return a, nil
+}
+
+func nodeName(configured string) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find the node's name (or say --node-name): %w", err)
+	}
+	return name, nil
+}
+
+// Ready is closed when the probes have been started and the API is served.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+func (a *Agent) isReady() bool {
+	select {
+	case <-a.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// config returns the configuration in force, which is never changed.
+func (a *Agent) config() *Config { return a.cfg.Load() }
+
+// apply takes a reading from a probe.
+func (a *Agent) apply(s *flow.Sample) {
+	a.processed.Add(1)
+	if s.Loopback && !a.config().Loopback {
+		return
+	}
+	a.table.Apply(s)
+}
+
+// record takes what the table has to say, with the table locked.
+func (a *Agent) record(r *flow.Record) {
+	cfg := a.config()
+	if r.Loopback && !cfg.Loopback {
+		return
+	}
+	if !r.Self || cfg.IncludeSelf {
+		a.metrics.observe(r)
+	}
+	a.hub.publish(r)
+}
+
+func (a *Agent) collect() {
+	begin := time.Now()
+	a.manager.Collect()
+	a.metrics.observePass(time.Since(begin))
+}
+
+// rows calls use with a copy of the table, which is only valid during the call.
+func (a *Agent) rows(use func([]flow.Record)) {
+	a.snapshotMu.Lock()
+	defer a.snapshotMu.Unlock()
+	a.snapshot = a.table.Snapshot(a.snapshot[:0])
+	rows := a.snapshot
+	if !a.config().Loopback {
+		rows = withoutLoopback(rows)
+	}
+	use(rows)
+}
+
+// withoutLoopback filters in place. Loopback flows are in the table only for a
+// while after a reload has turned them off.
+func withoutLoopback(rows []flow.Record) []flow.Record {
+	kept := rows[:0]
+	for i := range rows {
+		if !rows[i].Loopback {
+			kept = append(kept, rows[i])
+		}
+	}
+	return kept
+}
+
+// Run listens, starts the probes and serves until ctx is done; then it reads the
+// kernel once more, ends all streams and detaches everything, within 5 s. It
+// returns nil after an orderly stop. An Agent runs once.
+func (a *Agent) Run(ctx context.Context) error {
+	ls, err := a.listen(ctx)
+	if err != nil {
+		return err
+	}
+	err = a.serve(ctx, ls)
+	return errors.Join(err, a.manager.Close())
+}

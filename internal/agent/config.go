@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/bits"
+	"time"
+)
+
+// Mode turns a probe on or off. ModeAuto runs it where the kernel can.
+type Mode string
+
+// The modes of a probe.
+const (
+	ModeAuto Mode = "auto"
+	ModeOn   Mode = "on"
+	ModeOff  Mode = "off"
+)
+
+// Config is what an agent can be told by flags and file. Each setting is
+// described once, in settings; docs/config.md repeats it for users.
+type Config struct {
+	Listen        string
+	MetricsListen string
+	AllowRemote   bool
+
+	Interval    time.Duration
+	IdleTimeout time.Duration
+	MaxFlows    int
+	Loopback    bool
+	IncludeSelf bool
+
+	TCP              Mode
+	Packet           Mode
+	PacketMapEntries int
+	TCPRingBytes     int
+	CgroupRoot       string
+
+	History         int
+	SubscriberQueue int
+
+	MetricsMaxSeries int
+	MetricsPod       bool
+
+	LogLevel  string
+	LogFormat string
+	NodeName  string
+}
+
+// DefaultConfig suits a host outside Kubernetes.
+func DefaultConfig() Config {
+	return Config{
+		Listen:        "localhost:9090",
+		MetricsListen: "localhost:9091",
+
+		Interval:    5 * time.Second,
+		IdleTimeout: 30 * time.Second,
+		MaxFlows:    100_000,
+		Loopback:    true,
+
+		TCP:              ModeAuto,
+		Packet:           ModeAuto,
+		PacketMapEntries: 65_536,
+		TCPRingBytes:     4 << 20,
+
+		History:         4096,
+		SubscriberQueue: 4096,
+
+		MetricsMaxSeries: 10_000,
+
+		LogLevel:  "info",
+		LogFormat: "text",
+	}
+}
+
+// LocalConfig is DefaultConfig for an agent that lives within a command of the
+// CLI: it listens nowhere and samples every second.
+func LocalConfig() Config {
+	c := DefaultConfig()
+	c.Listen, c.MetricsListen = "", ""
+	c.Interval = time.Second
+	c.LogLevel = "warn"
+	return c
+}
+
+// setting is one key of the configuration.
+type setting struct {
+	// key is its name in the file, with a dot before a section's keys.
+	key   string
+	usage string
+	// reloads tells that SIGHUP puts a change into effect.
+	reloads bool
+	// value points into the Config: *string, *bool, *int, *time.Duration, *Mode.
+	value any
+	check func() error
+}
+
+// settings describes every key, in the order of docs/config.md.
+func (c *Config) settings() []setting {
+	return []setting{
+		{"listen", "address of the gRPC API; empty for none", false, &c.Listen, c.checkAddr(&c.Listen, 9090)},
+		{"metrics_listen", "address of /metrics, /healthz and /readyz; empty for none", false, &c.MetricsListen, c.checkAddr(&c.MetricsListen, 9091)},
+		{"allow_remote", "allow addresses that other machines can reach, although there is no access control", false, &c.AllowRemote, nil},
+		{"interval", "time between two samples; at most 1s while somebody follows", true, &c.Interval, c.checkInterval},
+		{"idle_timeout", "how long a flow without traffic stays in the table", true, &c.IdleTimeout, c.checkIdleTimeout},
+		{"max_flows", "bound of the flow table; when it is full the longest idle flow goes", false, &c.MaxFlows, between(&c.MaxFlows, 1, 10_000_000)},
+		{"loopback", "show flows that stay on the loopback interface", true, &c.Loopback, nil},
+		{"include_self", "show orb8's own traffic, also in metrics", true, &c.IncludeSelf, nil},
+		{"tcp", "the tcp probe: auto, on or off", false, &c.TCP, c.TCP.check},
+		{"packet", "the packet probe: auto, on or off", false, &c.Packet, c.Packet.check},
+		{"packet_map_entries", "flows that the packet probe's kernel map holds", false, &c.PacketMapEntries, between(&c.PacketMapEntries, 1, 10_000_000)},
+		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, c.checkRing},
+		{"cgroup_root", "where the cgroup2 hierarchy is mounted; found by itself if empty", false, &c.CgroupRoot, nil},
+		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
+		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
+		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
+		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},
+		{"log_level", "debug, info, warn or error", true, &c.LogLevel, c.checkLogLevel},
+		{"log_format", "text or json", false, &c.LogFormat, oneOf(&c.LogFormat, "text", "json")},
+		{"node_name", "name of this node; the host's name if empty", false, &c.NodeName, nil},
+	}
+}
+
+// Validate checks every setting and returns all that is wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	for _, s := range c.settings() {
+		if s.check == nil {
+			continue
+		}
+		if err := s.check(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.key, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// minInterval keeps the sampler from following itself: passes are at least that
+// far apart anyway.
+const minInterval = collectGap
+
+func (c *Config) checkInterval() error {
+	if c.Interval < minInterval {
+		return fmt.Errorf("%v: want at least %v", c.Interval, minInterval)
+	}
+	return nil
+}
+
+func (c *Config) checkIdleTimeout() error {
+	if c.IdleTimeout < time.Second {
+		return fmt.Errorf("%v: want at least 1s", c.IdleTimeout)
+	}
+	return nil
+}
+
+func (c *Config) checkRing() error {
+	if c.TCPRingBytes < 4096 || c.TCPRingBytes > 1<<30 || bits.OnesCount(uint(c.TCPRingBytes)) != 1 {
+		return fmt.Errorf("%d: want a power of two from 4096 to %d", c.TCPRingBytes, 1<<30)
+	}
+	return nil
+}
+
+func (c *Config) checkLogLevel() error {
+	var l slog.Level
+	if l.UnmarshalText([]byte(c.LogLevel)) != nil {
+		return fmt.Errorf("%q: want debug, info, warn or error", c.LogLevel)
+	}
+	return nil
+}
+
+func (c *Config) checkAddr(addr *string, port int) func() error {
+	return func() error { return checkAddr(*addr, c.AllowRemote, port) }
+}
+
+func (m Mode) check() error {
+	switch m {
+	case ModeAuto, ModeOn, ModeOff:
+		return nil
+	}
+	return fmt.Errorf("%q: want auto, on or off", string(m))
+}
+
+func between(v *int, lowest, highest int) func() error {
+	return func() error {
+		if *v < lowest || *v > highest {
+			return fmt.Errorf("%d: want a number from %d to %d", *v, lowest, highest)
+		}
+		return nil
+	}
+}
+
+func oneOf(v *string, accepted ...string) func() error {
+	return func() error {
+		for _, a := range accepted {
+			if *v == a {
+				return nil
+			}
+		}
+		return fmt.Errorf("%q: want one of %q", *v, accepted)
+	}
+}
+
+// NewLogger returns the logger that c asks for, and its level, by which a
+// reload changes it. c must be valid.
+func NewLogger(w io.Writer, c *Config) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	setLevel(level, c.LogLevel)
+	opts := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts)), level
+	}
+	return slog.New(slog.NewTextHandler(w, opts)), level
+}
+
+func setLevel(v *slog.LevelVar, name string) {
+	var l slog.Level
+	if l.UnmarshalText([]byte(name)) == nil {
+		v.Set(l)
+	}
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"math"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// Values of the direction field.
+const (
+	egress  = "egress"
+	ingress = "ingress"
+)
+
+// maxPieces bounds into how many NetworkEvents one difference is split: 16 TiB
+// within one interval. A larger one is no traffic but a fault in a counter.
+const maxPieces = 4096
+
+func workloadPB(id *workload.Identity) *orb8v1.Workload {
+	if id == nil {
+		return nil
+	}
+	return &orb8v1.Workload{
+		Namespace: id.Namespace, PodName: id.Pod, Kind: id.Kind, Name: id.Name,
+		ContainerId: id.ContainerID, ContainerRuntime: id.ContainerRuntime,
+		Service: id.Service, NodeName: id.Node, Zone: id.Zone,
+		CgroupId: id.CgroupID, CgroupPath: id.CgroupPath,
+	}
+}
+
+func processPB(s *flow.Sample) *orb8v1.Process {
+	if s.PID == 0 && s.Comm == (flow.Comm{}) {
+		return nil
+	}
+	return &orb8v1.Process{Pid: s.PID, Command: s.Comm.String()}
+}
+
+func tcpPB(t *flow.TCPInfo) *orb8v1.TcpInfo {
+	if !t.Valid {
+		return nil
+	}
+	return &orb8v1.TcpInfo{
+		State: orb8v1.TcpState(t.State), End: orb8v1.TcpEnd(t.End), Errno: uint32(t.Errno),
+		RttUs: t.RTTMicros, MinRttUs: t.MinRTTMicros, Retransmits: t.Retransmits,
+		ConnectNs: t.ConnectNanos, AckedBytes: t.AckedBytes, RetransmittedBytes: t.RetransBytes,
+		CongestionWindow: t.CongestionWindow,
+		ResetSent:        t.ResetSent, ResetReceived: t.ResetReceived, Preexisting: t.Preexisting,
+	}
+}
+
+func icmpPB(k *flow.Key) *orb8v1.IcmpInfo {
+	if k.Protocol != flow.ICMP && k.Protocol != flow.ICMPv6 {
+		return nil
+	}
+	return &orb8v1.IcmpInfo{Type: uint32(k.ICMP >> 8), Code: uint32(k.ICMP & 0xff), EchoId: uint32(k.EchoID)}
+}
+
+func countersPB(c flow.Counters) *orb8v1.Counters {
+	return &orb8v1.Counters{TxBytes: c.TxBytes, TxPackets: c.TxPackets, RxBytes: c.RxBytes, RxPackets: c.RxPackets}
+}
+
+func flowPB(r *flow.Record) *orb8v1.Flow {
+	return &orb8v1.Flow{
+		Event:       orb8v1.FlowEvent(r.Event),
+		Protocol:    r.Protocol.String(),
+		Local:       &orb8v1.Endpoint{Ip: r.Key.Local.IP().String(), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)},
+		Remote:      &orb8v1.Endpoint{Ip: r.Key.Remote.IP().String(), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)},
+		Role:        orb8v1.Role(r.Role),
+		Loopback:    r.Loopback,
+		ByteUnit:    orb8v1.ByteUnit(r.Unit),
+		Total:       countersPB(r.Total),
+		Delta:       countersPB(r.Delta),
+		FirstSeenNs: r.First, LastSeenNs: r.Last,
+		Process: processPB(&r.Sample),
+		Tcp:     tcpPB(&r.TCP),
+		Icmp:    icmpPB(&r.Key),
+		Netns:   r.NetNS,
+		Self:    r.Self,
+	}
+}
+
+// connectionStep returns what r means for its connection, or unspecified where
+// it is no step of one. Connections counted per packet have no steps: a packet
+// does not tell whether the connection was made.
+func connectionStep(r *flow.Record) orb8v1.ConnectionEvent {
+	if r.Protocol != flow.TCP || !r.TCP.Valid {
+		return orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED
+	}
+	switch {
+	case r.Event == flow.EventClose && r.TCP.Failed:
+		return orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED
+	case r.Event == flow.EventClose:
+		return orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED
+	case r.Connected && (r.Event == flow.EventOpen || r.Event == flow.EventUpdate):
+		return orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED
+	}
+	return orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED
+}
+
+func flowEvent(r *flow.Record, node string) *orb8v1.Event {
+	return &orb8v1.Event{TimeNs: eventTime(r), NodeName: node, Event: &orb8v1.Event_Flow{Flow: flowPB(r)}}
+}
+
+func connectionEvent(r *flow.Record, node string) *orb8v1.Event {
+	c := &orb8v1.Connection{Event: connectionStep(r), Flow: flowPB(r)}
+	return &orb8v1.Event{TimeNs: eventTime(r), NodeName: node, Event: &orb8v1.Event_Connection{Connection: c}}
+}
+
+// eventTime is the record's time, or for a row of the table its last traffic.
+func eventTime(r *flow.Record) int64 {
+	if r.Time == 0 {
+		return r.Last
+	}
+	return r.Time
+}
+
+// half is one direction of a record.
+type half struct {
+	direction          string
+	bytes, packets     uint64
+	src, dst           flow.Addr
+	srcPort, dstPort   uint16
+	deltaBytes, deltaP uint64
+}
+
+func egressOf(r *flow.Record) half {
+	return half{
+		egress, r.Total.TxBytes, r.Total.TxPackets, r.Key.Local, r.Key.Remote,
+		r.LocalPort, r.RemotePort, r.Delta.TxBytes, r.Delta.TxPackets,
+	}
+}
+
+func ingressOf(r *flow.Record) half {
+	return half{
+		ingress, r.Total.RxBytes, r.Total.RxPackets, r.Key.Remote, r.Key.Local,
+		r.RemotePort, r.LocalPort, r.Delta.RxBytes, r.Delta.RxPackets,
+	}
+}
+
+// directions says which rows a record makes: those with traffic, or egress
+// where there was none at all, as for a connection that failed.
+func directions(c flow.Counters) (tx, rx bool) {
+	rx = c.RxBytes|c.RxPackets != 0
+	tx = c.TxBytes|c.TxPackets != 0 || !rx
+	return tx, rx
+}
+
+func networkFlow(r *flow.Record, h half, node string) *orb8v1.NetworkFlow {
+	return &orb8v1.NetworkFlow{
+		Namespace: r.Local.Namespace, PodName: r.Local.Pod,
+		SrcIp: h.src.IP().String(), DstIp: h.dst.IP().String(),
+		SrcPort: uint32(h.srcPort), DstPort: uint32(h.dstPort),
+		Protocol: r.Protocol.String(), Direction: h.direction,
+		Bytes: h.bytes, Packets: h.packets,
+		FirstSeenNs: r.First, LastSeenNs: r.Last,
+		Workload: workloadPB(r.Local), Peer: workloadPB(r.Remote),
+		Role: orb8v1.Role(r.Role), ByteUnit: orb8v1.ByteUnit(r.Unit), Loopback: r.Loopback,
+		Process: processPB(&r.Sample), Tcp: tcpPB(&r.TCP),
+		NodeName: node, Netns: r.NetNS,
+	}
+}
+
+// networkEvents returns what r added in each direction; for an open or a close
+// without traffic one event of no bytes, else none.
+func networkEvents(r *flow.Record) []*orb8v1.NetworkEvent {
+	if r.Delta == (flow.Counters{}) && r.Event != flow.EventOpen && r.Event != flow.EventClose {
+		return nil
+	}
+	tx, rx := directions(r.Delta)
+	var events []*orb8v1.NetworkEvent
+	if tx {
+		events = appendPieces(events, r, egressOf(r))
+	}
+	if rx {
+		events = appendPieces(events, r, ingressOf(r))
+	}
+	return events
+}
+
+// appendPieces splits a difference until bytes and packets fit their fields.
+func appendPieces(events []*orb8v1.NetworkEvent, r *flow.Record, h half) []*orb8v1.NetworkEvent {
+	local, remote := workloadPB(r.Local), workloadPB(r.Remote)
+	src, dst := h.src.IP().String(), h.dst.IP().String()
+	bytes, packets := h.deltaBytes, h.deltaP
+	for range maxPieces {
+		b, p := min(bytes, math.MaxUint32), min(packets, math.MaxUint32)
+		events = append(events, &orb8v1.NetworkEvent{
+			Namespace: r.Local.Namespace, PodName: r.Local.Pod,
+			SrcIp: src, DstIp: dst, SrcPort: uint32(h.srcPort), DstPort: uint32(h.dstPort),
+			Protocol: r.Protocol.String(), Direction: h.direction,
+			Bytes: uint32(b), TimestampNs: eventTime(r), Packets: uint32(p),
+			Workload: local, Peer: remote,
+		})
+		bytes, packets = bytes-b, packets-p
+		if bytes == 0 && packets == 0 {
+			break
+		}
+	}
+	return events
+}
+
+func probesPB(all []probe.Status) []*orb8v1.ProbeStatus {
+	pbs := make([]*orb8v1.ProbeStatus, len(all))
+	for i, s := range all {
+		pbs[i] = &orb8v1.ProbeStatus{
+			Name: s.Name, State: orb8v1.ProbeState(s.State), Reason: s.Reason, Remedy: s.Remedy,
+			Hooks: s.Hooks, Degraded: s.Degraded,
+		}
+	}
+	return pbs
+}
+
+func lossesPB(c *loss.Counters) []*orb8v1.LossCount {
+	stages := loss.Stages()
+	pbs := make([]*orb8v1.LossCount, len(stages))
+	for i, s := range stages {
+		pbs[i] = &orb8v1.LossCount{Stage: s.String(), Count: c.Get(s), Meaning: s.Meaning()}
+	}
+	return pbs
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// fakeProbe delivers at each Collect what feed was called with before.
+type fakeProbe struct {
+	name     string
+	startErr error
+	// runErr makes Run fail when something is sent on it.
+	runErr chan error
+
+	apply    func(*flow.Sample)
+	losses   *loss.Counters
+	collects atomic.Int64
+	closed   atomic.Bool
+
+	mu      sync.Mutex
+	pending []flow.Sample
+	onRead  func()
+}
+
+func newFakeProbe(name string) *fakeProbe {
+	return &fakeProbe{name: name, runErr: make(chan error, 1)}
+}
+
+func (p *fakeProbe) Name() string       { return p.name }
+func (p *fakeProbe) Start() error       { return p.startErr }
+func (p *fakeProbe) Hooks() []string    { return []string{"fake/" + p.name} }
+func (p *fakeProbe) Degraded() []string { return nil }
+
+func (p *fakeProbe) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-p.runErr:
+		return err
+	}
+}
+
+func (p *fakeProbe) Collect() error {
+	p.collects.Add(1)
+	p.mu.Lock()
+	batch, onRead := p.pending, p.onRead
+	p.pending = nil
+	p.mu.Unlock()
+	if onRead != nil {
+		onRead()
+	}
+	for i := range batch {
+		p.apply(&batch[i])
+	}
+	return nil
+}
+
+func (p *fakeProbe) Close() error { p.closed.Store(true); return nil }
+
+func (p *fakeProbe) feed(s ...flow.Sample) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pending = append(p.pending, s...)
+}
+
+// fakeResolver names cgroup 1..n as it is told, everything else by its command.
+type fakeResolver struct {
+	mu     sync.Mutex
+	local  map[uint64]*workload.Identity
+	remote map[netip.Addr]*workload.Identity
+	swept  int
+}
+
+func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr) *workload.Identity {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := f.local[cgroup]
+	if id == nil {
+		if f.local == nil {
+			f.local = make(map[uint64]*workload.Identity)
+		}
+		id = &workload.Identity{Kind: workload.KindProcess, Name: comm, CgroupID: cgroup}
+		f.local[cgroup] = id
+	}
+	return id
+}
+
+func (f *fakeResolver) Remote(a netip.Addr) *workload.Identity { return f.remote[a] }
+func (f *fakeResolver) Alive(uint64) bool                      { return true }
+
+func (f *fakeResolver) Sweep(time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.swept++
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// rig is an agent with fake probes and a client.
+type rig struct {
+	*Agent
+	probe    *fakeProbe
+	packet   *fakeProbe
+	resolver *fakeResolver
+	listener *bufconn.Listener
+	client   orb8v1.OrbitAgentServiceClient
+	conn     *grpc.ClientConn
+
+	cancel context.CancelFunc
+	done   chan error
+}
+
+type rigOption func(*Config, *Deps, *rig)
+
+// newRig makes an agent that is not running yet.
+func newRig(t testing.TB, opts ...rigOption) *rig {
+	t.Helper()
+	cfg := LocalConfig()
+	cfg.NodeName = "node-a"
+	cfg.Interval = time.Hour
+	r := &rig{
+		probe: newFakeProbe("tcp"), packet: newFakeProbe("packet"),
+		resolver: new(fakeResolver), listener: bufconn.Listen(1 << 16),
+		done: make(chan error, 1),
+	}
+	deps := Deps{
+		Version: "1.2.3", KernelRelease: "6.18.0", CgroupRoot: "/sys/fs/cgroup",
+		Resolver: r.resolver, Listener: r.listener,
+		IsSelf: func(s *flow.Sample) bool { return s.PID == selfPID },
+	}
+	for _, o := range opts {
+		o(&cfg, &deps, r)
+	}
+	deps.Probes = func(s Sink) *probe.Manager {
+		m := probe.NewManager(quiet())
+		for _, p := range []*fakeProbe{r.probe, r.packet} {
+			p.apply, p.losses = s.Apply, s.Losses
+			m.Add(p)
+		}
+		return m
+	}
+	var err error
+	if r.Agent, err = New(cfg, deps, quiet()); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+const selfPID = 99
+
+// startRig runs an agent until the test ends, or stop is called.
+func startRig(t testing.TB, opts ...rigOption) *rig {
+	t.Helper()
+	r := newRig(t, opts...)
+	ctx, cancel := context.WithCancel(t.Context())
+	r.cancel = cancel
+	go func() { r.done <- r.Run(ctx) }()
+	t.Cleanup(func() { r.stop(t) })
+	conn, err := grpc.NewClient("passthrough:///agent",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return r.listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	r.conn, r.client = conn, orb8v1.NewOrbitAgentServiceClient(conn)
+	if _, err := r.client.GetStatus(ctx, &orb8v1.GetStatusRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// stop ends the agent and returns how long that took.
+func (r *rig) stop(t testing.TB) time.Duration {
+	t.Helper()
+	if r.cancel == nil {
+		return 0
+	}
+	begin := time.Now()
+	r.cancel()
+	r.cancel = nil
+	if err := <-r.done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	return time.Since(begin)
+}
+
+func addr(s string) flow.Addr { return flow.AddrOf(netip.MustParseAddr(s)) }
+
+func comm(s string) (c flow.Comm) {
+	copy(c[:15], s)
+	return c
+}
+
+// second is the nth second of the tests' time.
+func second(n int64) int64 { return (1_700_000_000 + n) * int64(time.Second) }
+
+// tcpSample is an established connection of cgroup 42.
+func tcpSample(localPort uint16, tx, rx uint64) flow.Sample {
+	return flow.Sample{
+		Key: flow.Key{
+			Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"),
+			LocalPort: localPort, RemotePort: 443, Protocol: flow.TCP,
+			CgroupID: 42, NetNS: 4026531840,
+		},
+		Instance: uint64(localPort), Role: flow.RoleClient, Unit: flow.BytesPayload,
+		First: second(0), Last: second(1),
+		Total: flow.Counters{TxBytes: tx, TxPackets: tx/1000 + 1, RxBytes: rx, RxPackets: rx/1000 + 1},
+		PID:   4242, Comm: comm("curl"),
+		TCP: flow.TCPInfo{Valid: true, State: flow.StateEstablished, RTTMicros: 1500, MinRTTMicros: 900, ConnectNanos: 2e6},
+	}
+}
+
+func udpSample(localPort uint16, tx, rx uint64) flow.Sample {
+	s := tcpSample(localPort, tx, rx)
+	s.Protocol, s.Unit, s.TCP = flow.UDP, flow.BytesIP, flow.TCPInfo{}
+	s.RemotePort = 53
+	return s
+}
+
+// record is what the table would make of a sample.
+func record(e flow.Event, s flow.Sample, delta flow.Counters) *flow.Record {
+	return &flow.Record{
+		Sample: s, Event: e, Time: s.Last, Delta: delta,
+		Local:     &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: s.CgroupID},
+		Connected: e == flow.EventOpen && s.TCP.Valid,
+	}
+}

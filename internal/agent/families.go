@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+// Family describes one metric family; docs/metrics.md is made from these.
+type Family struct {
+	Name string
+	// Type is counter, gauge or histogram.
+	Type string
+	// Unit of the value: bytes, seconds, or what is counted.
+	Unit   string
+	Labels []string
+	Help   string
+	// Group is the heading that the family stands under.
+	Group string
+}
+
+// Headings of docs/metrics.md.
+const (
+	groupWorkload = "By workload"
+	groupHealth   = "Losses and probes"
+	groupAgent    = "The agent itself"
+)
+
+// familyID names a family within this package.
+type familyID int
+
+const (
+	networkBytes familyID = iota
+	networkPackets
+	activeFlows
+	tcpRTT
+	tcpConnect
+	tcpConnectFailures
+	tcpRetransmits
+	tcpResets
+	lostEvents
+	probeUp
+	probeState
+	agentInfo
+	agentInterval
+	agentSampleDuration
+	agentEvents
+	agentSubscribers
+	agentFlows
+	agentFlowsMax
+	agentHistory
+	agentHistoryMax
+	agentSeries
+	agentSeriesMax
+	agentReloads
+	agentPanics
+	numFamilies
+)
+
+// Families lists every metric family of orb8, in the order of docs/metrics.md.
+// pod adds the label that metrics.pod adds.
+func Families(pod bool) []Family {
+	list := families(pod)
+	return list[:]
+}
+
+func families(pod bool) [numFamilies]Family {
+	w := func(extra ...string) []string {
+		base := []string{"namespace", "workload", "workload_kind"}
+		if pod {
+			base = append(base, "pod")
+		}
+		return append(base, extra...)
+	}
+	return [numFamilies]Family{
+		networkBytes:        {"orb8_network_bytes_total", "counter", "bytes", w("direction", "protocol"), "Bytes that the workload sent (egress) and received (ingress): payload for TCP, IP packets with headers for the rest.", groupWorkload},
+		networkPackets:      {"orb8_network_packets_total", "counter", "packets", w("direction", "protocol"), "TCP segments or IP packets that the workload sent (egress) and received (ingress).", groupWorkload},
+		activeFlows:         {"orb8_network_active_flows", "gauge", "flows", w("protocol"), "Flows in the flow table that have not ended.", groupWorkload},
+		tcpRTT:              {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and sampling interval with traffic, and at close.", groupWorkload},
+		tcpConnect:          {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},
+		tcpConnectFailures:  {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
+		tcpRetransmits:      {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
+		tcpResets:           {"orb8_tcp_resets_total", "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
+		lostEvents:          {"orb8_lost_events_total", "counter", "events", []string{"stage"}, "What was lost, or had to be repeated, on the way from the kernel to a client; see the stages below.", groupHealth},
+		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, else 0.", groupHealth},
+		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work) or off.", groupHealth},
+		agentInfo:           {"orb8_agent_info", "gauge", "", []string{"version", "node", "kernel"}, "Always 1; the labels describe the agent.", groupAgent},
+		agentInterval:       {"orb8_agent_sample_interval_seconds", "gauge", "seconds", nil, "Time between two samples as it is now: shorter while somebody follows.", groupAgent},
+		agentSampleDuration: {"orb8_agent_sample_duration_seconds", "histogram", "seconds", nil, "How long one pass over the kernel's flows takes.", groupAgent},
+		agentEvents:         {"orb8_agent_events_processed_total", "counter", "records", nil, "Records read from the kernel.", groupAgent},
+		agentSubscribers:    {"orb8_agent_subscribers", "gauge", "streams", nil, "Streams being served.", groupAgent},
+		agentFlows:          {"orb8_agent_flow_table_flows", "gauge", "flows", nil, "Flows in the flow table, ended ones and orb8's own included.", groupAgent},
+		agentFlowsMax:       {"orb8_agent_flow_table_capacity", "gauge", "flows", nil, "Bound of the flow table.", groupAgent},
+		agentHistory:        {"orb8_agent_history_events", "gauge", "events", nil, "Past events that are kept for --since and --last.", groupAgent},
+		agentHistoryMax:     {"orb8_agent_history_capacity", "gauge", "events", nil, "Bound of the history.", groupAgent},
+		agentSeries:         {"orb8_agent_workload_series", "gauge", "series", nil, "Time series by workload that count towards metrics.max_series.", groupAgent},
+		agentSeriesMax:      {"orb8_agent_workload_series_limit", "gauge", "series", nil, "Bound on the time series by workload; what is beyond counts under the workload \"other\".", groupAgent},
+		agentReloads:        {"orb8_agent_config_reloads_total", "counter", "reloads", []string{"result"}, "Reloads of the configuration; result is ok or error.", groupAgent},
+		agentPanics:         {"orb8_agent_panics_total", "counter", "panics", nil, "Calls of the API that ended in a panic; each is a bug, please report it.", groupAgent},
+	}
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+)
+
+// hub hands what happens to every stream and keeps the recent past. Publishing
+// never blocks: a subscriber whose queue is full loses the event, which is
+// counted and told to it in its stream.
+type hub struct {
+	node   string
+	losses *loss.Counters
+	// changed gets a token whenever the number of subscribers changes.
+	changed chan struct{}
+
+	mu     sync.Mutex
+	subs   []*subscription
+	closed bool
+	// history is a ring: seen records have been written to it so far.
+	history []flow.Record
+	seen    uint64
+}
+
+func newHub(node string, history int, losses *loss.Counters) *hub {
+	return &hub{
+		node: node, losses: losses,
+		changed: make(chan struct{}, 1),
+		history: make([]flow.Record, history),
+	}
+}
+
+// interest says which events a subscriber takes.
+type interest struct {
+	filters *filter.Set
+	// flows takes every record, connections only steps of TCP connections; with
+	// both, steps come as connections.
+	flows, connections bool
+	// self takes orb8's own traffic too.
+	self bool
+	// status and losses take what concerns the whole node.
+	status, losses bool
+}
+
+func (i *interest) wants(r *flow.Record) bool {
+	switch {
+	case r.Self && !i.self:
+		return false
+	case !i.flows && !i.connections:
+		return false
+	case !i.flows && connectionStep(r) == orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED:
+		return false
+	}
+	return i.filters.Match(r)
+}
+
+func (i *interest) asConnection(r *flow.Record) bool {
+	return i.connections && connectionStep(r) != orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED
+}
+
+// update is one event on its way to the subscribers, who share it and what is
+// made from it; each form is made when the first of them wants it, outside of
+// the table's lock.
+type update struct {
+	rec  flow.Record
+	node string
+	// other is set for events that are not about a flow.
+	other *orb8v1.Event
+
+	flow, connection once[*orb8v1.Event]
+	network          once[[]*orb8v1.NetworkEvent]
+}
+
+type once[T any] struct {
+	sync.Once
+	value T
+}
+
+func (o *once[T]) get(build func() T) T {
+	o.Do(func() { o.value = build() })
+	return o.value
+}
+
+// event returns the update in the form in which i wants it.
+func (u *update) event(i *interest) *orb8v1.Event {
+	switch {
+	case u.other != nil:
+		return u.other
+	case i.asConnection(&u.rec):
+		return u.connection.get(func() *orb8v1.Event { return connectionEvent(&u.rec, u.node) })
+	}
+	return u.flow.get(func() *orb8v1.Event { return flowEvent(&u.rec, u.node) })
+}
+
+func (u *update) networkEvents() []*orb8v1.NetworkEvent {
+	return u.network.get(func() []*orb8v1.NetworkEvent { return networkEvents(&u.rec) })
+}
+
+// subscription is one stream's end of the hub.
+type subscription struct {
+	hub      *hub
+	interest interest
+	queue    chan queued
+	// lost counts what did not fit into the queue since the last event that did;
+	// the hub's lock guards it.
+	lost uint64
+}
+
+// queued is an update with the number of events lost right before it. update is
+// nil where nothing has followed the loss yet.
+type queued struct {
+	update *update
+	lost   uint64
+}
+
+// publish hands r to all who want it and puts it into the history. r is copied.
+// It does not allocate while nobody wants r.
+func (h *hub) publish(r *flow.Record) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n := uint64(len(h.history)); n > 0 {
+		h.history[h.seen%n] = *r
+		h.seen++
+	}
+	var u *update
+	for _, s := range h.subs {
+		if !s.interest.wants(r) {
+			continue
+		}
+		if u == nil {
+			u = &update{rec: *r, node: h.node}
+		}
+		h.send(s, u)
+	}
+}
+
+// tell hands an event that concerns the whole node to those whom pick selects.
+func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
+	u := &update{other: e, node: h.node}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.subs {
+		if pick(&s.interest) {
+			h.send(s, u)
+		}
+	}
+}
+
+// send is called with h.mu held.
+func (h *hub) send(s *subscription, u *update) {
+	select {
+	case s.queue <- queued{u, s.lost}:
+		s.lost = 0
+	default:
+		s.lost++
+		h.losses.Add(loss.SubscriberSlow, 1)
+	}
+}
+
+// past says which part of the history is wanted; the zero value none.
+type past struct {
+	// since is the earliest time in Unix nanoseconds, 0 for any.
+	since int64
+	// last is how many of the latest events, 0 for all since.
+	last int
+}
+
+// subscribe adds a subscriber whose queue holds size events, and returns the
+// part of the history that it wants, oldest first. Between the two nothing is
+// missing and nothing doubled. The caller must call unsubscribe.
+func (h *hub) subscribe(i interest, size int, p past) (*subscription, []flow.Record) {
+	s := &subscription{hub: h, interest: i, queue: make(chan queued, size)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	recent := h.recent(&i, p)
+	if h.closed {
+		close(s.queue)
+		return s, recent
+	}
+	h.subs = append(h.subs, s)
+	h.notify()
+	return s, recent
+}
+
+func (h *hub) unsubscribe(s *subscription) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.subs = slices.DeleteFunc(h.subs, func(o *subscription) bool { return o == s })
+	h.notify()
+}
+
+// past returns the part of the history that i wants, oldest first.
+func (h *hub) past(i *interest, p past) []flow.Record {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.recent(i, p)
+}
+
+// recent is called with h.mu held.
+func (h *hub) recent(i *interest, p past) []flow.Record {
+	if p == (past{}) {
+		return nil
+	}
+	size := uint64(len(h.history))
+	var found []flow.Record
+	for n := uint64(1); n <= min(h.seen, size); n++ {
+		r := &h.history[(h.seen-n)%size]
+		if r.Time < p.since || !i.wants(r) {
+			continue
+		}
+		found = append(found, *r)
+		if len(found) == p.last {
+			break
+		}
+	}
+	slices.Reverse(found)
+	return found
+}
+
+// notify is called with h.mu held.
+func (h *hub) notify() {
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// subscribers returns how many streams are attached.
+func (h *hub) subscribers() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.subs)
+}
+
+// kept returns how many records the history holds.
+func (h *hub) kept() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return int(min(h.seen, uint64(len(h.history))))
+}
+
+// close ends every subscription once its queue is empty. What is published
+// later only goes into the history.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for _, s := range h.subs {
+		close(s.queue)
+	}
+	h.subs = nil
+}
+
+// next waits for the next event. It returns false when ctx is done or the hub
+// was closed and everything queued has been returned.
+func (s *subscription) next(ctx context.Context) (queued, bool) {
+	select {
+	case q, ok := <-s.queue:
+		return s.received(q, ok)
+	default:
+	}
+	if lost := s.takeLost(); lost > 0 {
+		return queued{lost: lost}, true
+	}
+	select {
+	case q, ok := <-s.queue:
+		return s.received(q, ok)
+	case <-ctx.Done():
+		return queued{}, false
+	}
+}
+
+func (s *subscription) received(q queued, ok bool) (queued, bool) {
+	if ok {
+		return q, true
+	}
+	lost := s.takeLost()
+	return queued{lost: lost}, lost > 0
+}
+
+// takeLost returns what was lost since the last event that fit into the queue.
+func (s *subscription) takeLost() uint64 {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	lost := s.lost
+	s.lost = 0
+	return lost
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+const (
+	// seriesLinger is how long a workload's series stay after its last record.
+	seriesLinger = 60 * time.Second
+	// maxIdentities bounds the look-up by identity; when it is full, it is made
+	// anew from what is seen next.
+	maxIdentities = 16_384
+)
+
+// metrics counts records by workload. observe is called for every record and
+// does not allocate for a workload that it knows. Scrapes read copies.
+type metrics struct {
+	pod    bool
+	losses *loss.Counters
+
+	mu sync.Mutex
+	// max bounds the series by workload, used is how many there are.
+	max, used  int
+	byIdentity map[*workload.Identity]*series
+	byLabels   map[labels]*series
+	// other takes what max refuses; its own series do not count.
+	other    *series
+	progress progress
+	passes   *histogram
+}
+
+func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
+	return &metrics{
+		pod: pod, max: maxSeries, losses: losses,
+		byIdentity: make(map[*workload.Identity]*series),
+		byLabels:   make(map[labels]*series),
+		other:      newOther(),
+		progress:   newProgress(),
+		passes:     newHistogram(sampleBuckets()),
+	}
+}
+
+// observe counts what r added.
+func (m *metrics) observe(r *flow.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.find(r.Local)
+	s.touched = max(s.touched, r.Time)
+	t := m.cell(s, cellTraffic+protocolIndex(r.Protocol))
+	t.Counters = t.Add(r.Delta)
+	if r.Protocol == flow.TCP && r.TCP.Valid {
+		m.observeTCP(s, r)
+	}
+}
+
+func (m *metrics) observeTCP(s *series, r *flow.Record) {
+	t := &r.TCP
+	gone := r.Event == flow.EventExpire || r.Event == flow.EventEvict
+	if t.RTTMicros > 0 && !gone {
+		m.cell(s, cellRTT).hist.observe(uint64(t.RTTMicros) * 1000)
+	}
+	retransmits, connected := m.progress.advance(r)
+	if retransmits > 0 {
+		m.cell(s, cellRetransmits).n += retransmits
+	}
+	if connected {
+		m.cell(s, cellConnect).hist.observe(t.ConnectNanos)
+	}
+	if r.Event != flow.EventClose {
+		return
+	}
+	if t.Failed {
+		m.cell(s, cellFailure+reasonIndex(t.End)).n++
+	}
+	if t.ResetSent {
+		m.cell(s, cellResetSent).n++
+	}
+	if t.ResetReceived {
+		m.cell(s, cellResetRecv).n++
+	}
+}
+
+// find returns the series of a workload; those of other when there is no room
+// for another workload at all. It is called with m.mu held.
+func (m *metrics) find(id *workload.Identity) *series {
+	if s := m.byIdentity[id]; s != nil {
+		return s
+	}
+	key := labelsOf(id, m.pod)
+	s := m.byLabels[key]
+	switch {
+	case s != nil:
+	case len(m.byLabels) >= m.max:
+		s = m.other
+		m.losses.Add(loss.MetricSeriesCapped, 1)
+	default:
+		s = &series{labels: key}
+		m.byLabels[key] = s
+	}
+	if s != m.other {
+		s.cgroup = id.CgroupID
+		s.transient = id.Pod == "" && (id.Kind == workload.KindProcess || id.Kind == "")
+	}
+	if len(m.byIdentity) >= maxIdentities {
+		clear(m.byIdentity)
+	}
+	m.byIdentity[id] = s
+	return s
+}
+
+// cell returns a cell of s, that of other if the cap does not allow one more.
+// It is called with m.mu held.
+func (m *metrics) cell(s *series, i int) *cell {
+	if c := s.cells[i]; c != nil {
+		return c
+	}
+	if n := seriesOf(i); m.used+n <= m.max {
+		m.used += n
+		s.cells[i] = newCell(i)
+		return s.cells[i]
+	}
+	s.capped = true
+	if !s.cappedOnce {
+		s.cappedOnce = true
+		m.losses.Add(loss.MetricSeriesCapped, 1)
+	}
+	s.cells[i] = m.other.cells[i]
+	return s.cells[i]
+}
+
+// observePass counts how long one pass over the probes took.
+func (m *metrics) observePass(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.passes.observe(uint64(max(d, 0)))
+}
+
+func (m *metrics) setMax(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.max = n
+}
+
+// sweep drops the series of workloads that have been silent for 60 s and are
+// gone, and lets those in that had been refused as far as there is room again.
+// alive says whether a cgroup exists.
+func (m *metrics) sweep(now time.Time, alive func(cgroup uint64) bool) {
+	before := now.Add(-seriesLinger).UnixNano()
+	silent := m.silentSince(before)
+	gone := make(map[*series]bool)
+	for s, cgroup := range silent {
+		// A look at the file system, so not under the lock.
+		if cgroup == 0 || !alive(cgroup) {
+			gone[s] = true
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for s := range gone {
+		if s.touched > before {
+			delete(gone, s)
+			continue
+		}
+		m.used -= s.size(m.other)
+		delete(m.byLabels, s.labels)
+	}
+	m.readmit(gone)
+}
+
+// silentSince returns the series without a record after before, each with the
+// cgroup that keeps it, or 0 if none does.
+func (m *metrics) silentSince(before int64) map[*series]uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	silent := make(map[*series]uint64)
+	for _, s := range m.byLabels {
+		if s.touched > before {
+			continue
+		}
+		silent[s] = s.cgroup
+		if s.transient {
+			silent[s] = 0
+		}
+	}
+	return silent
+}
+
+// readmit forgets the series that are gone and what was refused for lack of
+// room that there is now. It is called with m.mu held.
+func (m *metrics) readmit(gone map[*series]bool) {
+	room := len(m.byLabels) < m.max
+	for id, s := range m.byIdentity {
+		if gone[s] || room && s == m.other {
+			delete(m.byIdentity, id)
+		}
+	}
+	if m.used >= m.max {
+		return
+	}
+	for _, s := range m.byLabels {
+		if s.capped {
+			s.uncap(m.other)
+		}
+	}
+}
+
+// copied is a copy of a workload's series and what it was copied from.
+type copied struct {
+	*series
+	original *series
+}
+
+// copies returns the series of all workloads, other last, with how many count
+// towards the cap, and the cap.
+func (m *metrics) copies() (all []copied, used, limit int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all = make([]copied, 0, len(m.byLabels)+1)
+	for _, s := range m.byLabels {
+		all = append(all, copied{s.clone(m.other), s})
+	}
+	return append(all, copied{m.other.clone(m.other), m.other}), m.used, m.max
+}
+
+func (m *metrics) passesCopy() *histogram {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.passes.clone()
+}
+
+// shownAs returns the series under which a workload's traffic of one protocol
+// is shown. It is called with m.mu held.
+func (m *metrics) shownAs(id *workload.Identity, protocol int) *series {
+	s := m.byIdentity[id]
+	if s == nil {
+		s = m.byLabels[labelsOf(id, m.pod)]
+	}
+	if s == nil || s.cells[cellTraffic+protocol] == nil || s.cells[cellTraffic+protocol] == m.other.cells[cellTraffic+protocol] {
+		return m.other
+	}
+	return s
+}

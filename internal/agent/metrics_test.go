@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// gather returns the samples of e, one per line as name{values} number, of the
+// families whose name begins with one of the prefixes. A histogram shows its
+// count and sum.
+func gather(t testing.TB, e *exporter, prefixes ...string) []string {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(e)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, f := range families {
+		if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(f.GetName(), p) }) {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			lines = append(lines, fmt.Sprintf("%s{%s} %s", strings.TrimPrefix(f.GetName(), "orb8_"), labelText(m), valueText(m)))
+		}
+	}
+	return lines
+}
+
+func labelText(m *dto.Metric) string {
+	var values []string
+	for _, l := range m.GetLabel() {
+		values = append(values, l.GetName()+"="+l.GetValue())
+	}
+	return strings.Join(values, ",")
+}
+
+func valueText(m *dto.Metric) string {
+	switch {
+	case m.Counter != nil:
+		return fmt.Sprint(m.GetCounter().GetValue())
+	case m.Gauge != nil:
+		return fmt.Sprint(m.GetGauge().GetValue())
+	}
+	return fmt.Sprintf("count=%d sum=%.4g", m.GetHistogram().GetSampleCount(), m.GetHistogram().GetSampleSum())
+}
+
+func exporterOf(m *metrics, rows ...flow.Record) *exporter {
+	return newExporter(m, m.losses, func() facts { return facts{} }, func(use func([]flow.Record)) { use(rows) })
+}
+
+func TestMetricsByWorkload(t *testing.T) {
+	m := newMetrics(false, 1000, new(loss.Counters))
+	web := &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: "web-1"}
+	observe := func(e flow.Event, s flow.Sample, d flow.Counters) *flow.Record {
+		r := record(e, s, d)
+		r.Local = web
+		m.observe(r)
+		return r
+	}
+	conn := tcpSample(1, 0, 0)
+	open := observe(flow.EventOpen, conn, flow.Counters{TxBytes: 100, TxPackets: 1, RxBytes: 1000, RxPackets: 2})
+	conn.Base.TxPackets = 1
+	conn.TCP.Retransmits, conn.TCP.RTTMicros = 3, 2500
+	observe(flow.EventUpdate, conn, flow.Counters{TxBytes: 10, TxPackets: 1})
+	conn.TCP.Retransmits, conn.TCP.ResetSent, conn.TCP.RTTMicros, conn.TCP.End = 5, true, 0, flow.EndResetLocal
+	observe(flow.EventClose, conn, flow.Counters{})
+	refused := tcpSample(2, 0, 0)
+	refused.TCP = flow.TCPInfo{Valid: true, Failed: true, End: flow.EndRefused, ResetReceived: true}
+	observe(flow.EventClose, refused, flow.Counters{})
+	dns := observe(flow.EventOpen, udpSample(3, 0, 0), flow.Counters{TxBytes: 60, TxPackets: 1, RxBytes: 200, RxPackets: 1})
+	sctp := udpSample(4, 0, 0)
+	sctp.Protocol = 132
+	observe(flow.EventOpen, sctp, flow.Counters{TxBytes: 9, TxPackets: 1})
+
+	const base = "namespace=shop,"
+	const end = "workload=web,workload_kind=Deployment"
+	want := []string{
+		"network_active_flows{" + base + "protocol=TCP," + end + "} 1",
+		"network_active_flows{" + base + "protocol=UDP," + end + "} 1",
+		"network_active_flows{" + base + "protocol=other," + end + "} 0",
+		"network_bytes_total{direction=egress," + base + "protocol=TCP," + end + "} 110",
+		"network_bytes_total{direction=egress," + base + "protocol=UDP," + end + "} 60",
+		"network_bytes_total{direction=egress," + base + "protocol=other," + end + "} 9",
+		"network_bytes_total{direction=ingress," + base + "protocol=TCP," + end + "} 1000",
+		"network_bytes_total{direction=ingress," + base + "protocol=UDP," + end + "} 200",
+		"network_bytes_total{direction=ingress," + base + "protocol=other," + end + "} 0",
+		"network_packets_total{direction=egress," + base + "protocol=TCP," + end + "} 2",
+		"network_packets_total{direction=egress," + base + "protocol=UDP," + end + "} 1",
+		"network_packets_total{direction=egress," + base + "protocol=other," + end + "} 1",
+		"network_packets_total{direction=ingress," + base + "protocol=TCP," + end + "} 2",
+		"network_packets_total{direction=ingress," + base + "protocol=UDP," + end + "} 1",
+		"network_packets_total{direction=ingress," + base + "protocol=other," + end + "} 0",
+		"tcp_connect_failures_total{" + base + "reason=refused," + end + "} 1",
+		"tcp_connect_seconds{" + base + end + "} count=1 sum=0.002",
+		"tcp_resets_total{direction=egress," + base + end + "} 1",
+		"tcp_resets_total{direction=ingress," + base + end + "} 1",
+		"tcp_retransmits_total{" + base + end + "} 5",
+		"tcp_rtt_seconds{" + base + end + "} count=2 sum=0.004",
+	}
+	got := gather(t, exporterOf(m, *open, *dns), "orb8_network_", "orb8_tcp_")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestPodLabel(t *testing.T) {
+	m := newMetrics(true, 1000, new(loss.Counters))
+	for _, pod := range []string{"web-1", "web-2"} {
+		r := record(flow.EventOpen, udpSample(1, 0, 0), flow.Counters{TxBytes: 5})
+		r.Local = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: pod}
+		m.observe(r)
+	}
+	want := []string{
+		"network_bytes_total{direction=egress,namespace=shop,pod=web-1,protocol=UDP,workload=web,workload_kind=Deployment} 5",
+		"network_bytes_total{direction=egress,namespace=shop,pod=web-2,protocol=UDP,workload=web,workload_kind=Deployment} 5",
+		"network_bytes_total{direction=ingress,namespace=shop,pod=web-1,protocol=UDP,workload=web,workload_kind=Deployment} 0",
+		"network_bytes_total{direction=ingress,namespace=shop,pod=web-2,protocol=UDP,workload=web,workload_kind=Deployment} 0",
+	}
+	if diff := cmp.Diff(want, gather(t, exporterOf(m), "orb8_network_bytes")); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// ofWorkload is n records' worth of UDP traffic of one workload.
+func ofWorkload(m *metrics, name string, at int64) *flow.Record {
+	r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 1, TxPackets: 1})
+	r.Local = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: uint64(at) + 1}
+	r.Time = second(at)
+	m.observe(r)
+	return r
+}
+
+func TestSeriesCap(t *testing.T) {
+	losses := new(loss.Counters)
+	const room = 2 // workloads with one protocol
+	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
+	var rows []flow.Record
+	for i := range 5 {
+		rows = append(rows, *ofWorkload(m, fmt.Sprint("w", i), 0))
+		ofWorkload(m, fmt.Sprint("w", i), 0) // by another identity
+	}
+	// A second protocol of a workload that is in is refused as well.
+	r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 100})
+	r.Protocol, r.Local = flow.ICMP, rows[0].Local
+	m.observe(r)
+
+	var got []string
+	for _, line := range gather(t, exporterOf(m, rows...), "orb8_network_bytes", "orb8_network_active") {
+		if !strings.Contains(line, "ingress") {
+			got = append(got, line)
+		}
+	}
+	want := []string{
+		"network_active_flows{namespace=,protocol=ICMP,workload=other,workload_kind=Other} 0",
+		"network_active_flows{namespace=,protocol=UDP,workload=other,workload_kind=Other} 3",
+		"network_active_flows{namespace=,protocol=UDP,workload=w0,workload_kind=Unit} 1",
+		"network_active_flows{namespace=,protocol=UDP,workload=w1,workload_kind=Unit} 1",
+		"network_bytes_total{direction=egress,namespace=,protocol=ICMP,workload=other,workload_kind=Other} 100",
+		"network_bytes_total{direction=egress,namespace=,protocol=UDP,workload=other,workload_kind=Other} 6",
+		"network_bytes_total{direction=egress,namespace=,protocol=UDP,workload=w0,workload_kind=Unit} 2",
+		"network_bytes_total{direction=egress,namespace=,protocol=UDP,workload=w1,workload_kind=Unit} 2",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if n := losses.Get(loss.MetricSeriesCapped); n != 4 {
+		t.Errorf("%d workloads counted as capped, want 4 (three without room and one in part)", n)
+	}
+	if losses.Dropped() != 0 {
+		t.Error("the cap counts as a loss of events")
+	}
+}
+
+func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
+	m := newMetrics(false, 10, new(loss.Counters))
+	for i := range 3 * maxIdentities {
+		ofWorkload(m, fmt.Sprint(i), 0)
+	}
+	if len(m.byLabels) > 10 || len(m.byIdentity) > maxIdentities {
+		t.Errorf("%d workloads and %d identities are remembered", len(m.byLabels), len(m.byIdentity))
+	}
+}
+
+func TestZeroCap(t *testing.T) {
+	m := newMetrics(false, 0, new(loss.Counters))
+	ofWorkload(m, "w", 0)
+	got := gather(t, exporterOf(m), "orb8_network_packets")
+	want := []string{
+		"network_packets_total{direction=egress,namespace=,protocol=UDP,workload=other,workload_kind=Other} 1",
+		"network_packets_total{direction=ingress,namespace=,protocol=UDP,workload=other,workload_kind=Other} 0",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func shown(m *metrics) []string {
+	var names []string
+	all, _, _ := m.copies()
+	for _, c := range all {
+		if c.cells[cellTraffic+1] != nil && c.name() != "other" {
+			names = append(names, c.name())
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (c copied) name() string { return c.labels.name }
+
+func TestSweep(t *testing.T) {
+	losses := new(loss.Counters)
+	m := newMetrics(false, 3*seriesOf(cellTraffic), losses)
+	ofWorkload(m, "gone", 0)
+	ofWorkload(m, "idle", 1) // silent, but its cgroup is there
+	command := ofWorkload(m, "command", 2)
+	command.Local = &workload.Identity{Kind: workload.KindProcess, Name: "curl", CgroupID: 9}
+	for _, s := range m.byLabels {
+		if s.labels.name == "command" {
+			s.transient = true
+		}
+	}
+	refused := ofWorkload(m, "refused", 3)
+	at := func(n int64) time.Time { return time.Unix(0, second(n)) }
+	alive := func(cgroup uint64) bool { return cgroup != 1 } // that of gone
+
+	m.sweep(at(59), alive)
+	if diff := cmp.Diff([]string{"command", "gone", "idle"}, shown(m)); diff != "" {
+		t.Errorf("after 59 s (-want +got)\n%s", diff)
+	}
+	m.sweep(at(60), alive)
+	if diff := cmp.Diff([]string{"command", "idle"}, shown(m)); diff != "" {
+		t.Errorf("after 60 s (-want +got)\n%s", diff)
+	}
+	// There is room now for the one that was refused.
+	m.observe(refused)
+	if diff := cmp.Diff([]string{"command", "idle", "refused"}, shown(m)); diff != "" {
+		t.Errorf("after more traffic (-want +got)\n%s", diff)
+	}
+	m.sweep(at(62), alive)
+	if diff := cmp.Diff([]string{"idle", "refused"}, shown(m)); diff != "" {
+		t.Errorf("after 62 s (-want +got)\n%s", diff)
+	}
+	if want := 2 * seriesOf(cellTraffic); m.used != want {
+		t.Errorf("%d series are counted, want %d", m.used, want)
+	}
+	if n := losses.Get(loss.MetricSeriesCapped); n != 1 {
+		t.Errorf("%d capped, want 1", n)
+	}
+}
+
+func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
+	m := newMetrics(false, 100, new(loss.Counters))
+	r := ofWorkload(m, "w", 0)
+	m.sweep(time.Unix(0, second(100)), func(uint64) bool {
+		r.Time = second(99)
+		m.observe(r)
+		return false
+	})
+	if diff := cmp.Diff([]string{"w"}, shown(m)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestObserveDoesNotAllocate(t *testing.T) {
+	m := newMetrics(false, 10_000, new(loss.Counters))
+	s := tcpSample(1, 1000, 1000)
+	s.TCP.Retransmits = 2
+	r := record(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+	if n := testing.AllocsPerRun(1000, func() { m.observe(r) }); n != 0 {
+		t.Errorf("%v allocations per record", n)
+	}
+}
+
+func TestHistogramBuckets(t *testing.T) {
+	h := newHistogram([]uint64{10, 20})
+	for _, ns := range []uint64{0, 10, 11, 20, 21, 1000} {
+		h.observe(ns)
+	}
+	if diff := cmp.Diff([]uint64{2, 2, 2}, h.counts); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if h.sum != 1062 {
+		t.Errorf("sum %d", h.sum)
+	}
+}
+
+func TestReasons(t *testing.T) {
+	got := map[string][]flow.End{}
+	for e := flow.EndNone; e <= flow.EndError; e++ {
+		l := reasonLabels()[reasonIndex(e)]
+		got[l] = append(got[l], e)
+	}
+	want := map[string][]flow.End{
+		"refused": {flow.EndRefused}, "timeout": {flow.EndTimeout}, "unreachable": {flow.EndUnreachable},
+		"reset": {flow.EndResetLocal, flow.EndResetRemote}, "aborted": {flow.EndAborted},
+		"error": {flow.EndNone, flow.EndFIN, flow.EndError},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestAgentMetrics(t *testing.T) {
+	losses := new(loss.Counters)
+	losses.Add(loss.TCPRingFull, 7)
+	m := newMetrics(false, 100, losses)
+	m.observePass(3 * time.Millisecond)
+	e := newExporter(m, losses, func() facts {
+		return facts{
+			version: "1.2.3", node: "n", kernel: "6.1", interval: time.Second, events: 5, panics: 1,
+			reloads: 2, reloadsFailed: 3, subscribers: 4, flows: 6, maxFlows: 8, history: 9, maxHistory: 10,
+			probes: []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
+		}
+	}, func(use func([]flow.Record)) { use(nil) })
+	want := []string{
+		"agent_config_reloads_total{result=error} 3",
+		"agent_config_reloads_total{result=ok} 2",
+		"agent_events_processed_total{} 5",
+		"agent_flow_table_capacity{} 8",
+		"agent_flow_table_flows{} 6",
+		"agent_history_capacity{} 10",
+		"agent_history_events{} 9",
+		"agent_info{kernel=6.1,node=n,version=1.2.3} 1",
+		"agent_panics_total{} 1",
+		"agent_sample_duration_seconds{} count=1 sum=0.003",
+		"agent_sample_interval_seconds{} 1",
+		"agent_subscribers{} 4",
+		"agent_workload_series{} 0",
+		"agent_workload_series_limit{} 100",
+		"probe_state{probe=packet,state=fallback} 1",
+		"probe_state{probe=packet,state=off} 0",
+		"probe_state{probe=packet,state=running} 0",
+		"probe_state{probe=tcp,state=fallback} 0",
+		"probe_state{probe=tcp,state=off} 0",
+		"probe_state{probe=tcp,state=running} 1",
+		"probe_up{probe=packet} 0",
+		"probe_up{probe=tcp} 1",
+	}
+	for _, s := range loss.Stages() {
+		want = append(want, fmt.Sprintf("lost_events_total{stage=%s} %d", s, losses.Get(s)))
+	}
+	slices.Sort(want)
+	got := gather(t, e, "orb8_agent_", "orb8_lost_", "orb8_probe_")
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestEndedFlowsAreNotActive(t *testing.T) {
+	m := newMetrics(false, 100, new(loss.Counters))
+	open := ofWorkload(m, "w", 0)
+	ended := *open
+	ended.Event = flow.EventClose
+	want := []string{"network_active_flows{namespace=,protocol=UDP,workload=w,workload_kind=Unit} 1"}
+	if diff := cmp.Diff(want, gather(t, exporterOf(m, *open, ended), "orb8_network_active")); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestOwnFlowsAreNotActive(t *testing.T) {
+	m := newMetrics(false, 100, new(loss.Counters))
+	r := ofWorkload(m, "w", 0)
+	own := *r
+	own.Self = true
+	for _, include := range []bool{false, true} {
+		e := newExporter(m, m.losses, func() facts { return facts{includeSelf: include} },
+			func(use func([]flow.Record)) { use([]flow.Record{*r, own}) })
+		want := []string{fmt.Sprintf("network_active_flows{namespace=,protocol=UDP,workload=w,workload_kind=Unit} %d", map[bool]int{false: 1, true: 2}[include])}
+		if diff := cmp.Diff(want, gather(t, e, "orb8_network_active")); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	}
+}
+
+// TestFamiliesAreAllCollected: what docs/metrics.md promises is there, and the
+// size of the cells is what they make.
+func TestFamiliesAreAllCollected(t *testing.T) {
+	m := newMetrics(true, 1_000_000, new(loss.Counters))
+	r := record(flow.EventClose, tcpSample(1, 0, 0), flow.Counters{TxBytes: 1})
+	m.observe(r)
+	s := m.byIdentity[r.Local]
+	for i := range s.cells {
+		m.cell(s, i)
+	}
+	e := exporterOf(m)
+	e.facts = func() facts { return facts{probes: []probe.Status{{Name: "tcp"}}} }
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(e)
+	got, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := map[string]string{}
+	series := 0
+	for _, f := range got {
+		types[f.GetName()] = strings.ToLower(f.GetType().String())
+		for _, metric := range f.GetMetric() {
+			if slices.ContainsFunc(metric.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "workload" }) {
+				series++
+				if h := metric.GetHistogram(); h != nil {
+					series += len(h.GetBucket()) + 2 // +Inf and sum beside the count
+				}
+			}
+		}
+	}
+	want := map[string]string{}
+	for _, f := range Families(true) {
+		want[f.Name] = f.Type
+	}
+	if diff := cmp.Diff(want, types); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if series != m.used {
+		t.Errorf("a workload with everything makes %d series, counted as %d", series, m.used)
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	for _, bb := range []struct {
+		name string
+		s    flow.Sample
+	}{{"tcp", tcpSample(1, 1000, 1000)}, {"udp", udpSample(1, 1000, 1000)}} {
+		b.Run(bb.name, func(b *testing.B) {
+			m := newMetrics(false, 10_000, new(loss.Counters))
+			r := record(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+			b.ReportAllocs()
+			for b.Loop() {
+				m.observe(r)
+			}
+		})
+	}
+}
+
+func BenchmarkScrape(b *testing.B) {
+	m := newMetrics(false, 100_000, new(loss.Counters))
+	for i := range 200 {
+		ofWorkload(m, fmt.Sprint("w", i), 0)
+	}
+	e := exporterOf(m)
+	b.ReportAllocs()
+	for b.Loop() {
+		gather(b, e)
+	}
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// listeners are what the agent accepts connections on.
+type listeners struct {
+	grpc, http []net.Listener
+}
+
+func (l *listeners) close() {
+	for _, l := range append(l.grpc, l.http...) {
+		_ = l.Close() // most are closed by their server already
+	}
+}
+
+func (a *Agent) listen(ctx context.Context) (*listeners, error) {
+	var ls listeners
+	if a.deps.Listener != nil {
+		ls.grpc = append(ls.grpc, a.deps.Listener)
+	}
+	for _, want := range []struct {
+		addr, flag string
+		to         *[]net.Listener
+	}{
+		{a.config().Listen, "listen", &ls.grpc},
+		{a.config().MetricsListen, "metrics-listen", &ls.http},
+	} {
+		if want.addr == "" {
+			continue
+		}
+		opened, err := listen(ctx, want.addr, want.flag)
+		if err != nil {
+			ls.close()
+			return nil, err
+		}
+		*want.to = append(*want.to, opened...)
+		for _, l := range opened {
+			a.log.Info("listening", "for", want.flag, "address", l.Addr().String())
+		}
+	}
+	return &ls, nil
+}
+
+// serve runs everything until ctx is done or something fails.
+func (a *Agent) serve(ctx context.Context, ls *listeners) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range ls.http {
+		g.Go(func() error { return a.serveHTTP(l) })
+	}
+	g.Go(func() error {
+		defer a.stopServers(ls) //nolint:contextcheck // stopping begins when ctx is done
+		hangup := make(chan os.Signal, 1)
+		if a.deps.Reload != nil { // before the probes start, which takes a while
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
+		}
+		if err := a.start(); err != nil {
+			return err
+		}
+		for _, l := range ls.grpc {
+			g.Go(func() error { return a.serveGRPC(l) })
+		}
+		a.work(ctx, hangup)
+		return nil
+	})
+	return g.Wait()
+}
+
+func (a *Agent) serveHTTP(l net.Listener) error {
+	if err := a.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics on %v: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func (a *Agent) serveGRPC(l net.Listener) error {
+	if err := a.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve the API on %v: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// start starts the probes.
+func (a *Agent) start() error {
+	if err := a.manager.Start(); err != nil {
+		if a.deps.RequireProbe {
+			return err
+		}
+		a.log.Error("start probes", "err", err)
+	}
+	if err := a.checkRequired(); err != nil {
+		return err
+	}
+	close(a.ready)
+	a.watch.look()
+	return nil
+}
+
+// checkRequired returns an error if a probe does not run that must (mode on).
+func (a *Agent) checkRequired() error {
+	var errs []error
+	for _, s := range a.manager.Status() {
+		if a.config().mode(s.Name) != ModeOn || s.State == probe.StateRunning {
+			continue
+		}
+		err := fmt.Errorf("probe %s is set to on and does not run: %s", s.Name, s.Reason)
+		if s.Remedy != "" {
+			err = fmt.Errorf("%w: %s", err, s.Remedy)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// work runs the probes and the sampler until ctx is done, then reads the kernel
+// once more for those who follow and ends their streams.
+func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
+	var g errgroup.Group
+	g.Go(func() error { return a.manager.Run(ctx) })
+	g.Go(func() error { a.sample(ctx); return nil })
+	if a.deps.Reload != nil {
+		g.Go(func() error { a.reloadOnHangup(ctx, hangup); return nil })
+	}
+	_ = g.Wait() // all of them return nil
+	a.tick(context.WithoutCancel(ctx), time.Now())
+	a.hub.close()
+}
+
+// stopServers lets calls end by themselves for a while, then ends them.
+func (a *Agent) stopServers(ls *listeners) {
+	a.hub.close()
+	setHealth(a.health, false)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	var g errgroup.Group
+	g.Go(func() error { a.stopGRPC(ctx); return nil })
+	g.Go(func() error {
+		if err := a.http.Shutdown(ctx); err != nil {
+			return a.http.Close()
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		a.log.Warn("stop serving", "err", err)
+	}
+	ls.close()
+}
+
+func (a *Agent) stopGRPC(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.grpc.GracefulStop()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		a.log.Warn("calls did not end in time", "after", drainTime)
+		a.grpc.Stop()
+		<-done
+	}
+}
+
+// interval is the time between two samples as things are.
+func (a *Agent) interval() time.Duration {
+	if a.hub.subscribers() > 0 {
+		return min(a.config().Interval, followInterval)
+	}
+	return a.config().Interval
+}
+
+// sample makes a tick every interval until ctx is done.
+func (a *Agent) sample(ctx context.Context) {
+	last := time.Now()
+	timer := time.NewTimer(a.interval())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.hub.changed:
+		case <-a.reloaded:
+		case <-timer.C:
+			last = time.Now()
+			a.tick(ctx, last)
+		}
+		timer.Reset(time.Until(last.Add(a.interval())))
+	}
+}
+
+// tick reads the kernel, lets idle flows go, and tells what has changed.
+func (a *Agent) tick(ctx context.Context, now time.Time) {
+	if a.collector.fresh(ctx) != nil {
+		return
+	}
+	a.table.Expire(now)
+	a.watch.look()
+	a.watch.sweep(now)
+}
+
+// reloadOnHangup reads the configuration again on every SIGHUP.
+func (a *Agent) reloadOnHangup(ctx context.Context, hangup <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			a.reload()
+		}
+	}
+}
+
+// reload takes over what a running agent can of the configuration read anew. If
+// that cannot be read or is not valid, everything stays as it is.
+func (a *Agent) reload() {
+	to, err := a.deps.Reload()
+	if err == nil {
+		err = to.Validate()
+	}
+	if err != nil {
+		a.failedReloads.Add(1)
+		a.log.Error("reload configuration; the old one stays in force", "err", err)
+		return
+	}
+	next, taken, restart := a.config().reload(to)
+	a.cfg.Store(&next)
+	a.metrics.setMax(next.MetricsMaxSeries)
+	a.table.SetIdleTimeout(next.IdleTimeout)
+	if a.deps.LogLevel != nil {
+		setLevel(a.deps.LogLevel, next.LogLevel)
+	}
+	select {
+	case a.reloaded <- struct{}{}:
+	default:
+	}
+	a.reloads.Add(1)
+	a.log.Info("configuration reloaded", "changed", taken)
+	if len(restart) > 0 {
+		a.log.Warn("some changes need a restart", "keys", restart)
+	}
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+)
+
+const (
+	defaultRows = 1000
+	maxRows     = 10_000
+	// maxStreams bounds the queues that clients can make the agent keep.
+	maxStreams = 256
+)
+
+// server answers the API from the agent's table and hub.
+type server struct {
+	orb8v1.UnimplementedOrbitAgentServiceServer
+	agent *Agent
+}
+
+// GetStatus implements the API.
+func (s *server) GetStatus(context.Context, *orb8v1.GetStatusRequest) (*orb8v1.AgentStatus, error) {
+	return s.agent.status(), nil
+}
+
+// interest compiles a request's filters, with those of the first version's
+// fields at the end.
+func (s *server) interest(filters []*orb8v1.Filter, namespaces, pods []string, self bool) (interest, error) {
+	all := slices.Clone(filters)
+	if len(namespaces) > 0 || len(pods) > 0 {
+		all = append(all, &orb8v1.Filter{Namespaces: namespaces, Pods: pods})
+	}
+	set, err := filter.Compile(all, filter.WithNode(s.agent.node))
+	if err != nil {
+		return interest{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return interest{filters: set, self: self || s.agent.config().IncludeSelf, flows: true}, nil
+}
+
+// QueryFlows implements the API.
+func (s *server) QueryFlows(ctx context.Context, req *orb8v1.QueryFlowsRequest) (*orb8v1.QueryFlowsResponse, error) {
+	i, err := s.interest(req.GetFilters(), req.GetNamespaces(), req.GetPodNames(), req.GetIncludeSelf())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.agent.collector.fresh(ctx); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	limit := int(min(req.GetLimit(), maxRows))
+	if limit == 0 {
+		limit = defaultRows
+	}
+	var resp *orb8v1.QueryFlowsResponse
+	s.agent.rows(func(rows []flow.Record) {
+		halves := selectHalves(rows, &i, req.GetSinceNs())
+		resp = s.queryResponse(rows, halves, limit)
+	})
+	return resp, nil
+}
+
+// halfRef is one direction of a row of the table.
+type halfRef struct {
+	row    int
+	egress bool
+	bytes  uint64
+}
+
+// selectHalves returns the directions of the rows that match, most bytes first.
+func selectHalves(rows []flow.Record, i *interest, since int64) []halfRef {
+	var refs []halfRef
+	for n := range rows {
+		r := &rows[n]
+		if r.Last < since || !i.wants(r) {
+			continue
+		}
+		tx, rx := directions(r.Total)
+		if tx {
+			refs = append(refs, halfRef{n, true, r.Total.TxBytes})
+		}
+		if rx {
+			refs = append(refs, halfRef{n, false, r.Total.RxBytes})
+		}
+	}
+	slices.SortStableFunc(refs, func(a, b halfRef) int { return cmp.Compare(b.bytes, a.bytes) })
+	return refs
+}
+
+func (s *server) queryResponse(rows []flow.Record, refs []halfRef, limit int) *orb8v1.QueryFlowsResponse {
+	resp := &orb8v1.QueryFlowsResponse{Total: uint64(len(refs))}
+	const overhead = 16 // of a row within the response, and of total
+	size := overhead
+	for _, ref := range refs[:min(limit, len(refs))] {
+		r := &rows[ref.row]
+		h := ingressOf(r)
+		if ref.egress {
+			h = egressOf(r)
+		}
+		f := networkFlow(r, h, s.agent.node)
+		if size += proto.Size(f) + overhead; size > maxResponse {
+			break
+		}
+		resp.Flows = append(resp.Flows, f)
+	}
+	return resp
+}
+
+// StreamEvents implements the API.
+func (s *server) StreamEvents(req *orb8v1.StreamEventsRequest, stream grpc.ServerStreamingServer[orb8v1.NetworkEvent]) error {
+	i, err := s.interest(req.GetFilters(), req.GetNamespaces(), nil, req.GetIncludeSelf())
+	if err != nil {
+		return err
+	}
+	return s.follow(stream.Context(), i, past{}, nil, func(q queued) error {
+		if q.update == nil {
+			return nil
+		}
+		for _, e := range q.update.networkEvents() {
+			if err := stream.Send(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Observe implements the API.
+func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	i, err := s.interest(req.GetFilters(), nil, nil, req.GetIncludeSelf())
+	if err != nil {
+		return err
+	}
+	i.setKinds(req.GetKinds())
+	if err := stream.Send(s.agent.nodeEvent()); err != nil {
+		return err
+	}
+	p := past{since: req.GetSinceNs(), last: int(req.GetLast())}
+	if req.GetSnapshot() || p != (past{}) {
+		if err := s.agent.collector.fresh(stream.Context()); err != nil {
+			return status.FromContextError(err).Err()
+		}
+	}
+	begin := func(recent []flow.Record) error { return s.begin(req, &i, recent, stream) }
+	if !req.GetFollow() {
+		return begin(s.agent.hub.past(&i, p))
+	}
+	return s.follow(stream.Context(), i, p, begin, func(q queued) error { return s.send(stream, &i, q) })
+}
+
+// setKinds takes over a request's kinds. Losses and node states come unless
+// other kinds were asked for.
+func (i *interest) setKinds(kinds []orb8v1.EventKind) {
+	has := func(k orb8v1.EventKind) bool { return len(kinds) == 0 || slices.Contains(kinds, k) }
+	i.flows = has(orb8v1.EventKind_EVENT_KIND_FLOW)
+	i.connections = has(orb8v1.EventKind_EVENT_KIND_CONNECTION)
+	i.status = has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS)
+	i.losses = has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS)
+}
+
+// begin sends the snapshot and the history that were asked for.
+func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, recent []flow.Record, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	if req.GetSnapshot() {
+		for _, r := range s.snapshot(i, req.GetSort(), int(req.GetLimit())) {
+			if err := stream.Send(flowEvent(&r, s.agent.node)); err != nil {
+				return err
+			}
+		}
+	}
+	for n := range recent {
+		u := update{rec: recent[n], node: s.agent.node}
+		if err := stream.Send(u.event(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshot returns the table's rows that match, of any kind, at most limit.
+func (s *server) snapshot(i *interest, by orb8v1.Sort, limit int) []flow.Record {
+	kind := *i
+	kind.flows = true
+	type ranked struct {
+		row int
+		key uint64
+	}
+	var picked []flow.Record
+	s.agent.rows(func(rows []flow.Record) {
+		var matched []ranked
+		for n := range rows {
+			if kind.wants(&rows[n]) {
+				matched = append(matched, ranked{n, sortKey(&rows[n], by)})
+			}
+		}
+		slices.SortStableFunc(matched, func(a, b ranked) int { return cmp.Compare(b.key, a.key) })
+		if limit > 0 && limit < len(matched) {
+			matched = matched[:limit]
+		}
+		picked = make([]flow.Record, len(matched))
+		for n, m := range matched {
+			picked[n] = rows[m.row]
+		}
+	})
+	return picked
+}
+
+func sortKey(r *flow.Record, by orb8v1.Sort) uint64 {
+	switch by {
+	case orb8v1.Sort_SORT_PACKETS:
+		return r.Total.TxPackets + r.Total.RxPackets
+	case orb8v1.Sort_SORT_LAST_SEEN:
+		return uint64(max(r.Last, 0))
+	case orb8v1.Sort_SORT_RTT:
+		return uint64(r.TCP.RTTMicros)
+	case orb8v1.Sort_SORT_RETRANSMITS:
+		return r.TCP.Retransmits
+	}
+	return r.Total.TxBytes + r.Total.RxBytes
+}
+
+// send sends what was queued: first how much was lost before it.
+func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *interest, q queued) error {
+	if q.lost > 0 {
+		if err := stream.Send(s.agent.lostEvent(loss.SubscriberSlow, q.lost)); err != nil {
+			return err
+		}
+	}
+	if q.update == nil {
+		return nil
+	}
+	return stream.Send(q.update.event(i))
+}
+
+var errStopping = errors.New("the agent is stopping")
+
+// follow subscribes, calls begin, if there is one, with the part of the history
+// that p asks for, and then send with whatever happens, until ctx is done or the
+// agent stops.
+func (s *server) follow(ctx context.Context, i interest, p past, begin func([]flow.Record) error, send func(queued) error) error {
+	if s.agent.hub.subscribers() >= maxStreams {
+		return status.Errorf(codes.ResourceExhausted, "%d streams are being served, which is the most", maxStreams)
+	}
+	sub, recent := s.agent.hub.subscribe(i, s.agent.config().SubscriberQueue, p)
+	defer s.agent.hub.unsubscribe(sub)
+	var lost uint64
+	defer func() {
+		if lost > 0 {
+			s.agent.log.Warn("client was too slow", "lost", lost)
+		}
+	}()
+	if begin != nil {
+		if err := begin(recent); err != nil {
+			return err
+		}
+	}
+	for {
+		q, ok := sub.next(ctx)
+		if !ok {
+			break
+		}
+		lost += q.lost
+		if err := send(q); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	return status.Error(codes.Unavailable, errStopping.Error())
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// mode returns how the named probe is configured; auto for one without a key.
+func (c *Config) mode(name string) Mode {
+	switch name {
+	case "tcp":
+		return c.TCP
+	case "packet":
+		return c.Packet
+	}
+	return ModeAuto
+}
+
+// healthOf sums the probes up: whether any runs, and what is wrong with those
+// that do not although they should.
+func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message string) {
+	running := false
+	var wrong []string
+	for _, s := range all {
+		switch {
+		case s.State == probe.StateRunning:
+			running = true
+		case cfg.mode(s.Name) != ModeOff:
+			wrong = append(wrong, describe(s))
+		}
+	}
+	message = strings.Join(wrong, "; ")
+	switch {
+	case !running && message == "":
+		return orb8v1.NodeState_NODE_STATE_UNAVAILABLE, "no probe runs: all are turned off"
+	case !running:
+		return orb8v1.NodeState_NODE_STATE_UNAVAILABLE, "no probe runs: " + message
+	case message != "":
+		return orb8v1.NodeState_NODE_STATE_DEGRADED, message
+	}
+	return orb8v1.NodeState_NODE_STATE_CONNECTED, ""
+}
+
+func describe(s probe.Status) string {
+	d := fmt.Sprintf("%s is in state %s: %s", s.Name, s.State, s.Reason)
+	if s.Remedy != "" {
+		d += " (" + s.Remedy + ")"
+	}
+	return d
+}
+
+// status is the answer to GetStatus.
+func (a *Agent) status() *orb8v1.AgentStatus {
+	cfg, probes := a.config(), a.manager.Status()
+	state, message := healthOf(probes, cfg)
+	return &orb8v1.AgentStatus{
+		NodeName: a.node, Version: a.deps.Version,
+		Healthy: state != orb8v1.NodeState_NODE_STATE_UNAVAILABLE, HealthMessage: message,
+		EventsProcessed: a.processed.Load(), EventsDropped: a.losses.Dropped(),
+		ActiveFlows:   uint32(a.table.Len()),
+		UptimeSeconds: int64(time.Since(a.started).Seconds()),
+		Probes:        probesPB(probes), Losses: lossesPB(a.losses),
+		KernelRelease: a.deps.KernelRelease, CgroupRoot: a.deps.CgroupRoot,
+		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
+		Subscribers: uint32(a.hub.subscribers()),
+		StartedNs:   a.started.UnixNano(),
+	}
+}
+
+// readiness is nil once the probes have been started and while one of them runs.
+func (a *Agent) readiness() error {
+	if !a.isReady() {
+		return errors.New("starting")
+	}
+	if state, message := healthOf(a.manager.Status(), a.config()); state == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
+		return errors.New(message)
+	}
+	return nil
+}
+
+// facts is what the metrics say of the agent.
+func (a *Agent) facts() facts {
+	cfg := a.config()
+	return facts{
+		version: a.deps.Version, node: a.node, kernel: a.deps.KernelRelease,
+		interval: a.interval(),
+		events:   a.processed.Load(), panics: a.panics.Load(),
+		reloads: a.reloads.Load(), reloadsFailed: a.failedReloads.Load(),
+		subscribers: a.hub.subscribers(),
+		flows:       a.table.Len(), maxFlows: cfg.MaxFlows,
+		history: a.hub.kept(), maxHistory: cfg.History,
+		probes:      a.manager.Status(),
+		includeSelf: cfg.IncludeSelf,
+	}
+}
+
+// nodeStatus is the state of this node for streams.
+func (a *Agent) nodeStatus() *orb8v1.NodeStatus {
+	probes := a.manager.Status()
+	state, message := healthOf(probes, a.config())
+	return &orb8v1.NodeStatus{
+		NodeName: a.node, State: state, Message: message, Version: a.deps.Version,
+		Probes: probesPB(probes),
+	}
+}
+
+func (a *Agent) nodeEvent() *orb8v1.Event {
+	return a.event(&orb8v1.Event{Event: &orb8v1.Event_NodeStatus{NodeStatus: a.nodeStatus()}})
+}
+
+func (a *Agent) lostEvent(s loss.Stage, n uint64) *orb8v1.Event {
+	lost := &orb8v1.LostEvents{Stage: s.String(), Count: n}
+	return a.event(&orb8v1.Event{Event: &orb8v1.Event_LostEvents{LostEvents: lost}})
+}
+
+// event dates an event of this node.
+func (a *Agent) event(e *orb8v1.Event) *orb8v1.Event {
+	e.TimeNs, e.NodeName = time.Now().UnixNano(), a.node
+	return e
+}
+
+// watch tells streams and the health service when the node's state changes, and
+// streams when something was lost that concerns all of them.
+type watch struct {
+	agent *Agent
+
+	mu     sync.Mutex
+	status *orb8v1.NodeStatus
+	lost   map[loss.Stage]uint64
+	swept  time.Time
+}
+
+func newWatch(a *Agent) *watch {
+	return &watch{agent: a, lost: make(map[loss.Stage]uint64)}
+}
+
+// look compares with the last look.
+func (w *watch) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.agent.nodeStatus()
+	if !proto.Equal(now, w.status) {
+		w.status = now
+		setHealth(w.agent.health, now.State != orb8v1.NodeState_NODE_STATE_UNAVAILABLE)
+		w.agent.hub.tell(w.agent.nodeEvent(), func(i *interest) bool { return i.status })
+	}
+	for _, s := range loss.Stages() {
+		n := w.agent.losses.Get(s) - w.lost[s]
+		if n == 0 || !concernsAll(s) {
+			continue
+		}
+		w.lost[s] += n
+		w.agent.hub.tell(w.agent.lostEvent(s, n), func(i *interest) bool { return i.losses })
+	}
+}
+
+// concernsAll is false for what loses no events and for what only one stream
+// has lost, which is told to that stream.
+func concernsAll(s loss.Stage) bool { return !s.Harmless() && s != loss.SubscriberSlow }
+
+// sweep forgets, every few seconds, what is long gone.
+func (w *watch) sweep(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Sub(w.swept) < sweepEvery {
+		return
+	}
+	w.swept = now
+	w.agent.deps.Resolver.Sweep(now)
+	w.agent.metrics.sweep(now, w.agent.deps.Resolver.Alive)
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/filter"
+)
+
+// filterFlags collect filters in the order of the command line: what --not
+// means depends on the flag that comes after it.
+type filterFlags struct {
+	positive  *orb8v1.Filter
+	selectors []*orb8v1.Filter
+	negative  []*orb8v1.Filter
+	// asked is how the header words each flag.
+	asked []string
+	// kubernetes lists the flags given that need pods to match.
+	kubernetes []string
+	// pending is set between --not and the flag that it negates.
+	pending       bool
+	allNamespaces bool
+}
+
+// filterKind is one filter flag: how a value of it gets into a Filter.
+type filterKind struct {
+	name, short, placeholder, usage string
+	set                             func(f *orb8v1.Filter, value string) error
+	// whole values are not split at commas.
+	whole      bool
+	kubernetes bool
+}
+
+func filterKinds() []filterKind {
+	list := func(field func(f *orb8v1.Filter) *[]string) func(*orb8v1.Filter, string) error {
+		return func(f *orb8v1.Filter, v string) error {
+			*field(f) = append(*field(f), v)
+			return nil
+		}
+	}
+	return []filterKind{
+		{name: "namespace", short: "n", placeholder: "NAME", usage: "Kubernetes namespace", kubernetes: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Namespaces })},
+		{name: "pod", placeholder: "POD", usage: "pod, as NAME or NAMESPACE/NAME; * may stand at the end", kubernetes: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Pods })},
+		{name: "selector", short: "l", placeholder: "SELECTOR", usage: "labels of the pod, as in app=web,tier!=test; if repeated, all must match", whole: true, kubernetes: true,
+			set: func(f *orb8v1.Filter, v string) error { f.LabelSelector = v; return nil }},
+		{name: "workload", placeholder: "WORKLOAD", usage: "deployment, container, systemd unit or command, as NAME or KIND/NAME; * may stand at the end",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Workloads })},
+		{name: "container", placeholder: "ID", usage: "container id, or its first 6 or more digits",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Containers })},
+		{name: "process", placeholder: "COMMAND|PID", usage: "process; * may stand at the end of a command", whole: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Processes })},
+		{name: "ip", placeholder: "IP", usage: "address or prefix of either end, as in 10.0.0.0/8",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Ips })},
+		{name: "port", placeholder: "PORT", usage: "port of either end", set: setPort},
+		{name: "protocol", placeholder: "PROTOCOL", usage: "tcp, udp, icmp, icmpv6 or an IP protocol number",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
+		{name: "node", placeholder: "NAME", usage: "node",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
+	}
+}
+
+func setPort(f *orb8v1.Filter, v string) error {
+	n, err := strconv.ParseUint(v, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("want a number from 1 to 65535")
+	}
+	f.Ports = append(f.Ports, uint32(n))
+	return nil
+}
+
+func (f *filterFlags) bind(fs *pflag.FlagSet) {
+	f.positive = &orb8v1.Filter{}
+	for _, k := range filterKinds() {
+		fs.VarP(&filterValue{f, k}, k.name, k.short, k.usage)
+	}
+	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --port 443").NoOptDefVal = "true"
+	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces, which is the default")
+}
+
+// filters returns what was asked for. Values of one flag are alternatives; all
+// flags must match.
+func (f *filterFlags) filters() ([]*orb8v1.Filter, error) {
+	if f.pending {
+		return nil, usagef("--not must be followed by the filter that it turns round, as in --not --port 443")
+	}
+	if f.allNamespaces && len(f.positive.GetNamespaces()) > 0 {
+		return nil, usagef("--all-namespaces and --namespace exclude each other")
+	}
+	var all []*orb8v1.Filter
+	if len(f.asked) > len(f.negative)+len(f.selectors) {
+		all = append(all, f.positive)
+	}
+	all = append(all, f.selectors...)
+	all = append(all, f.negative...)
+	if _, err := filter.Compile(all); err != nil {
+		return nil, usagef("filters: %w", err)
+	}
+	return all, nil
+}
+
+// filterValue makes a filter flag a pflag.Value.
+type filterValue struct {
+	flags *filterFlags
+	kind  filterKind
+}
+
+func (v *filterValue) String() string { return "" }
+func (v *filterValue) Type() string   { return v.kind.placeholder }
+
+// Set takes one occurrence of the flag; its comma-separated values are
+// alternatives, also under --not.
+func (v *filterValue) Set(s string) error {
+	f, target := v.flags, v.flags.positive
+	negated := f.pending
+	switch {
+	case negated:
+		target = &orb8v1.Filter{Negate: true}
+	case v.kind.name == "selector":
+		// A filter holds one selector.
+		target = &orb8v1.Filter{}
+	}
+	for _, value := range v.values(s) {
+		if err := v.check(value); err != nil {
+			return err
+		}
+		if err := v.kind.set(target, value); err != nil {
+			return err
+		}
+	}
+	words := v.kind.name + " " + s
+	switch {
+	case negated:
+		f.negative, f.pending = append(f.negative, target), false
+		words = "not " + words
+	case v.kind.name == "selector":
+		f.selectors = append(f.selectors, target)
+	}
+	f.asked = append(f.asked, words)
+	if v.kind.kubernetes {
+		f.kubernetes = append(f.kubernetes, "--"+v.kind.name)
+	}
+	return nil
+}
+
+func (v *filterValue) values(s string) []string {
+	if v.kind.whole {
+		return []string{s}
+	}
+	return strings.Split(s, ",")
+}
+
+// check compiles the value alone, so that the error can name the flag.
+func (v *filterValue) check(value string) error {
+	if strings.TrimSpace(value) == "" {
+		return errors.New("want a value")
+	}
+	alone := &orb8v1.Filter{}
+	if err := v.kind.set(alone, value); err != nil {
+		return err
+	}
+	_, err := filter.Compile([]*orb8v1.Filter{alone})
+	var wrong *filter.Error
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	if wrong.Err != nil {
+		return fmt.Errorf("%w: want %s", wrong.Err, wrong.Want)
+	}
+	return fmt.Errorf("want %s", wrong.Want)
+}
+
+// notValue is --not.
+type notValue struct{ flags *filterFlags }
+
+func (v *notValue) String() string   { return "" }
+func (v *notValue) Type() string     { return "bool" }
+func (v *notValue) IsBoolFlag() bool { return true }
+
+func (v *notValue) Set(s string) error {
+	if s != "true" {
+		return errors.New("takes no value: put it before a filter, as in --not --port 443")
+	}
+	if v.flags.pending {
+		return errors.New("given twice before one filter")
+	}
+	v.flags.pending = true
+	return nil
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/cli/render"
+)
+
+const flowsLong = `Show the flow table: every flow that is open, or was until half a minute ago, with
+its totals, both directions in one row.
+
+The source is an agent on localhost:9090 if one answers, else, as root on Linux,
+probes that run in this process; those know TCP connections that are older than
+they are, but no other traffic, so they look for a while (--duration) first.
+
+Columns: as for 'orb8 trace network', but TX and RX are totals since the flow
+began. AGE is how long ago that was, IDLE how long ago it last did anything.
+
+With -o json every line is an orb8.v1.Event with a flow in it, as in
+'orb8 trace network'.`
+
+const flowsExamples = `  orb8 flows                                    # most bytes first
+  orb8 flows --limit 20 --sort rtt
+  orb8 flows --watch --sort last                # refreshed until Ctrl-C
+  orb8 flows --since 10s --protocol udp
+  orb8 flows --process nginx -o wide | less -S
+  orb8 flows -o json | jq -r '[.flow.process.command, .flow.total.txBytes] | @tsv'`
+
+// tableLimit is the default number of rows for eyes; programs get all.
+const tableLimit = 50
+
+// flowsFlags are those of `orb8 flows`.
+type flowsFlags struct {
+	filters  filterFlags
+	source   sourceFlags
+	output   outputFlags
+	since    sinceValue
+	limit    uint32
+	sort     string
+	watch    bool
+	every    time.Duration
+	duration time.Duration
+}
+
+func newFlows(c *Config) *cobra.Command {
+	var f flowsFlags
+	cmd := &cobra.Command{
+		Use:     "flows",
+		Short:   "Show the flow table",
+		Long:    flowsLong,
+		Example: flowsExamples,
+		GroupID: groupSee,
+		Args:    cobra.NoArgs,
+	}
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.flows(cmd, &f) })
+
+	filters, rows, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bind(filters)
+	f.source.bindTraffic(filters)
+	rows.Uint32Var(&f.limit, "limit", tableLimit, "at most `N` rows, 0 for all; -o json and compact have all by default")
+	rows.StringVar(&f.sort, "sort", "bytes", "sort by `KEY`, largest or latest first: "+strings.Join(sortNames(), ", "))
+	rows.Var(&f.since, "since", "flows with traffic since then, as in 30s or 2026-11-23T09:00:00Z")
+	rows.BoolVarP(&f.watch, "watch", "w", false, "refresh until Ctrl-C")
+	rows.BoolVarP(&f.watch, "follow", "f", false, "the same as --watch")
+	rows.DurationVar(&f.every, "every", 2*time.Second, "`TIME` between two refreshes")
+	rows.DurationVar(&f.duration, "duration", 0, "with --watch: stop after `TIME`; else how long probes in this process look first (default 1s)")
+	f.source.bind(source)
+	f.output.bind(output)
+	f.output.bindQuiet(output)
+	groupFlags(cmd,
+		flagGroup{filtersTitle, filters}, flagGroup{"Rows", rows},
+		flagGroup{"Source", source}, flagGroup{"Output", output})
+	completeValues(cmd)
+	return cmd
+}
+
+func sortKeys() map[string]orb8v1.Sort {
+	return map[string]orb8v1.Sort{
+		"bytes": orb8v1.Sort_SORT_BYTES, "packets": orb8v1.Sort_SORT_PACKETS, "rtt": orb8v1.Sort_SORT_RTT,
+		"retransmits": orb8v1.Sort_SORT_RETRANSMITS, "last": orb8v1.Sort_SORT_LAST_SEEN,
+	}
+}
+
+func sortNames() []string { return slices.Sorted(maps.Keys(sortKeys())) }
+
+func (f *flowsFlags) check(cmd *cobra.Command) error {
+	changed := cmd.Flags().Changed
+	switch {
+	case sortKeys()[f.sort] == 0:
+		return usagef("--sort %q: use %s", f.sort, strings.Join(sortNames(), ", "))
+	case changed("duration") && f.duration <= 0:
+		return usagef("--duration %s: want more than 0", f.duration)
+	case f.every < 100*time.Millisecond:
+		return usagef("--every %s: want 100ms or more", f.every)
+	}
+	return f.source.check(cmd)
+}
+
+// flows shows the flow table once, or again and again.
+func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
+	options, err := f.output.options(c, c.Stdout)
+	if err != nil {
+		return err
+	}
+	if err := f.check(cmd); err != nil {
+		return err
+	}
+	filters, err := f.filters.filters()
+	if err != nil {
+		return err
+	}
+	if !cmd.Flags().Changed("limit") && (options.Format == render.JSON || options.Format == render.Compact) {
+		f.limit = 0
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	src, err := c.open(ctx, &f.source)
+	if err != nil {
+		return unlessDone(ctx, err)
+	}
+	defer closing(src.close, &err)
+	if err := c.header(f.output.headless(options), "flow table", src, &f.filters, cmd); err != nil {
+		return err
+	}
+	v := &flowsView{c: c, f: f, src: src, filters: filters, options: options}
+	if f.watch {
+		if f.duration > 0 {
+			defer time.AfterFunc(f.duration, cancel).Stop()
+		}
+		return unlessDone(ctx, v.watch(ctx))
+	}
+	if src.local {
+		sleep(ctx, max(f.duration, f.source.interval))
+	}
+	return unlessDone(cmd.Context(), v.once(ctx))
+}
+
+// sleep returns after d, or when ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// flowsView shows one source's flow table.
+type flowsView struct {
+	c       *Config
+	f       *flowsFlags
+	src     *source
+	filters []*orb8v1.Filter
+	options render.Options
+}
+
+func (v *flowsView) once(ctx context.Context) error {
+	rows, more, err := v.snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := render.Flows(v.c.Stdout, v.options, time.Now(), rows); err != nil {
+		return err
+	}
+	if v.f.output.headless(v.options) {
+		return nil
+	}
+	switch {
+	case len(rows) == 0:
+		fmt.Fprintln(v.c.Stderr, "no flows")
+	case more:
+		fmt.Fprintf(v.c.Stderr, "the first %s; --limit 0 shows all\n", render.Plural(uint64(len(rows)), "flow", "flows"))
+	}
+	return nil
+}
+
+// watch shows the table again and again, on a terminal in place.
+func (v *flowsView) watch(ctx context.Context) error {
+	inPlace := isTerminal(v.c.Stdout) && v.options.Format != render.JSON
+	if inPlace {
+		// What is on the screen moves up instead of being overwritten.
+		_, err := io.WriteString(v.c.Stdout, strings.Repeat("\n", max(v.options.Height-1, 0)))
+		if err != nil {
+			return err
+		}
+	}
+	for {
+		rows, _, err := v.snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		if err := v.frame(rows, inPlace); err != nil {
+			return err
+		}
+		if sleep(ctx, v.f.every); ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// frame writes one round of watch.
+func (v *flowsView) frame(rows []*orb8v1.Event, inPlace bool) error {
+	now := time.Now()
+	if inPlace { // the window may have changed
+		window := terminalOptions(v.c.Stdout, v.c.Getenv)
+		v.options.Width, v.options.Height = window.Width, window.Height
+	}
+	var text bytes.Buffer
+	if err := render.Flows(&text, v.options, now, rows); err != nil {
+		return err
+	}
+	if inPlace {
+		title := fmt.Sprintf("%s  %s, by %s, from %s", now.Format(time.TimeOnly),
+			render.Plural(uint64(len(rows)), "flow", "flows"), v.f.sort, v.src.name)
+		_, err := io.WriteString(v.c.Stdout, screen(title+"\n"+text.String(), v.options.Height))
+		return err
+	}
+	if v.options.Format == render.Table || v.options.Format == render.Wide {
+		text.WriteByte('\n')
+	}
+	_, err := v.c.Stdout.Write(text.Bytes())
+	return err
+}
+
+// Terminal control: to the top left, clear to the end of line or screen, break
+// long lines or not (DECAWM).
+const (
+	cursorHome = "\x1b[H"
+	clearLine  = "\x1b[K"
+	clearBelow = "\x1b[J"
+	wrapOff    = "\x1b[?7l"
+	wrapOn     = "\x1b[?7h"
+)
+
+// screen puts text over what is on the screen. It keeps to the screen's height
+// and width, so that the top never scrolls away.
+func screen(text string, height int) string {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if height > 1 && len(lines) > height-1 {
+		lines = lines[:height-1]
+	}
+	return wrapOff + cursorHome + strings.Join(lines, clearLine+"\n") + clearLine + "\n" + clearBelow + wrapOn
+}
+
+// snapshot fetches the rows; more reports whether the limit cut some off.
+func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bool, err error) {
+	f, since := v.f, v.f.since.unixNanos(time.Now())
+	req := &orb8v1.ObserveRequest{
+		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW},
+		Snapshot: true, Sort: sortKeys()[f.sort], IncludeSelf: f.source.includeSelf,
+	}
+	if limit := f.limit; limit > 0 && limit < 1<<31 && since == 0 && !f.source.noLoopback {
+		req.Limit = limit + 1 // one more tells whether there are more
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := v.src.client.Observe(ctx, req)
+	if err != nil {
+		return nil, false, explain("read the flow table", v.src.name, err)
+	}
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return rows, false, nil
+		}
+		if err != nil {
+			return nil, false, explain("read the flow table", v.src.name, err)
+		}
+		flow := ev.GetFlow()
+		if flow == nil || flow.GetLastSeenNs() < since || f.source.noLoopback && flow.GetLoopback() {
+			continue
+		}
+		if f.limit > 0 && len(rows) == int(f.limit) {
+			return rows, true, nil
+		}
+		rows = append(rows, ev)
+	}
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/Ignoramuss/orb8/internal/cli/render"
+)
+
+// header tells, on standard error, what is shown and where it comes from;
+// headless, only what the user should be warned of.
+func (c *Config) header(headless bool, what string, src *source, filters *filterFlags, cmd *cobra.Command) error {
+	warnings := warningsOf(src, filters, cmd)
+	if headless {
+		for _, w := range warnings {
+			fmt.Fprintf(c.Stderr, "orb8: warning: %s\n", w)
+		}
+		return nil
+	}
+	h := render.Header{
+		What: what, Source: src.name, Status: src.status,
+		Filters: filters.asked, Warnings: warnings,
+	}
+	return h.Write(c.Stderr, terminalOptions(c.Stderr, c.Getenv))
+}
+
+// warningsOf lists what makes the output differ from what the flags suggest.
+func warningsOf(src *source, filters *filterFlags, cmd *cobra.Command) []string {
+	warnings := slices.Clone(src.warnings)
+	if len(filters.kubernetes) > 0 && src.status.GetPodsTracked() == 0 {
+		flags := slices.Compact(slices.Sorted(slices.Values(filters.kubernetes)))
+		warnings = append(warnings, "no pods are known there, so nothing can match "+strings.Join(flags, ", "))
+	}
+	if changed := cmd.Flags().Changed; !src.local && (changed("interval") || changed("packet")) {
+		warnings = append(warnings, "--interval and --packet have no effect on an agent; --local loads the probes in this process")
+	}
+	if !src.status.GetHealthy() {
+		warnings = append(warnings, "the agent is not healthy: "+src.status.GetHealthMessage())
+	}
+	return warnings
+}
+
+// summary closes a stream. After Ctrl-C the terminal has put ^C on the line.
+func (c *Config) summary(s *render.Summary, d time.Duration, interrupted bool) error {
+	if interrupted && isTerminal(c.Stderr) {
+		fmt.Fprintln(c.Stderr)
+	}
+	return s.Write(c.Stderr, terminalOptions(c.Stderr, c.Getenv), d)
+}

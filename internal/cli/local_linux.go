@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/doctor"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// platform fills in what only Linux has.
+func platform(c *Config) {
+	c.MayProbe = mayProbe
+	c.Local = startLocal
+	c.Agent = runAgent
+	c.Doctor = func(ctx context.Context) []doctor.Finding {
+		return doctor.Run(ctx, doctor.Config{Probes: tryProbes})
+	}
+}
+
+// pipeBytes is how much an in-memory connection holds on its way.
+const pipeBytes = 1 << 20
+
+// startLocal is Config.Local.
+func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() error, error) {
+	cfg := agent.LocalConfig()
+	cfg.Interval = o.Interval
+	cfg.Packet = agent.Mode(o.Packet)
+	cfg.Loopback = !o.NoLoopback
+	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: true}, o.Logger)
+}
+
+// startHost runs an agent in this process that is reached over a connection in
+// memory.
+func startHost(ctx context.Context, cfg agent.Config, deps agent.Deps, log *slog.Logger) (*grpc.ClientConn, func() error, error) {
+	lis := bufconn.Listen(pipeBytes)
+	deps.Listener = lis
+	host, err := agent.NewHost(cfg, deps, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := grpc.NewClient("passthrough:///local",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("connect to the agent in this process: %w", err), host.Close())
+	}
+	// The agent outlives ctx, so that the last events still come after Ctrl-C.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(host.Run(ctx), host.Close()) }()
+	stop := func() error {
+		cancel()
+		return <-done
+	}
+	select {
+	case <-host.Ready():
+		return conn, stop, nil
+	case err := <-done:
+		cancel()
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+}
+
+// tryProbes loads the probes for a moment and returns how they are.
+func tryProbes(ctx context.Context) []probe.Status {
+	broken := func(err error) []probe.Status {
+		return []probe.Status{{Name: "start", State: probe.StateOff, Reason: err.Error()}}
+	}
+	conn, stop, err := startHost(ctx, agent.LocalConfig(), agent.Deps{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return broken(err)
+	}
+	s := newSource(conn, "", nil)
+	err = s.greet(ctx, answerTimeout)
+	if err := errors.Join(err, conn.Close(), stop()); err != nil {
+		return broken(err)
+	}
+	var all []probe.Status
+	for _, p := range s.status.GetProbes() {
+		all = append(all, probe.Status{
+			Name: p.GetName(), State: probe.State(p.GetState()), Reason: p.GetReason(),
+			Remedy: p.GetRemedy(), Hooks: p.GetHooks(), Degraded: p.GetDegraded(),
+		})
+	}
+	return all
+}
+
+// runAgent is Config.Agent.
+func runAgent(flagSet *pflag.FlagSet) func(ctx context.Context, version string, stderr io.Writer) error {
+	flags := agent.DefaultConfig()
+	agent.BindFlags(flagSet, &flags)
+	path := flagSet.String("config", "", "read settings from the YAML `FILE` too; SIGHUP reads it again")
+	return func(ctx context.Context, version string, stderr io.Writer) error {
+		resolve := func() (agent.Config, error) { return agent.Resolve(flagSet, flags, *path) }
+		cfg, err := resolve()
+		if errors.As(err, new(*fs.PathError)) {
+			return err
+		}
+		if err != nil {
+			return &usageError{err}
+		}
+		log, level := agent.NewLogger(stderr, &cfg)
+		host, err := agent.NewHost(cfg, agent.Deps{Version: version, LogLevel: level, Reload: resolve}, log)
+		if err != nil {
+			return err
+		}
+		return errors.Join(host.Run(ctx), host.Close())
+	}
+}

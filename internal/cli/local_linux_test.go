@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/Ignoramuss/orb8/internal/agent"
+)
+
+// realConfig has this host's probes; the test is skipped where none can run.
+func realConfig(t *testing.T, out, errs *watched) Config {
+	t.Helper()
+	c := Config{
+		Version: "1.2.3", Stdout: out, Stderr: errs, Getenv: func(string) string { return "" },
+		DefaultAgent: "127.0.0.1:1",
+	}
+	platform(&c)
+	if !c.MayProbe() {
+		t.Skip("needs root: the probes are loaded into the kernel")
+	}
+	for _, s := range tryProbes(context.Background()) {
+		if s.Name == "packet" && s.Reason == "" {
+			return c
+		}
+	}
+	t.Skipf("the packet probe does not run here: %+v", tryProbes(context.Background()))
+	return c
+}
+
+// TestTraceShowsItsEnd: what happened before Ctrl-C is shown although the next
+// sample would have been long after it; with the probes in this process and with
+// an agent elsewhere.
+func TestTraceShowsItsEnd(t *testing.T) {
+	for _, source := range []string{"local", "agent"} {
+		t.Run(source, func(t *testing.T) {
+			t.Cleanup(func() { goleak.VerifyNone(t) })
+			out, errs := newWatched(), newWatched()
+			c := realConfig(t, out, errs)
+			args := []string{"trace", "network", "--include-self", "-o", "compact", "--protocol", "udp", "--local", "--interval", "1h"}
+			if source == "agent" {
+				cfg := agent.DefaultConfig()
+				cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
+				cfg.Interval = time.Hour
+				addr := startAgentOn(t, cfg)
+				args = append(args[:len(args)-3], "--agent", addr)
+			}
+			l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			code := make(chan int)
+			go func() { code <- Run(ctx, c, args) }()
+			errs.await(t, "probes running")
+			sent, err := net.Dial("udp4", l.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sent.Close()
+			time.Sleep(300 * time.Millisecond) // past the sample that the stream begins with
+			if _, err := sent.Write([]byte("at the last moment")); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+			if got := <-code; got != exitDone {
+				t.Errorf("exit code %d; %s", got, errs)
+			}
+			if want := fmt.Sprintf("-> %s ", l.LocalAddr()); !strings.Contains(out.String(), want) {
+				t.Errorf("no %q in %q; %s", want, out, errs)
+			}
+		})
+	}
+}
+
+// startAgentOn runs an agent on a free port and returns its address.
+func startAgentOn(t *testing.T, cfg agent.Config) string {
+	t.Helper()
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Listen = ""
+	host, err := agent.NewHost(cfg, agent.Deps{Version: "1.2.3", Listener: l}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(host.Run(ctx), host.Close()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-host.Ready()
+	return l.Addr().String()
+}
+
+// TestRealTrace: traffic of this host is on the screen, without an agent.
+func TestRealTrace(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	out, errs := newWatched(), newWatched()
+	c := realConfig(t, out, errs)
+	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.LocalAddr().(*net.UDPAddr).Port
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	code := make(chan int)
+	go func() {
+		code <- Run(ctx, c, []string{"trace", "network", "--include-self", "--port", fmt.Sprint(port), "-o", "compact"})
+	}()
+	errs.await(t, "probes running") // the header
+	sent, err := net.Dial("udp4", l.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sent.Close()
+	if _, err := sent.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	out.await(t, fmt.Sprintf("-> 127.0.0.1:%d ", port))
+	cancel()
+	if got := <-code; got != exitDone {
+		t.Errorf("exit code %d; %s", got, errs)
+	}
+	// 5 bytes and the headers of UDP and IP.
+	if !strings.Contains(out.String(), "tx=33B") {
+		t.Errorf("no 33 bytes in %s", out)
+	}
+	// Another test may send packets that cannot be read, which all probes count.
+	if !strings.Contains(errs.String(), "nothing lost") && !strings.Contains(errs.String(), "packet_unreadable") {
+		t.Errorf("no summary in %s", errs)
+	}
+}
+
+func TestAgentConfigErrors(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("bogus: 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--config", bad}, exitUsage, `unknown key "bogus"`},
+		{[]string{"--config", bad + "no"}, exitFailed, "no such file"},
+		{[]string{"--listen", "0.0.0.0:9090"}, exitUsage, "can be reached from other machines"},
+		{[]string{"--interval", "5"}, exitUsage, "--interval"},
+	}
+	for _, tt := range tests {
+		var out, errs bytes.Buffer
+		c := Config{Stdout: &out, Stderr: &errs}
+		platform(&c)
+		c.MayProbe = func() bool { return true }
+		code := Run(context.Background(), c, append([]string{"agent"}, tt.args...))
+		if code != tt.code || !strings.Contains(errs.String(), tt.want) {
+			t.Errorf("%v: exit code %d, want %d; %s", tt.args, code, tt.code, errs.String())
+		}
+	}
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+// Status writes what an agent says of itself. Stages that lost nothing are only
+// in the wide format.
+func Status(w io.Writer, o Options, source string, s *orb8v1.AgentStatus) error {
+	switch o.Format {
+	case JSON:
+		return WriteJSON(w, s)
+	case Compact:
+		return writeLines(w, []string{compactStatus(s)})
+	case Wide:
+		o.Width = 0
+	}
+	lines := statusFacts(o, source, s)
+	lines = append(lines, "")
+	lines = append(lines, statusProbes(o, s.GetProbes())...)
+	lines = append(lines, "")
+	lines = append(lines, statusLosses(o, s)...)
+	return writeLines(w, lines)
+}
+
+func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
+	health := cell{text: "healthy", style: styleGood}
+	if !s.GetHealthy() {
+		health = cell{text: "NOT HEALTHY", style: styleBad}
+	}
+	if m := clean(s.GetHealthMessage()); m != "" {
+		health.text += ": " + m
+	}
+	flows := Count(uint64(s.GetActiveFlows()))
+	if s.GetMaxFlows() > 0 {
+		flows += " of at most " + Count(uint64(s.GetMaxFlows()))
+	}
+	if s.GetIntervalNs() > 0 {
+		flows += ", sampled every " + time.Duration(s.GetIntervalNs()).String()
+	}
+	up := "just started"
+	if n := s.GetUptimeSeconds(); n > 0 {
+		up = Span(time.Duration(n) * time.Second)
+	}
+	if s.GetStartedNs() != 0 {
+		up += ", since " + o.clock(s.GetStartedNs(), time.DateTime)
+	}
+	facts := []struct{ name, value string }{
+		{"source", source}, {"node", orNone(s.GetNodeName())}, {"version", orNone(s.GetVersion())},
+		{"kernel", orNone(s.GetKernelRelease())}, {"up", up}, {"flows", flows},
+		{"pods", Count(uint64(s.GetPodsTracked()))}, {"streams", Count(uint64(s.GetSubscribers()))},
+		{"records", Count(s.GetEventsProcessed()) + " from the kernel, " + Count(s.GetEventsDropped()) + " lost"},
+		{"cgroups", orNone(s.GetCgroupRoot())},
+	}
+	lines := []string{pad("health", 8, false) + "  " + o.paint(health.style, health.text)}
+	for _, f := range facts {
+		lines = append(lines, cutEnd(pad(f.name, 8, false)+"  "+f.value, limit(o.Width)))
+	}
+	return lines
+}
+
+func limit(width int) int {
+	if width <= 0 {
+		return 1 << 20
+	}
+	return width
+}
+
+func statusProbes(o Options, probes []*orb8v1.ProbeStatus) []string {
+	if len(probes) == 0 {
+		return []string{"PROBES", "none"}
+	}
+	const stateWidth, indent = 8, 20
+	lines := []string{o.paint(styleTitle, pad("PROBE", 10, false)+pad("STATE", stateWidth+2, false)+"DETAIL")}
+	for _, p := range probes {
+		state := cell{text: probeState(p.GetState()), style: styleGood}
+		switch p.GetState() {
+		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
+		case orb8v1.ProbeState_PROBE_STATE_OFF:
+			state.style = styleBad
+		default:
+			state.style = styleWarn
+		}
+		prefix := pad(cutEnd(orNone(p.GetName()), 9), 10, false) +
+			o.paint(state.style, state.text) + pad("", stateWidth+2-cells(state.text), false)
+		for _, detail := range probeDetails(o, p) {
+			for _, part := range wrap(detail, max(o.Width-indent, 0)) {
+				lines = append(lines, prefix+part)
+				prefix = pad("", indent, false)
+			}
+		}
+	}
+	return lines
+}
+
+func probeDetails(o Options, p *orb8v1.ProbeStatus) []string {
+	var details []string
+	if p.GetReason() != "" {
+		details = append(details, clean(p.GetReason()))
+	}
+	if p.GetRemedy() != "" {
+		details = append(details, "→ "+clean(p.GetRemedy()))
+	}
+	for _, d := range p.GetDegraded() {
+		details = append(details, "without: "+clean(d))
+	}
+	switch n := uint64(len(p.GetHooks())); {
+	case o.Format == Wide && n > 0:
+		details = append(details, clean(strings.Join(p.GetHooks(), ", ")))
+	case n > 0:
+		details = append(details, Plural(n, "hook", "hooks"))
+	case len(details) == 0:
+		details = append(details, none)
+	}
+	return details
+}
+
+// statusLosses lists the stages that counted something, or with the wide format
+// all of them, those that counted first.
+func statusLosses(o Options, s *orb8v1.AgentStatus) []string {
+	var some, zero [][]cell
+	for _, l := range s.GetLosses() {
+		row := []cell{plain(l.GetStage()), {text: Count(l.GetCount())}, plain(l.GetMeaning())}
+		if l.GetCount() == 0 {
+			zero = append(zero, row)
+			continue
+		}
+		row[1].style = styleWarn
+		some = append(some, row)
+	}
+	if o.Format == Wide {
+		some = append(some, zero...)
+	}
+	if len(some) == 0 {
+		return []string{o.paint(styleTitle, "LOSSES"), "none"}
+	}
+	t := &table{
+		columns: []column{{title: "LOSSES AT", min: 9}, {title: "COUNT", min: 5, right: true}, {title: "MEANING", min: 10}},
+		drop:    []int{2},
+		grow:    []step{{1, 20}, {0, 40}, {2, 1000}},
+	}
+	return t.lines(o, some)
+}
+
+func compactStatus(s *orb8v1.AgentStatus) string {
+	health := "healthy"
+	if !s.GetHealthy() {
+		health = "unhealthy"
+	}
+	var probes []string
+	for _, p := range s.GetProbes() {
+		probes = append(probes, word(p.GetName())+":"+probeState(p.GetState()))
+	}
+	return fmt.Sprintf("%s %s version=%s up=%ds flows=%d pods=%d records=%d lost=%d probes=%s",
+		word(s.GetNodeName()), health, word(s.GetVersion()), s.GetUptimeSeconds(), s.GetActiveFlows(),
+		s.GetPodsTracked(), s.GetEventsProcessed(), s.GetEventsDropped(), word(strings.Join(probes, ",")))
+}

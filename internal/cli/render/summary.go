@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"fmt"
+	"hash/maphash"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+// maxSummaryFlows bounds the memory of a Summary, at 16 bytes a flow.
+const maxSummaryFlows = 1 << 20
+
+// Summary adds up what went by.
+type Summary struct {
+	seed                   maphash.Seed
+	flows                  map[uint64]struct{}
+	events                 uint64
+	opened, closed, failed uint64
+	txBytes, rxBytes       uint64
+	lost                   map[string]uint64
+}
+
+// NewSummary returns an empty summary.
+func NewSummary() *Summary {
+	return &Summary{seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}}
+}
+
+// Add takes one event into account.
+func (s *Summary) Add(ev *orb8v1.Event) {
+	var f *orb8v1.Flow
+	switch x := ev.GetEvent().(type) {
+	case *orb8v1.Event_LostEvents:
+		s.lost[x.LostEvents.GetStage()] += x.LostEvents.GetCount()
+		return
+	case *orb8v1.Event_Flow:
+		f = x.Flow
+	case *orb8v1.Event_Connection:
+		f = x.Connection.GetFlow()
+		switch x.Connection.GetEvent() {
+		case orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED:
+			s.opened++
+		case orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED:
+			s.closed++
+		case orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED:
+			s.failed++
+		}
+	default:
+		return
+	}
+	s.events++
+	s.txBytes += f.GetDelta().GetTxBytes()
+	s.rxBytes += f.GetDelta().GetRxBytes()
+	if len(s.flows) < maxSummaryFlows {
+		s.flows[s.key(ev.GetNodeName(), f)] = struct{}{}
+	}
+}
+
+func (s *Summary) key(node string, f *orb8v1.Flow) uint64 {
+	return maphash.String(s.seed, fmt.Sprint(node, "|", f.GetProtocol(), "|", address(f.GetLocal()), "|",
+		address(f.GetRemote()), "|", f.GetNetns(), "|", f.GetLocal().GetWorkload().GetCgroupId(), "|",
+		f.GetIcmp().GetType(), "|", f.GetRole(), "|", f.GetFirstSeenNs()))
+}
+
+// Write writes the summary after watching for d.
+func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
+	flows := Plural(uint64(len(s.flows)), "flow", "flows")
+	if len(s.flows) >= maxSummaryFlows {
+		flows = "at least " + flows
+	}
+	text := fmt.Sprintf("%s in %s: %s sent, %s received; %s", flows, Span(d),
+		Bytes(s.txBytes), Bytes(s.rxBytes), Plural(s.events, "event", "events"))
+	if s.opened+s.closed+s.failed > 0 {
+		text += fmt.Sprintf("; connections: %s opened, %s closed, %s failed",
+			Count(s.opened), Count(s.closed), Count(s.failed))
+	}
+	if len(s.lost) == 0 {
+		return writeLines(w, wrap(text+"; nothing lost", o.Width))
+	}
+	var stages []string
+	for stage, n := range s.lost {
+		stages = append(stages, fmt.Sprintf("%s at %s", Count(n), clean(stage)))
+	}
+	slices.Sort(stages)
+	lines := wrap(text, o.Width)
+	for _, l := range wrap("LOST: "+strings.Join(stages, ", "), o.Width) {
+		lines = append(lines, o.paint(styleBad, l))
+	}
+	return writeLines(w, lines)
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newTrace(c *Config) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "trace",
+		Short:   "Watch events as they happen",
+		GroupID: groupSee,
+		Args:    noCommand,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newTraceNetwork(c))
+	return cmd
+}
+
+const traceNetworkLong = `Watch network flows: TCP connections as they open, close and fail, and what every
+flow carried since its last line.
+
+The source is an agent on localhost:9090 if one answers, else, as root on Linux,
+probes that run in this process for as long as the command does.
+
+Columns: LOCAL is this host's end, REMOTE the other. The arrow tells who opened
+the flow: → this end, ← the other, ↔ not known. TX and RX are what was sent and
+received since the flow's last line: TCP payload bytes, IP bytes for all else.
+RTT is the smoothed round-trip time, RETR the segments sent again since the
+connection began. NOTE says how a connection ended, unless in order; lo is the
+loopback interface.
+
+With -o json every line is an orb8.v1.Event (api/orb8/v1/orb8.proto): a flow, a
+connection, a change of the node's status, or lost events. A header and, at the
+end, a summary go to standard error; with -o json only the summary, and only to
+a terminal. What is lost on the way is said in the stream.`
+
+const traceNetworkExamples = `  sudo orb8 trace network                           # everything, until Ctrl-C
+  orb8 trace network --protocol tcp --port 443      # by an agent that runs here
+  orb8 trace network --not --ip 10.0.0.0/8          # what leaves the network
+  orb8 trace network --process curl,wget -o wide | less -S
+  orb8 trace network --last 20                      # what happened, then exit
+  orb8 trace network --since 5m --follow            # what happened, and go on
+  orb8 trace network --duration 10s -o json | jq 'select(.connection).connection.flow.remote.ip'
+  orb8 trace network --agent 10.0.0.5               # an agent on another host`
+
+// traceFlags are those of every live trace.
+type traceFlags struct {
+	filters  filterFlags
+	source   sourceFlags
+	output   outputFlags
+	duration time.Duration
+	since    sinceValue
+	last     uint32
+	follow   bool
+}
+
+func newTraceNetwork(c *Config) *cobra.Command {
+	var f traceFlags
+	cmd := &cobra.Command{
+		Use:     "network",
+		Aliases: []string{"net"},
+		Short:   "Watch network flows and connections",
+		Long:    traceNetworkLong,
+		Example: traceNetworkExamples,
+		Args:    cobra.NoArgs,
+	}
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.traceNetwork(cmd, &f) })
+
+	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bind(filters)
+	f.source.bindTraffic(filters)
+	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
+	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit")
+	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
+	span.BoolVarP(&f.follow, "follow", "f", false, "after --last or --since go on with what happens (the default without them)")
+	f.source.bind(source)
+	f.output.bind(output)
+	f.output.bindQuiet(output)
+	groupFlags(cmd,
+		flagGroup{filtersTitle, filters}, flagGroup{"Time", span},
+		flagGroup{"Source", source}, flagGroup{"Output", output})
+	completeValues(cmd)
+	return cmd
+}
+
+const filtersTitle = "Filters (repeatable; values of one flag are alternatives, all flags must match)"
+
+func (f *traceFlags) check(cmd *cobra.Command) error {
+	changed := cmd.Flags().Changed
+	switch {
+	case changed("duration") && f.duration <= 0:
+		return usagef("--duration %s: want more than 0", f.duration)
+	case changed("last") && f.last == 0:
+		return usagef("--last 0: want at least 1")
+	}
+	return f.source.check(cmd)
+}
+
+// history reports whether the past is asked for.
+func (f *traceFlags) history() bool { return f.last > 0 || f.since.set() }
+
+// following: a duration makes sense only for what is still to come.
+func (f *traceFlags) following() bool { return f.follow || f.duration > 0 || !f.history() }

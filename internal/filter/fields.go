@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+)
+
+const (
+	wantNamespace = "the name of a namespace"
+	wantPod       = "NAME or NAMESPACE/NAME, with * allowed at the end"
+	wantWorkload  = "NAME or KIND/NAME, with * allowed at the end"
+	wantNode      = "the name of a node"
+	wantIP        = "an address such as 10.0.0.1 or fd00::1, or a prefix such as 10.0.0.0/8"
+	wantPort      = "a number from 1 to 65535"
+	wantProtocol  = "tcp, udp, icmp, icmpv6 or a protocol number from 0 to 255"
+	wantProcess   = "a command, with * allowed at the end, or a process id"
+	wantContainer = "a container id, or its first 6 or more hexadecimal digits"
+	wantService   = "the name of a service"
+	wantSelector  = "a label selector such as app=web,tier in (front,back),!legacy"
+)
+
+var errStarInside = errors.New("* may only stand at the end")
+
+// glob is a text, or with prefix set the beginning of one.
+type glob struct {
+	text   string
+	prefix bool
+}
+
+func parseGlob(s string) (glob, error) {
+	text, prefix := strings.CutSuffix(s, "*")
+	if strings.Contains(text, "*") {
+		return glob{}, errStarInside
+	}
+	return glob{text, prefix}, nil
+}
+
+func (g glob) match(s string) bool {
+	if g.prefix {
+		return strings.HasPrefix(s, g.text)
+	}
+	return s == g.text
+}
+
+// parseNames returns values, none of which may be empty or hold a star or slash.
+func parseNames(values []string, want string) ([]string, *Error) {
+	for _, v := range values {
+		if v == "" || strings.ContainsAny(v, "*/") {
+			return nil, &Error{Value: v, Want: want}
+		}
+	}
+	return slices.Clone(values), nil
+}
+
+func compileNamespaces(values []string) (predicate, *Error) {
+	names, err := parseNames(values, wantNamespace)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *flow.Record) bool { return slices.Contains(names, r.Local.Namespace) }, nil
+}
+
+func (c *compiler) compileNodes(values []string) (predicate, *Error) {
+	names, err := parseNames(values, wantNode)
+	if err != nil {
+		return nil, err
+	}
+	own := slices.Contains(names, c.node)
+	return func(r *flow.Record) bool {
+		if r.Local.Node == "" {
+			return own
+		}
+		return slices.Contains(names, r.Local.Node)
+	}, nil
+}
+
+func compileServices(values []string) (predicate, *Error) {
+	names, err := parseNames(values, wantService)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *flow.Record) bool {
+		return r.Remote != nil && r.Remote.Service != "" && slices.Contains(names, r.Remote.Service)
+	}, nil
+}
+
+// qualified is a name pattern with an optional qualifier before a slash.
+type qualified struct {
+	qualifier string
+	name      glob
+	// whole is the pattern with its slash, for names that hold one.
+	whole glob
+}
+
+func parseQualified(values []string, want string) ([]qualified, *Error) {
+	all := make([]qualified, 0, len(values))
+	for _, v := range values {
+		g, err := parseGlob(v)
+		if err != nil {
+			return nil, &Error{Value: v, Want: want, Err: err}
+		}
+		q := qualified{name: g, whole: g}
+		if before, after, ok := strings.Cut(g.text, "/"); ok {
+			if before == "" {
+				return nil, &Error{Value: v, Want: want}
+			}
+			q.qualifier, q.name.text = before, after
+		}
+		if q.name.text == "" && !q.name.prefix {
+			return nil, &Error{Value: v, Want: want}
+		}
+		all = append(all, q)
+	}
+	return all, nil
+}
+
+// compilePods: a pattern matches only flows of a pod, "*" thus those of any pod.
+func compilePods(values []string) (predicate, *Error) {
+	pods, err := parseQualified(values, wantPod)
+	if err != nil {
+		return nil, err
+	}
+	for i := range pods {
+		if strings.Contains(pods[i].name.text, "/") {
+			return nil, &Error{Value: values[i], Want: wantPod}
+		}
+	}
+	return func(r *flow.Record) bool {
+		if r.Local.Pod == "" {
+			return false
+		}
+		for i := range pods {
+			p := &pods[i]
+			if (p.qualifier == "" || p.qualifier == r.Local.Namespace) && p.name.match(r.Local.Pod) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
+
+// compileWorkloads: outside Kubernetes a name may hold a slash itself, as in
+// kworker/0:1, so the whole pattern is tried on the name as well.
+func compileWorkloads(values []string) (predicate, *Error) {
+	workloads, err := parseQualified(values, wantWorkload)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *flow.Record) bool {
+		if r.Local.Name == "" {
+			return false
+		}
+		for i := range workloads {
+			w := &workloads[i]
+			if w.whole.match(r.Local.Name) {
+				return true
+			}
+			if w.qualifier != "" && strings.EqualFold(w.qualifier, r.Local.Kind) && w.name.match(r.Local.Name) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
+
+func compileSelector(values []string) (predicate, *Error) {
+	sel, err := parseSelector(values[0])
+	if err != nil {
+		return nil, &Error{Value: values[0], Want: wantSelector, Err: err}
+	}
+	return func(r *flow.Record) bool { return sel.match(r.Local.Labels) }, nil
+}
+
+func compileIPs(values []string) (predicate, *Error) {
+	prefixes := make([]netip.Prefix, 0, len(values))
+	for _, v := range values {
+		p, err := parsePrefix(v)
+		if err != nil {
+			return nil, &Error{Value: v, Want: wantIP}
+		}
+		prefixes = append(prefixes, p)
+	}
+	return func(r *flow.Record) bool {
+		local, remote := r.Key.Local.IP(), r.Key.Remote.IP()
+		for _, p := range prefixes {
+			if p.Contains(local) || p.Contains(remote) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
+
+// parsePrefix reads an address or prefix; what lies within the mapped IPv4
+// range becomes IPv4, as records show it.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if !strings.Contains(s, "/") {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		a = a.Unmap()
+		return a.Prefix(a.BitLen())
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
+}
+
+// decimals turns ports back into text, so that all fields are read alike.
+func decimals(ports []uint32) []string {
+	if len(ports) == 0 {
+		return nil
+	}
+	s := make([]string, len(ports))
+	for i, p := range ports {
+		s[i] = strconv.FormatUint(uint64(p), 10)
+	}
+	return s
+}
+
+func compilePorts(values []string) (predicate, *Error) {
+	ports := make([]uint16, 0, len(values))
+	for _, v := range values {
+		p, err := strconv.ParseUint(v, 10, 16)
+		if err != nil || p == 0 {
+			return nil, &Error{Value: v, Want: wantPort}
+		}
+		ports = append(ports, uint16(p))
+	}
+	return func(r *flow.Record) bool {
+		return slices.Contains(ports, r.LocalPort) || slices.Contains(ports, r.RemotePort)
+	}, nil
+}
+
+func compileProtocols(values []string) (predicate, *Error) {
+	var wanted [256]bool
+	for _, v := range values {
+		p, ok := parseProtocol(v)
+		if !ok {
+			return nil, &Error{Value: v, Want: wantProtocol}
+		}
+		wanted[p] = true
+	}
+	return func(r *flow.Record) bool { return wanted[r.Protocol] }, nil
+}
+
+func parseProtocol(s string) (flow.Protocol, bool) {
+	for _, p := range []flow.Protocol{flow.TCP, flow.UDP, flow.ICMP, flow.ICMPv6} {
+		if strings.EqualFold(s, p.String()) {
+			return p, true
+		}
+	}
+	n, err := strconv.ParseUint(s, 10, 8)
+	return flow.Protocol(n), err == nil
+}
+
+// commLen is how much of a command the kernel keeps (TASK_COMM_LEN less its NUL).
+const commLen = len(flow.Comm{}) - 1
+
+func compileProcesses(values []string) (predicate, *Error) {
+	var (
+		pids  []uint32
+		comms []glob
+	)
+	for _, v := range values {
+		if pid, err := strconv.ParseUint(v, 10, 32); err == nil && pid > 0 {
+			pids = append(pids, uint32(pid))
+			continue
+		}
+		g, err := parseGlob(v)
+		if err != nil || v == "" || v == "0" {
+			return nil, &Error{Value: v, Want: wantProcess, Err: err}
+		}
+		if len(g.text) > commLen {
+			g = glob{text: g.text[:commLen]}
+		}
+		comms = append(comms, g)
+	}
+	return func(r *flow.Record) bool {
+		return slices.Contains(pids, r.PID) || matchComm(comms, &r.Comm)
+	}, nil
+}
+
+func matchComm(patterns []glob, c *flow.Comm) bool {
+	if c[0] == 0 {
+		return false
+	}
+	for i := range patterns {
+		n := len(patterns[i].text)
+		// c is NUL-padded: what follows an exact match is a NUL.
+		if string(c[:n]) == patterns[i].text && (patterns[i].prefix || c[n] == 0) {
+			return true
+		}
+	}
+	return false
+}
+
+func compileContainers(values []string) (predicate, *Error) {
+	ids := make([]string, 0, len(values))
+	for _, v := range values {
+		id := strings.ToLower(v)
+		if len(id) < 6 || strings.Trim(id, "0123456789abcdef") != "" {
+			return nil, &Error{Value: v, Want: wantContainer}
+		}
+		ids = append(ids, id)
+	}
+	return func(r *flow.Record) bool {
+		for _, id := range ids {
+			if strings.HasPrefix(r.Local.ContainerID, id) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package flow keeps the table of flows: what the probes read from the kernel
+// goes in as samples, what changed comes out as records. It knows nothing of
+// BPF, gRPC or Kubernetes.
+package flow
+
+import (
+	"net/netip"
+	"strconv"
+
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// Addr is an IPv6 address, or an IPv4 address mapped into IPv6, in network
+// order: the form in which the kernel programs hand over both.
+type Addr [16]byte
+
+// IP returns the address; a mapped IPv4 address as IPv4.
+func (a Addr) IP() netip.Addr { return netip.AddrFrom16(a).Unmap() }
+
+// AddrOf is the reverse of IP.
+func AddrOf(ip netip.Addr) Addr { return ip.As16() }
+
+// Protocol is an IP protocol number.
+type Protocol uint8
+
+// The protocols that have a name in output and filters.
+const (
+	ICMP   Protocol = 1
+	TCP    Protocol = 6
+	UDP    Protocol = 17
+	ICMPv6 Protocol = 58
+)
+
+// String returns TCP, UDP, ICMP, ICMPv6 or the number in decimal.
+func (p Protocol) String() string {
+	switch p {
+	case ICMP:
+		return "ICMP"
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	case ICMPv6:
+		return "ICMPv6"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// Role is the part the local end plays; the numbers are those of the API.
+type Role uint8
+
+// RoleUnknown stands where neither the socket nor the first packet tells.
+const (
+	RoleUnknown Role = iota
+	RoleClient
+	RoleServer
+)
+
+// Key identifies a flow on one node. Local is the end that the cgroup owns.
+type Key struct {
+	Local, Remote         Addr
+	LocalPort, RemotePort uint16
+	Protocol              Protocol
+	// ICMP tells flows of different ICMP types and codes apart, as type<<8|code;
+	// echo replies carry the type of their request. 0 for other protocols.
+	ICMP uint16
+	// EchoID is the identifier of an ICMP echo, 0 for all else.
+	EchoID uint16
+	// ICMPRole separates the asking from the answering end of an echo, which on
+	// loopback share addresses and often the cgroup. RoleUnknown if not an echo.
+	ICMPRole Role
+	// CgroupID is the inode of the cgroup in the cgroup2 hierarchy.
+	CgroupID uint64
+	// NetNS is the inode of the network namespace, 0 where the probe cannot tell.
+	NetNS uint32
+}
+
+// Counters are cumulative or differences, as the field that holds them says.
+// Bytes are payload bytes or IP bytes, packets TCP segments or IP packets.
+type Counters struct {
+	TxBytes, TxPackets, RxBytes, RxPackets uint64
+}
+
+// Sub returns c-o, each counter no less than zero.
+func (c Counters) Sub(o Counters) Counters {
+	return Counters{
+		TxBytes: sub(c.TxBytes, o.TxBytes), TxPackets: sub(c.TxPackets, o.TxPackets),
+		RxBytes: sub(c.RxBytes, o.RxBytes), RxPackets: sub(c.RxPackets, o.RxPackets),
+	}
+}
+
+// Add returns c+o.
+func (c Counters) Add(o Counters) Counters {
+	return Counters{
+		TxBytes: c.TxBytes + o.TxBytes, TxPackets: c.TxPackets + o.TxPackets,
+		RxBytes: c.RxBytes + o.RxBytes, RxPackets: c.RxPackets + o.RxPackets,
+	}
+}
+
+// Max returns the larger of each counter: a reading taken without the socket's
+// lock may be a byte behind an earlier one.
+func (c Counters) Max(o Counters) Counters {
+	return Counters{
+		TxBytes: max(c.TxBytes, o.TxBytes), TxPackets: max(c.TxPackets, o.TxPackets),
+		RxBytes: max(c.RxBytes, o.RxBytes), RxPackets: max(c.RxPackets, o.RxPackets),
+	}
+}
+
+// Min returns the smaller of each counter.
+func (c Counters) Min(o Counters) Counters {
+	return Counters{
+		TxBytes: min(c.TxBytes, o.TxBytes), TxPackets: min(c.TxPackets, o.TxPackets),
+		RxBytes: min(c.RxBytes, o.RxBytes), RxPackets: min(c.RxPackets, o.RxPackets),
+	}
+}
+
+func sub(a, b uint64) uint64 {
+	if a < b {
+		return 0
+	}
+	return a - b
+}
+
+// ByteUnit says what a flow's bytes are; the numbers are those of the API.
+type ByteUnit uint8
+
+const (
+	// BytesPayload counts TCP payload, each byte once.
+	BytesPayload ByteUnit = iota + 1
+	// BytesIP counts IP packets with their headers.
+	BytesIP
+)
+
+// State is a TCP state with the kernel's number (include/net/tcp_states.h).
+type State uint8
+
+// The states that code here asks for by name.
+const (
+	StateEstablished State = 1
+	StateSynSent     State = 2
+	StateSynRecv     State = 3
+	StateClose       State = 7
+	StateListen      State = 10
+)
+
+// End is how a TCP connection ended; the numbers are those of the API.
+type End uint8
+
+// The ways in which a connection ends; EndNone while it is open.
+const (
+	EndNone End = iota
+	EndFIN
+	EndResetLocal
+	EndResetRemote
+	EndTimeout
+	EndRefused
+	EndUnreachable
+	EndAborted
+	EndError
+)
+
+// TCPInfo is what a TCP socket says of itself beyond its counters.
+type TCPInfo struct {
+	// Valid is false for TCP flows counted per packet.
+	Valid bool
+	State State
+	End   End
+	// Failed is set with End when the connection was never established.
+	Failed                   bool
+	ResetSent, ResetReceived bool
+	Preexisting              bool
+	Errno                    uint16
+	RTTMicros, MinRTTMicros  uint32
+	CongestionWindow         uint32
+	Retransmits              uint64
+	ConnectNanos             uint64
+	AckedBytes, RetransBytes uint64
+}
+
+// Comm is a command name as the kernel keeps it, NUL-padded.
+type Comm [16]byte
+
+// String returns the command without its padding.
+func (c Comm) String() string {
+	for i, b := range c {
+		if b == 0 {
+			return string(c[:i])
+		}
+	}
+	return string(c[:])
+}
+
+// Sample is one reading of one flow's counters: the boundary between the probes
+// and the table.
+type Sample struct {
+	Key
+	// Instance tells one use of a key from the next: the start of the
+	// connection, or of the kernel's entry, in boot-time nanoseconds.
+	Instance uint64
+	Role     Role
+	Unit     ByteUnit
+	Loopback bool
+	// First and Last are Unix nanoseconds of the flow's begin and of its latest
+	// traffic or change of state.
+	First, Last int64
+	// Total is cumulative since First; Base is what Total was when the probe
+	// last reported this flow, so that a table which has forgotten the flow
+	// still takes the right difference.
+	Total, Base Counters
+	PID         uint32
+	Comm        Comm
+	TCP         TCPInfo
+}
+
+// Event is why a record was made; the numbers are those of the API.
+type Event uint8
+
+// The reasons for a record, see orb8.proto.
+const (
+	EventOpen Event = iota + 1
+	EventUpdate
+	EventClose
+	EventExpire
+	EventEvict
+)
+
+// Record is one row of the table, or what happened to it.
+type Record struct {
+	Sample
+	Event Event
+	// Time of the event in Unix nanoseconds.
+	Time int64
+	// Delta is what was added since the flow's last record.
+	Delta Counters
+	// Local is never nil. Remote is nil where nothing is known of the peer.
+	Local, Remote *workload.Identity
+	// Self marks orb8's own traffic.
+	Self bool
+	// Connected marks the first record of a TCP connection that says that it is
+	// established, unless it was so before orb8.
+	Connected bool
+}

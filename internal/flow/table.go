@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// Resolver names the ends of a flow. It is asked once per new flow and must
+// answer from memory or the local file system.
+type Resolver interface {
+	// Local never returns nil.
+	Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *workload.Identity
+	// Remote returns nil where nothing is known.
+	Remote(addr netip.Addr) *workload.Identity
+}
+
+// Config is what a Table needs. Every field but IsSelf is required.
+type Config struct {
+	// MaxFlows bounds the table. Beyond it the longest idle flow goes.
+	MaxFlows int
+	// IdleTimeout is the time without traffic after which a flow expires.
+	IdleTimeout time.Duration
+	Resolver    Resolver
+	// IsSelf recognises orb8's own traffic; nil if there is none.
+	IsSelf func(*Sample) bool
+	Losses *loss.Counters
+}
+
+// Table holds the current flows. Its methods may be called from any goroutine.
+type Table struct {
+	cfg  Config
+	emit func(*Record)
+
+	mu   sync.Mutex
+	rows map[Key]*row
+	// Doubly linked ring through rows, most recently active first; head is
+	// only its anchor.
+	head row
+	free *row // rows to use again, linked by next
+	stub Record
+}
+
+type row struct {
+	rec Record
+	// low is where the counters began that have been sent as differences.
+	low        Counters
+	done       bool // the final event has been sent
+	prev, next *row
+}
+
+// NewTable returns an empty table. emit is called for every change of a flow
+// with the table locked: it must be quick, must not call the table and must not
+// keep the record.
+func NewTable(cfg Config, emit func(*Record)) *Table {
+	t := &Table{cfg: cfg, emit: emit, rows: make(map[Key]*row)}
+	t.head.prev, t.head.next = &t.head, &t.head
+	return t
+}
+
+// SetIdleTimeout changes the expiry time from the next call of Expire on.
+func (t *Table) SetIdleTimeout(d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cfg.IdleTimeout = d
+}
+
+// Apply takes one sample in. Samples of the same instance may come in any
+// order: counters never go back, an ended flow stays ended, and the differences
+// of all its records together are those from the earliest Base to the largest
+// Total.
+func (t *Table) Apply(s *Sample) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.rows[s.Key]
+	switch {
+	case r == nil:
+		t.open(t.insert(s), s)
+	case r.rec.Instance == s.Instance:
+		t.update(r, s)
+	case r.rec.Instance < s.Instance:
+		// The key is in use again. If the old flow's end has been lost, its
+		// last known totals are final.
+		t.finish(r, EventExpire, s.Last)
+		t.open(r, s)
+		t.touch(r)
+	default:
+		t.applyStale(s)
+	}
+}
+
+// open makes r the row of a flow that the table does not know.
+func (t *Table) open(r *row, s *Sample) {
+	r.done, r.low = false, s.Base
+	r.rec = Record{Sample: *s, Event: EventOpen, Time: s.Last, Delta: s.Total.Sub(s.Base)}
+	t.identify(&r.rec)
+	// A flow that has been idle and comes back has a base.
+	r.rec.Connected = connected(s) && !s.TCP.Preexisting && s.Base == Counters{}
+	if s.TCP.End != EndNone {
+		r.rec.Event, r.done = EventClose, true
+	}
+	t.emit(&r.rec)
+}
+
+// connected reports whether a connection has been established, by now or ever.
+func connected(s *Sample) bool {
+	return s.TCP.Valid && s.TCP.State != StateSynSent && !s.TCP.Failed
+}
+
+func (t *Table) identify(rec *Record) {
+	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, rec.Comm.String(), rec.Key.Local.IP())
+	rec.Remote = t.cfg.Resolver.Remote(rec.Key.Remote.IP())
+	rec.Self = t.cfg.IsSelf != nil && t.cfg.IsSelf(&rec.Sample)
+}
+
+func (t *Table) update(r *row, s *Sample) {
+	rec := &r.rec
+	// What an earlier sample, read before but applied after the first one,
+	// knows and no record has told.
+	late := r.low.Sub(s.Base)
+	r.low = r.low.Min(s.Base)
+	if r.done {
+		t.tellLate(r, late)
+		return
+	}
+	total := s.Total.Max(rec.Total)
+	delta := total.Sub(rec.Total).Add(late)
+	ended := s.TCP.End != EndNone
+	rec.Total = total
+	if rec.Role == RoleUnknown {
+		rec.Role = s.Role
+	}
+	if s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm) {
+		rec.PID, rec.Comm = s.PID, s.Comm
+		t.identify(rec)
+	}
+	changed := delta != Counters{} || ended
+	rec.Connected = false
+	if ended || s.Last >= rec.Last { // else it is an older reading
+		changed = changed || s.TCP.State != rec.TCP.State
+		rec.Connected = rec.TCP.State == StateSynSent && connected(s)
+		rec.TCP = s.TCP
+	}
+	if !changed {
+		return
+	}
+	rec.Event, rec.Delta = EventUpdate, delta
+	rec.Last = max(rec.Last, s.Last)
+	rec.Time = rec.Last
+	if ended {
+		rec.Event, r.done = EventClose, true
+	}
+	t.touch(r)
+	t.emit(rec)
+}
+
+// tellLate sends what was missing in the records of a flow that has ended.
+func (t *Table) tellLate(r *row, delta Counters) {
+	if delta == (Counters{}) {
+		return
+	}
+	t.stub = r.rec
+	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
+	t.emit(&t.stub)
+}
+
+// untold keeps of a connection what its record needs once its close has told,
+// or will tell, all else: nothing that a reader would count a second time.
+func untold(i TCPInfo) TCPInfo { return TCPInfo{Valid: i.Valid, State: i.State, End: i.End} }
+
+// applyStale reports a sample of a flow whose key already belongs to a later
+// one: it was read after the next one's begin.
+func (t *Table) applyStale(s *Sample) {
+	t.stub = Record{Sample: *s, Event: EventUpdate, Time: s.Last, Delta: s.Total.Sub(s.Base)}
+	switch {
+	case s.TCP.End != EndNone:
+		t.stub.Event = EventClose
+	case t.stub.Delta == Counters{}:
+		return
+	default:
+		t.stub.TCP = untold(s.TCP)
+	}
+	t.identify(&t.stub)
+	t.emit(&t.stub)
+}
+
+// finish sends a row's last event, unless it has been sent.
+func (t *Table) finish(r *row, why Event, now int64) {
+	if r.done {
+		return
+	}
+	r.done = true
+	r.rec.Event, r.rec.Time, r.rec.Delta, r.rec.Connected = why, now, Counters{}, false
+	t.emit(&r.rec)
+}
+
+// Expire removes the flows that have been idle for the idle timeout.
+func (t *Table) Expire(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	limit := now.Add(-t.cfg.IdleTimeout).UnixNano()
+	for r := t.head.prev; r != &t.head && r.rec.Last <= limit; r = t.head.prev {
+		t.finish(r, EventExpire, now.UnixNano())
+		t.remove(r)
+	}
+}
+
+// Snapshot appends a copy of every row to dst, most recently active first.
+func (t *Table) Snapshot(dst []Record) []Record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := t.head.next; r != &t.head; r = r.next {
+		dst = append(dst, r.rec)
+	}
+	return dst
+}
+
+// Len is the number of rows.
+func (t *Table) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.rows)
+}
+
+// insert makes a row for s, which pushes out another if the table is full.
+func (t *Table) insert(s *Sample) *row {
+	if len(t.rows) >= t.cfg.MaxFlows {
+		oldest := t.head.prev
+		t.finish(oldest, EventEvict, max(s.Last, oldest.rec.Last))
+		t.remove(oldest)
+		t.cfg.Losses.Add(loss.FlowTableFull, 1)
+	}
+	r := t.free
+	if r == nil {
+		r = new(row)
+	} else {
+		t.free = r.next
+	}
+	t.rows[s.Key] = r
+	t.link(r)
+	return r
+}
+
+func (t *Table) remove(r *row) {
+	delete(t.rows, r.rec.Key)
+	t.unlink(r)
+	*r = row{next: t.free}
+	t.free = r
+	if len(t.rows) == 0 {
+		// After a burst both the map and the spare rows go back to the
+		// garbage collector: a Go map never shrinks.
+		t.rows, t.free = make(map[Key]*row), nil
+	}
+}
+
+func (t *Table) touch(r *row) {
+	if t.head.next == r {
+		return
+	}
+	t.unlink(r)
+	t.link(r)
+}
+
+func (t *Table) link(r *row) {
+	r.prev, r.next = &t.head, t.head.next
+	r.prev.next, r.next.prev = r, r
+}
+
+func (t *Table) unlink(r *row) { r.prev.next, r.next.prev = r.next, r.prev }

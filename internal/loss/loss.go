@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loss counts what gets lost between the kernel and a client. Every
+// place that can lose something owns one Stage. The package knows nothing of
+// what is lost.
+package loss
+
+import "sync/atomic"
+
+// Stage names a place that can lose, or has to repeat, something. Its String is
+// the label value of orb8_lost_events_total{stage}.
+type Stage int
+
+// The stages, in the order of the data's way from the kernel to the client.
+const (
+	TCPRingFull Stage = iota
+	TCPStorageFull
+	PacketMapFull
+	PacketUnreadable
+	PacketBatchRetried
+	DecodeFailed
+	FlowTableFull
+	SubscriberSlow
+	MetricSeriesCapped
+	numStages
+)
+
+var stages = [numStages]struct {
+	name, meaning string
+	harmless      bool
+}{
+	TCPRingFull:        {"tcp_ring_full", "final records of TCP connections that did not fit into the ring buffer", false},
+	TCPStorageFull:     {"tcp_storage_full", "TCP sockets for which the kernel had no memory to keep state", false},
+	PacketMapFull:      {"packet_map_full", "packets that no flow entry was left for", false},
+	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
+	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
+	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
+	FlowTableFull:      {"flow_table_full", "flows pushed out of the full flow table, the longest idle first; their final event was sent", false},
+	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},
+	MetricSeriesCapped: {"metric_series_capped", "workloads counted under \"other\" because the cap on metric series was reached", true},
+}
+
+// String returns the stage's label value.
+func (s Stage) String() string { return stages[s].name }
+
+// Meaning says in a sentence what one count of the stage stands for.
+func (s Stage) Meaning() string { return stages[s].meaning }
+
+// Harmless reports whether the stage only counts extra work or less detail: no
+// event is missing because of it.
+func (s Stage) Harmless() bool { return stages[s].harmless }
+
+// Stages lists every stage in order.
+func Stages() []Stage {
+	all := make([]Stage, numStages)
+	for i := range all {
+		all[i] = Stage(i)
+	}
+	return all
+}
+
+// Counters holds one counter per stage. The zero value is ready; all methods may
+// be called at any time from any goroutine.
+type Counters struct {
+	n [numStages]atomic.Uint64
+}
+
+// Add counts n more at stage s.
+func (c *Counters) Add(s Stage, n uint64) {
+	if n != 0 {
+		c.n[s].Add(n)
+	}
+}
+
+// Get returns the count of stage s since start.
+func (c *Counters) Get(s Stage) uint64 { return c.n[s].Load() }
+
+// Dropped is the sum over the stages that took information away.
+func (c *Counters) Dropped() uint64 {
+	var sum uint64
+	for i := range c.n {
+		if !Stage(i).Harmless() {
+			sum += c.n[i].Load()
+		}
+	}
+	return sum
+}

@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package packet
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/rlimit"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+const childEnv = "ORB8_PACKET_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		serveCommands()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// rig is a running probe with what it has reported.
+type rig struct {
+	*Probe
+	t      *testing.T
+	losses loss.Counters
+	got    map[flow.Key]*seen
+}
+
+// seen is what was reported of one key.
+type seen struct {
+	flow.Sample               // the latest
+	sum         flow.Counters // of all differences
+	instances   int
+}
+
+// start runs a probe, or skips the test where the kernel does not take it.
+func start(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, got: make(map[flow.Key]*seen)}
+	cfg := Config{Apply: r.apply, Losses: &r.losses, Clock: probe.NewClock(), CgroupRoot: cgroupRoot(t)}
+	if change != nil {
+		change(&cfg)
+	}
+	r.Probe = New(cfg)
+	err := r.Start()
+	if u, ok := errors.AsType[*probe.Unsupported](err); ok {
+		t.Logf("orb8-feature: packet probe: off: %v", u)
+		t.Skipf("the packet probe does not run here: %v; %s", u, u.Remedy)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func (r *rig) apply(s *flow.Sample) {
+	f := r.got[s.Key]
+	if f == nil {
+		f = new(seen)
+		r.got[s.Key] = f
+	}
+	if f.Instance != s.Instance {
+		f.instances++
+	}
+	f.Sample = *s
+	f.sum = f.sum.Add(s.Total.Sub(s.Base))
+}
+
+func (r *rig) collect() {
+	r.t.Helper()
+	if err := r.Collect(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// find returns the only flow with these ends; a zero port or address is any.
+func (r *rig) find(p flow.Protocol, local, remote netip.AddrPort, cgroup uint64) *seen {
+	r.t.Helper()
+	var found []*seen
+	for k, f := range r.got {
+		if k.Protocol == p && k.CgroupID == cgroup && isEnd(local, k.Local, k.LocalPort) && isEnd(remote, k.Remote, k.RemotePort) {
+			found = append(found, f)
+		}
+	}
+	if len(found) != 1 {
+		for k := range r.got {
+			r.t.Logf("flow %v %v:%d %v:%d cgroup %d", k.Protocol, k.Local.IP(), k.LocalPort, k.Remote.IP(), k.RemotePort, k.CgroupID)
+		}
+		r.t.Fatalf("%d flows %v %v -> %v in cgroup %d, want 1", len(found), p, local, remote, cgroup)
+	}
+	return found[0]
+}
+
+func isEnd(want netip.AddrPort, a flow.Addr, port uint16) bool {
+	return (!want.Addr().IsValid() || want.Addr().Unmap() == a.IP()) && (want.Port() == 0 || want.Port() == port)
+}
+
+func (f *seen) want(t *testing.T, what string, total flow.Counters) {
+	t.Helper()
+	if f.sum != total {
+		t.Errorf("%s: %+v, want %+v", what, f.sum, total)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to load BPF programs")
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Logf("raise the memlock limit: %v", err)
+	}
+}
+
+func cgroupRoot(t *testing.T) string {
+	t.Helper()
+	needRoot(t)
+	m, err := workload.FindCgroupMount("/proc", "")
+	if err != nil {
+		t.Skipf("no cgroup2 hierarchy: %v", err)
+	}
+	return m.Path
+}
+
+// ownCgroup is the id of this process's cgroup.
+func ownCgroup(t *testing.T) uint64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return inode(t, filepath.Join(cgroupRoot(t), path))
+		}
+	}
+	t.Fatal("this process is in no cgroup2 cgroup")
+	return 0
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatalf("stat %s: %v", path, err)
+	}
+	return st.Ino
+}
+
+var cgroups atomic.Int64
+
+// newCgroup makes a cgroup for the time of the test.
+func newCgroup(t *testing.T) (path string, id uint64) {
+	t.Helper()
+	path = filepath.Join(cgroupRoot(t), fmt.Sprintf("orb8-test-%d-%d", os.Getpid(), cgroups.Add(1)))
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var err error
+		for range 50 { // a process leaves its cgroup a little after its end
+			if err = os.Remove(path); err == nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Error(err)
+	})
+	return path, inode(t, path)
+}
+
+// child is this test binary, run a second time in a cgroup of its own and, if
+// wanted, a network namespace of its own. It does what it is told.
+type child struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	in     io.Writer
+	out    *bufio.Reader
+	cgroup uint64
+}
+
+func newChild(t *testing.T, cgroup string, netns bool) *child {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Stderr = os.Stderr
+	stop := inCgroup(t, cmd, cgroup)
+	if netns {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start a process in its own cgroup: %v", err)
+	}
+	stop()
+	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), cgroup: inode(t, cgroup)}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("child: %v", err)
+		}
+	})
+	if netns {
+		c.do("run ip link set lo up")
+	}
+	return c
+}
+
+// inCgroup has cmd start in the cgroup; done gives back what that needs.
+func inCgroup(t *testing.T, cmd *exec.Cmd, cgroup string) (done func()) {
+	t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	return func() { _ = dir.Close() }
+}
+
+func (c *child) pid() uint32 { return uint32(c.cmd.Process.Pid) }
+
+// try sends a command and returns the answer.
+func (c *child) try(format string, args ...any) (string, error) {
+	if _, err := fmt.Fprintf(c.in, format+"\n", args...); err != nil {
+		return "", err
+	}
+	line, err := c.out.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "ok"); ok {
+		return strings.TrimSpace(msg), nil
+	}
+	return "", errors.New(strings.TrimSpace(line))
+}
+
+func (c *child) do(format string, args ...any) string {
+	c.t.Helper()
+	answer, err := c.try(format, args...)
+	if err != nil {
+		c.t.Fatalf("%s: %v", fmt.Sprintf(format, args...), err)
+	}
+	return answer
+}
+
+func (c *child) addr(format string, args ...any) netip.AddrPort {
+	c.t.Helper()
+	a, err := netip.ParseAddrPort(c.do(format, args...))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return a
+}
+
+// server is a UDP socket that sends everything back.
+type server struct {
+	*net.UDPConn
+	wg sync.WaitGroup
+}
+
+func serveUDP(addr string) (*server, error) {
+	a, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.ListenUDP("udp", a)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{UDPConn: c}
+	s.wg.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	})
+	return s, nil
+}
+
+func (s *server) stop() {
+	_ = s.Close()
+	s.wg.Wait()
+}
+
+func echoServer(t *testing.T, addr string) netip.AddrPort {
+	t.Helper()
+	s, err := serveUDP(addr)
+	if err != nil {
+		t.Skipf("no address %s here: %v", addr, err)
+	}
+	t.Cleanup(s.stop)
+	return addrPort(s.LocalAddr())
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// exchange sends datagrams one at a time, each after the answer to the last.
+func exchange(c *net.UDPConn, to netip.AddrPort, connected bool, sizes ...int) error {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<16)
+	for _, n := range sizes {
+		var err error
+		if connected {
+			_, err = c.Write(buf[:n])
+		} else {
+			_, err = c.WriteToUDPAddrPort(buf[:n], to)
+		}
+		if err != nil {
+			return err
+		}
+		if got, _, err := c.ReadFromUDPAddrPort(buf); err != nil || got != n {
+			return fmt.Errorf("answer of %d bytes to %d: %w", got, n, err)
+		}
+	}
+	return nil
+}
+
+// serveCommands is the child: one command a line, one answer a line.
+func serveCommands() {
+	var c commands
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		answer, err := c.do(strings.Fields(in.Text()))
+		if err != nil {
+			fmt.Println("error:", strings.ReplaceAll(err.Error(), "\n", " "))
+			continue
+		}
+		fmt.Println("ok", answer)
+	}
+}
+
+type commands struct {
+	clients []*net.UDPConn
+}
+
+func (c *commands) do(f []string) (string, error) {
+	number := func(i int) int {
+		n, _ := strconv.Atoi(f[i])
+		return n
+	}
+	switch f[0] {
+	case "run":
+		out, err := exec.Command(f[1], f[2:]...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%w: %s", err, out)
+		}
+		return "", nil
+	case "echo":
+		s, err := serveUDP(f[1])
+		if err != nil {
+			return "", err
+		}
+		return addrPort(s.LocalAddr()).String(), nil
+	case "exchange": // COUNT SIZE ADDRESS
+		return c.exchange(number(1), number(2), f[3])
+	case "many": // SOCKETS SIZE ADDRESS
+		return "", c.many(number(1), number(2), f[3])
+	case "truncated": // ADDRESS
+		return "", sendTruncated(netip.MustParseAddr(f[1]))
+	}
+	return "", fmt.Errorf("no command %q", f[0])
+}
+
+func (c *commands) exchange(count, size int, addr string) (string, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return "", err
+	}
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return "", err
+	}
+	sizes := make([]int, count)
+	for i := range sizes {
+		sizes[i] = size
+	}
+	return addrPort(conn.LocalAddr()).String(), exchange(conn, to, true, sizes...)
+}
+
+// many exchanges one datagram on each of n sockets, which stay open for the
+// next time.
+func (c *commands) many(n, size int, addr string) error {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		if i == len(c.clients) {
+			conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+			if err != nil {
+				return err
+			}
+			c.clients = append(c.clients, conn)
+		}
+		if err := exchange(c.clients[i], to, true, size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendTruncated sends an IPv4 packet whose UDP header is cut off.
+func sendTruncated(to netip.Addr) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	p := make([]byte, 22)
+	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
+	copy(p[12:], []byte{127, 0, 0, 1})
+	dst := to.As4()
+	copy(p[16:], dst[:])
+	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst})
+}
+
+// nobody names no end of a flow.
+type nobody struct{}
+
+func (nobody) Local(uint64, uint32, string, netip.Addr) *workload.Identity {
+	return new(workload.Identity)
+}
+func (nobody) Remote(netip.Addr) *workload.Identity { return nil }

@@ -1,0 +1,469 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Flows of everything that is not TCP, and of TCP where sockets cannot be read,
+ * counted per packet at the cgroup2 root and aggregated here. A packet passes
+ * once per endpoint: on the way out before fragmentation, on the way in after
+ * reassembly. Every program returns 1: nothing is ever dropped.
+ */
+#include "core.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
+#define LOOPBACK_IFINDEX 1
+#define MAX_EXTENSION_HEADERS 6
+
+#define NEXTHDR_HOP 0
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_AUTH 51
+#define NEXTHDR_DEST 60
+#define NEXTHDR_MOBILITY 135
+
+#define ICMP_ECHOREPLY 0
+#define ICMP_ECHO 8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+enum role {
+	ROLE_UNKNOWN,
+	ROLE_CLIENT,
+	ROLE_SERVER,
+};
+
+enum packet_flag {
+	FLAG_LOOPBACK = 1,
+	/* Ends of an echo, which share all else on loopback. */
+	FLAG_ECHO_CLIENT = 2,
+	FLAG_ECHO_SERVER = 4,
+};
+
+struct packet_key {
+	union addr local, remote;
+	u64 cgroup_id;
+	u16 local_port, remote_port; /* host order; of an echo, local_port is its id */
+	u16 icmp; /* type << 8 | code */
+	u8 protocol;
+	u8 flags;
+};
+
+struct packet_flow {
+	u64 start_ns, last_ns; /* boot time */
+	u64 tx_bytes, tx_packets, rx_bytes, rx_packets;
+	u64 cookie; /* of an echo's socket */
+	u32 pid;
+	u8 role;
+	u8 pad[3];
+	u8 comm[16];
+};
+
+/* Who made a socket. */
+struct owner {
+	u32 pid;
+	u8 comm[16];
+};
+
+enum packet_stat {
+	STAT_MAP_FULL,
+	STAT_UNREADABLE, /* the headers could not be read */
+	STAT_MAX,
+};
+
+/* Keeps these types in the object's BTF, for the Go mirrors to be made from. */
+struct mirrored {
+	struct packet_key key;
+	struct packet_flow flow;
+	enum role role;
+	enum packet_flag flag;
+	enum packet_stat stat;
+};
+const struct mirrored *const volatile mirrored = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct packet_key);
+	__type(value, struct packet_flow);
+} packet_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct owner);
+} packet_owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STAT_MAX);
+	__type(key, u32);
+	__type(value, u64);
+} packet_stats SEC(".maps");
+
+/* Count TCP too, because its sockets cannot be read here. */
+volatile const bool count_tcp = false;
+
+struct ipv4 {
+	u8 version_ihl, tos;
+	__be16 len, id, frag_off;
+	u8 ttl, protocol;
+	__be16 check;
+	__be32 src, dst;
+};
+
+struct ipv6 {
+	__be32 version_class_flow;
+	__be16 payload_len;
+	u8 next_header, hop_limit;
+	union addr src, dst;
+};
+
+/* What the headers of one packet say. */
+struct packet {
+	union addr src, dst;
+	u16 src_port, dst_port;
+	u16 icmp;
+	u16 echo_id;
+	u8 protocol;
+	u8 echo_request, echo_reply;
+	u8 tcp_syn; /* SYN without ACK */
+	u32 headers; /* bytes before the payload, repeated in each segment */
+};
+
+/* Atomic, because an incoming packet may interrupt an outgoing one here. */
+static __always_inline void count(u32 stat, u64 n)
+{
+	u64 *v = bpf_map_lookup_elem(&packet_stats, &stat);
+
+	if (v)
+		__sync_fetch_and_add(v, n);
+}
+
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *p, bool *first)
+{
+	struct ipv4 ip;
+
+	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	p->protocol = ip.protocol;
+	p->headers = (ip.version_ihl & 0xf) * 4;
+	*first = !(ip.frag_off & bpf_htons(0x1fff));
+	addr_set_v4(&p->src, ip.src);
+	addr_set_v4(&p->dst, ip.dst);
+	return 0;
+}
+
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *p, bool *first)
+{
+	struct ipv6 ip;
+	u32 at = sizeof(ip);
+	u8 next;
+
+	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	p->src = ip.src;
+	p->dst = ip.dst;
+	next = ip.next_header;
+	*first = true;
+#pragma unroll
+	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		u8 ext[4]; /* next header, length, and a fragment's offset */
+		u32 len;
+
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
+		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST && next != NEXTHDR_MOBILITY)
+			break;
+		if (bpf_skb_load_bytes(skb, at, ext, sizeof(ext)))
+			return -1;
+		if (next == NEXTHDR_FRAGMENT) {
+			len = 8;
+			if (ext[2] || (ext[3] & 0xf8))
+				*first = false;
+		} else if (next == NEXTHDR_AUTH) {
+			len = (ext[1] + 2) * 4;
+		} else {
+			len = (ext[1] + 1) * 8;
+		}
+		next = ext[0];
+		at += len;
+		if (!*first)
+			break;
+	}
+	p->protocol = next;
+	p->headers = at;
+	return 0;
+}
+
+static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *p)
+{
+	u8 h[14];
+
+	if (bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
+		return -1;
+	p->src_port = h[0] << 8 | h[1];
+	p->dst_port = h[2] << 8 | h[3];
+	p->tcp_syn = (h[13] & 0x12) == 0x02;
+	p->headers += (h[12] >> 4) * 4;
+	return 0;
+}
+
+static __always_inline int read_udp(struct __sk_buff *skb, struct packet *p)
+{
+	u8 h[4];
+
+	if (bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
+		return -1;
+	p->src_port = h[0] << 8 | h[1];
+	p->dst_port = h[2] << 8 | h[3];
+	p->headers += 8;
+	return 0;
+}
+
+/* Both halves of an echo are one flow, under the request's type. */
+static __always_inline int read_icmp(struct __sk_buff *skb, struct packet *p, u8 request, u8 reply)
+{
+	u8 h[6];
+
+	if (bpf_skb_load_bytes(skb, p->headers, h, 2))
+		return -1;
+	p->echo_request = h[0] == request;
+	p->echo_reply = h[0] == reply;
+	if ((p->echo_request || p->echo_reply) &&
+	    !bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
+		p->echo_id = h[4] << 8 | h[5];
+	p->icmp = (p->echo_reply ? request : h[0]) << 8 | h[1];
+	return 0;
+}
+
+static __always_inline int read_headers(struct __sk_buff *skb, struct packet *p)
+{
+	bool first;
+	int err;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		err = read_ipv4(skb, p, &first);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		err = read_ipv6(skb, p, &first);
+	else
+		return -1;
+	if (err || !first) /* later fragments carry no ports */
+		return err;
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		return count_tcp ? read_tcp(skb, p) : 0;
+	case IPPROTO_UDP:
+		return read_udp(skb, p);
+	case IPPROTO_ICMP:
+		return read_icmp(skb, p, ICMP_ECHO, ICMP_ECHOREPLY);
+	case IPPROTO_ICMPV6:
+		return read_icmp(skb, p, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY);
+	}
+	return 0;
+}
+
+/* A connected UDP socket knows its own address and its peer by the one that it
+ * connected to. The packet may carry others where the host translates addresses
+ * on the way out, and the two directions would then look like two flows. */
+static __always_inline void use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
+{
+	u16 port = bpf_ntohs((__be16)sk->dst_port);
+
+	if (!port || k->protocol != IPPROTO_UDP)
+		return;
+	k->local_port = sk->src_port;
+	k->remote_port = port;
+	if (sk->family == AF_INET) {
+		addr_set_v4(&k->local, sk->src_ip4);
+		addr_set_v4(&k->remote, sk->dst_ip4);
+	} else {
+		k->local.w[0] = sk->src_ip6[0];
+		k->local.w[1] = sk->src_ip6[1];
+		k->local.w[2] = sk->src_ip6[2];
+		k->local.w[3] = sk->src_ip6[3];
+		k->remote.w[0] = sk->dst_ip6[0];
+		k->remote.w[1] = sk->dst_ip6[1];
+		k->remote.w[2] = sk->dst_ip6[2];
+		k->remote.w[3] = sk->dst_ip6[3];
+	}
+}
+
+static __always_inline u8 first_role(struct packet *p, bool out)
+{
+	if (p->protocol == IPPROTO_TCP)
+		return !p->tcp_syn ? ROLE_UNKNOWN : out ? ROLE_CLIENT : ROLE_SERVER;
+	if (p->echo_request || p->echo_reply)
+		return out == p->echo_request ? ROLE_CLIENT : ROLE_SERVER;
+	if (p->protocol == IPPROTO_UDP)
+		return out ? ROLE_CLIENT : ROLE_SERVER;
+	return ROLE_UNKNOWN;
+}
+
+static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, bool out, u64 now)
+{
+	if (out) {
+		__sync_fetch_and_add(&f->tx_bytes, bytes);
+		__sync_fetch_and_add(&f->tx_packets, packets);
+	} else {
+		__sync_fetch_and_add(&f->rx_bytes, bytes);
+		__sync_fetch_and_add(&f->rx_packets, packets);
+	}
+	f->last_ns = now;
+}
+
+static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
+				  u64 cookie, u64 bytes, u64 packets, bool out, u64 now)
+{
+	struct packet_flow f = { .start_ns = now, .last_ns = now, .cookie = cookie };
+	struct packet_flow *other;
+	struct owner *o;
+
+	f.role = first_role(p, out);
+	if (sk) {
+		o = bpf_sk_storage_get(&packet_owners, sk, 0, 0);
+		if (o) {
+			f.pid = o->pid;
+			__builtin_memcpy(f.comm, o->comm, sizeof(f.comm));
+		}
+	}
+	if (out) {
+		f.tx_bytes = bytes;
+		f.tx_packets = packets;
+	} else {
+		f.rx_bytes = bytes;
+		f.rx_packets = packets;
+	}
+	if (!bpf_map_update_elem(&packet_flows, k, &f, BPF_NOEXIST))
+		return;
+	/* Either another CPU was first, or the map is full. */
+	other = bpf_map_lookup_elem(&packet_flows, k);
+	if (other)
+		add(other, bytes, packets, out, now);
+	else
+		count(STAT_MAP_FULL, packets);
+}
+
+/* Every raw ICMP socket gets a copy of every echo. Only the one that takes part
+ * in it counts: the one that asked, or that was the first to be asked. */
+static __always_inline bool takes_echo(struct packet_flow *f, u64 cookie, struct packet *p, bool out)
+{
+	if (!f)
+		return out || p->echo_request;
+	if (out)
+		f->cookie = cookie;
+	return f->cookie == cookie;
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, bool out)
+{
+	struct packet_key k = {};
+	struct packet p = {};
+	struct packet_flow *f;
+	struct bpf_sock *sk;
+	u64 bytes, packets, now, cookie = 0;
+
+	/* TCP leaves at once: its protocol is read, nothing else. */
+	sk = skb->sk;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!count_tcp && sk && sk->protocol == IPPROTO_TCP)
+		return 1;
+	if (read_headers(skb, &p)) {
+		count(STAT_UNREADABLE, 1);
+		return 1;
+	}
+	if (!count_tcp && p.protocol == IPPROTO_TCP)
+		return 1;
+	packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	bytes = skb->len + (packets - 1) * p.headers;
+	k.cgroup_id = bpf_skb_cgroup_id(skb);
+	k.protocol = p.protocol;
+	k.icmp = p.icmp;
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		k.flags |= FLAG_LOOPBACK;
+	if (p.echo_request || p.echo_reply) {
+		k.flags |= out == p.echo_request ? FLAG_ECHO_CLIENT : FLAG_ECHO_SERVER;
+		cookie = bpf_get_socket_cookie(skb);
+	}
+	if (out) {
+		k.local = p.src;
+		k.remote = p.dst;
+		k.local_port = p.src_port;
+		k.remote_port = p.dst_port;
+	} else {
+		k.local = p.dst;
+		k.remote = p.src;
+		k.local_port = p.dst_port;
+		k.remote_port = p.src_port;
+	}
+	if (sk)
+		use_socket_ends(sk, &k);
+	if (cookie)
+		k.local_port = p.echo_id;
+	now = bpf_ktime_get_boot_ns();
+	f = bpf_map_lookup_elem(&packet_flows, &k);
+	if (cookie && !takes_echo(f, cookie, &p, out))
+		return 1;
+	if (f)
+		add(f, bytes, packets, out, now);
+	else
+		begin(&k, &p, sk, cookie, bytes, packets, out, now);
+	return 1;
+}
+
+SEC("cgroup_skb/ingress")
+int packet_ingress(struct __sk_buff *skb)
+{
+	return on_packet(skb, false);
+}
+
+SEC("cgroup_skb/egress")
+int packet_egress(struct __sk_buff *skb)
+{
+	return on_packet(skb, true);
+}
+
+/* Notes who makes a socket, once per socket: packets themselves are often
+ * handled while some other process runs. */
+SEC("cgroup/sock_create")
+int packet_sock_create(struct bpf_sock *sk)
+{
+	struct owner *o;
+
+	if (!count_tcp && sk->protocol == IPPROTO_TCP)
+		return 1;
+	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!o)
+		return 1;
+	o->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(o->comm, sizeof(o->comm));
+	return 1;
+}
+
+/* Run once at start: the owners of the sockets that are already open. */
+SEC("iter/task_file")
+int packet_seed(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct owner *o;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+		return 0;
+	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!o || o->pid)
+		return 0;
+	o->pid = task->tgid;
+	bpf_probe_read_kernel(o->comm, sizeof(o->comm), task->group_leader->comm);
+	return 0;
+}

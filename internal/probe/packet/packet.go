@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package packet counts flows per packet at the cgroup2 root: everything over
+// IP that is not TCP, and TCP where sockets cannot be read. It knows nothing of
+// tables or of who a cgroup is.
+package packet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// DefaultMapEntries bounds the flows that the kernel keeps between two reads
+// and until they are idle.
+const DefaultMapEntries = 65536
+
+// Config of the probe. Apply, Losses, Clock and CgroupRoot are required.
+type Config struct {
+	// Apply takes a sample in; it must not keep it.
+	Apply  func(*flow.Sample)
+	Losses *loss.Counters
+	Clock  *probe.Clock
+	// CgroupRoot is where the cgroup2 hierarchy is mounted.
+	CgroupRoot string
+	// MapEntries is DefaultMapEntries if 0.
+	MapEntries uint32
+	// Idle is how long an entry stays in the kernel without traffic: the flow
+	// table's expiry time. 30 s if 0.
+	Idle time.Duration
+	// Batch is how many entries one read takes; 4096 if 0.
+	Batch int
+	// CountTCP, asked at Start, says whether TCP is counted here too.
+	CountTCP func() bool
+}
+
+// Probe implements probe.Probe.
+type Probe struct {
+	cfg Config
+
+	closers  []io.Closer // in the order in which they were made
+	hooks    []string
+	degraded []string
+
+	flows *ebpf.Map
+	stats *ebpf.Map
+
+	drainer  drainer
+	lost     [bpfPacketStatSTAT_MAX]uint64 // as last read from the kernel
+	tcp      bool
+	received atomic.Uint64
+}
+
+// New returns a probe that is not started.
+func New(cfg Config) *Probe {
+	if cfg.MapEntries == 0 {
+		cfg.MapEntries = DefaultMapEntries
+	}
+	if cfg.Batch == 0 {
+		cfg.Batch = 4096
+	}
+	if cfg.Idle == 0 {
+		cfg.Idle = 30 * time.Second
+	}
+	return &Probe{cfg: cfg}
+}
+
+// Name returns "packet".
+func (p *Probe) Name() string { return "packet" }
+
+// Hooks lists what is attached.
+func (p *Probe) Hooks() []string { return p.hooks }
+
+// Degraded lists the optional parts that this kernel lacks.
+func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...) }
+
+// Received is the number of flow readings that had news.
+func (p *Probe) Received() uint64 { return p.received.Load() }
+
+// CountsTCP reports whether the probe has taken TCP over.
+func (p *Probe) CountsTCP() bool { return p.tcp }
+
+// Start loads and attaches the programs.
+func (p *Probe) Start() error {
+	err := p.start()
+	if err != nil {
+		err = errors.Join(err, p.Close())
+	}
+	return err
+}
+
+func (p *Probe) start() error {
+	if p.cfg.CgroupRoot == "" {
+		return &probe.Unsupported{
+			Reason: "no cgroup2 hierarchy is mounted",
+			Remedy: "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup-root",
+		}
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the packet probe's programs: %w", err)
+	}
+	p.tcp = p.cfg.CountTCP != nil && p.cfg.CountTCP()
+	if err := p.configure(spec); err != nil {
+		return err
+	}
+	core, err := ebpf.NewCollection(probe.Only(spec, bpfProgPacketIngress, bpfProgPacketEgress))
+	if err != nil {
+		return probe.Explain("the kernel does not take the packet probe's programs", err)
+	}
+	p.closers = append(p.closers, probe.CloseFunc(core.Close))
+	p.flows, p.stats = core.Maps[bpfMapPacketFlows], core.Maps[bpfMapPacketStats]
+	p.drainer = newDrainer(p.flows, p.cfg)
+	// Owners first, so that the first packet's flow already has one.
+	p.startOwners(spec, core)
+	if err := p.attach(core.Programs[bpfProgPacketIngress], ebpf.AttachCGroupInetIngress, "cgroup_skb/ingress"); err != nil {
+		return err
+	}
+	return p.attach(core.Programs[bpfProgPacketEgress], ebpf.AttachCGroupInetEgress, "cgroup_skb/egress")
+}
+
+func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
+	spec.Maps[bpfMapPacketFlows].MaxEntries = p.cfg.MapEntries
+	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
+		return fmt.Errorf("set whether TCP is counted: %w", err)
+	}
+	return nil
+}
+
+func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) error {
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: p.cfg.CgroupRoot, Attach: at, Program: prog})
+	if err != nil {
+		return probe.Explain(fmt.Sprintf("attach %s at %s", hook, p.cfg.CgroupRoot), err)
+	}
+	p.closers = append(p.closers, l)
+	p.hooks = append(p.hooks, hook)
+	return nil
+}
+
+// startOwners attaches what names the process behind a flow.
+func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
+	load := func(name string) (*ebpf.Collection, error) {
+		coll, err := ebpf.NewCollectionWithOptions(probe.Only(spec, name), ebpf.CollectionOptions{
+			MapReplacements: core.Maps,
+		})
+		return coll, probe.Explain("load", err)
+	}
+	coll, err := load(bpfProgPacketSockCreate)
+	if err == nil {
+		p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+		err = p.attach(coll.Programs[bpfProgPacketSockCreate], ebpf.AttachCGroupInetSockCreate, "cgroup/sock_create")
+	}
+	if err != nil {
+		p.degraded = append(p.degraded, fmt.Sprintf("flows other than TCP have no process (cgroup/sock_create: %v)", err))
+		return
+	}
+	coll, err = load(bpfProgPacketSeed)
+	if err == nil {
+		err = probe.RunIter(coll.Programs[bpfProgPacketSeed])
+		coll.Close()
+	}
+	if err != nil {
+		p.degraded = append(p.degraded, fmt.Sprintf("sockets older than orb8 have no process, except TCP's (iter/task_file: %v)", err))
+	}
+}
+
+// Run waits for ctx: this probe has no events of its own.
+func (p *Probe) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Collect reads all flows that had traffic since the last call, lets go of the
+// idle ones and reads the loss counters.
+func (p *Probe) Collect() error {
+	n, err := p.drainer.drain()
+	p.received.Add(n)
+	return errors.Join(err, p.readStats())
+}
+
+func (p *Probe) readStats() error {
+	var perCPU []uint64
+	for i := range p.lost {
+		if err := p.stats.Lookup(uint32(i), &perCPU); err != nil {
+			return fmt.Errorf("read the packet probe's loss counters: %w", err)
+		}
+		var total uint64
+		for _, n := range perCPU {
+			total += n
+		}
+		p.cfg.Losses.Add(lossStage(bpfPacketStat(i)), total-p.lost[i])
+		p.lost[i] = total
+	}
+	return nil
+}
+
+func lossStage(s bpfPacketStat) loss.Stage {
+	if s == bpfPacketStatSTAT_MAP_FULL {
+		return loss.PacketMapFull
+	}
+	return loss.PacketUnreadable
+}
+
+// Close detaches and unloads everything.
+func (p *Probe) Close() error {
+	var errs []error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		errs = append(errs, p.closers[i].Close())
+	}
+	p.closers, p.hooks = nil, nil
+	return errors.Join(errs...)
+}

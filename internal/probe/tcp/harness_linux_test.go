@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// seen is what the probe said of one connection's one end.
+type seen struct {
+	flow.Sample              // the last one
+	events      []flow.State // of all samples, in order
+	deltas      flow.Counters
+	finals      int
+}
+
+// watcher runs a probe and keeps what it says.
+type watcher struct {
+	*Probe
+	losses *loss.Counters
+
+	mu    sync.Mutex
+	flows map[instance]*seen
+}
+
+type instance struct {
+	flow.Key
+	id uint64
+}
+
+func (w *watcher) apply(s *flow.Sample) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := instance{s.Key, s.Instance}
+	f := w.flows[k]
+	if f == nil {
+		f = &seen{deltas: s.Total.Sub(s.Base)}
+		w.flows[k] = f
+	} else {
+		f.deltas = f.deltas.Add(s.Total.Sub(f.Total))
+	}
+	if f.finals > 0 && s.TCP.End == flow.EndNone {
+		return // read before the final record, applied after it
+	}
+	f.Sample = *s
+	f.events = append(f.events, s.TCP.State)
+	if s.TCP.End != flow.EndNone {
+		f.finals++
+	}
+}
+
+// find waits for an end of a connection for which ok holds.
+func (w *watcher) find(t *testing.T, what string, ok func(*seen) bool) *seen {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if err := w.Collect(); err != nil {
+			t.Fatal(err)
+		}
+		if f := w.first(ok); f != nil {
+			return f
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no record of %s; have:\n%s", what, w.dump())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (w *watcher) first(ok func(*seen) bool) *seen {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flows {
+		if ok(f) {
+			c := *f
+			return &c
+		}
+	}
+	return nil
+}
+
+func (w *watcher) dump() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var b strings.Builder
+	for _, f := range w.flows {
+		fmt.Fprintf(&b, "%s:%d %s:%d pid %d %q %+v %+v\n", f.Local.IP(), f.LocalPort, f.Remote.IP(), f.RemotePort,
+			f.PID, f.Comm, f.Total, f.TCP)
+		if b.Len() > 4000 {
+			break
+		}
+	}
+	return b.String()
+}
+
+// final waits for the end of the connection from local to remote.
+func (w *watcher) final(t *testing.T, local, remote netip.AddrPort) *seen {
+	t.Helper()
+	return w.find(t, fmt.Sprintf("the end of %v -> %v", local, remote), func(f *seen) bool {
+		return f.finals > 0 && is(f, local, remote)
+	})
+}
+
+func is(f *seen, local, remote netip.AddrPort) bool {
+	return netip.AddrPortFrom(f.Local.IP(), f.LocalPort) == unmap(local) &&
+		netip.AddrPortFrom(f.Remote.IP(), f.RemotePort) == unmap(remote)
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+func addrOf(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
+
+// start loads the probe, or skips where this kernel or user cannot.
+func start(t *testing.T, cfg Config) *watcher {
+	t.Helper()
+	w := load(t, cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return w
+}
+
+// load is start without Run.
+func load(t *testing.T, cfg Config) *watcher {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to load BPF programs")
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Logf("raise the memlock limit: %v", err)
+	}
+	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
+	cfg.Apply, cfg.Losses, cfg.Clock = w.apply, w.losses, probe.NewClock()
+	w.Probe = New(cfg)
+	if err := w.Start(); err != nil {
+		if u, ok := errors.AsType[*probe.Unsupported](err); ok {
+			t.Logf("orb8-feature: TCP from socket counters: fallback: %v", u)
+			t.Skipf("SKIP: %v", u)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return w
+}
+
+func feature(t *testing.T, name string) {
+	t.Helper()
+	if !t.Failed() {
+		t.Logf("orb8-feature: %s: works", name)
+	}
+}
+
+// pair makes a connection over addr, an address without port.
+func pair(t *testing.T, network, addr string) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen(network, net.JoinHostPort(addr, "0"))
+	if err != nil {
+		t.Skipf("SKIP: %s is not available: %v", addr, err)
+	}
+	defer l.Close()
+	return dialTo(t, l, network, l.Addr().String())
+}
+
+func dialTo(t *testing.T, l net.Listener, network, addr string) (client, server *net.TCPConn) {
+	t.Helper()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+		}
+		accepted <- c
+	}()
+	c, err := net.Dial(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.(*net.TCPConn), (<-accepted).(*net.TCPConn)
+}
+
+// exchange sends up and down bytes at the same time and waits until both have
+// arrived.
+func exchange(t *testing.T, client, server net.Conn, up, down int64) {
+	t.Helper()
+	var wg sync.WaitGroup
+	move := func(from, to net.Conn, n int64) {
+		wg.Go(func() {
+			if _, err := io.CopyN(from, zeros{}, n); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := io.CopyN(io.Discard, to, n); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	move(client, server, up)
+	move(server, client, down)
+	wg.Wait()
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// closeBoth ends a connection in order: the client first.
+func closeBoth(t *testing.T, client, server *net.TCPConn) {
+	t.Helper()
+	if err := client.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.Copy(io.Discard, server); err != nil {
+		t.Error(err)
+	}
+	server.Close()
+	if _, err := io.Copy(io.Discard, client); err != nil {
+		t.Error(err)
+	}
+	client.Close()
+}
+
+// netns is a network namespace made for a test.
+type netns struct {
+	name string
+	fd   int
+}
+
+func run(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// need skips if a program or kernel feature that the test itself uses is not
+// there.
+func need(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Skipf("SKIP: %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+func newNetns(t *testing.T, name string) *netns {
+	t.Helper()
+	name = fmt.Sprintf("orb8-%d-%s", os.Getpid(), name)
+	need(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
+	fd, err := unix.Open("/var/run/netns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	n := &netns{name: name, fd: fd}
+	run(t, n.cmd("ip", "link", "set", "lo", "up")...)
+	return n
+}
+
+func (n *netns) cmd(args ...string) []string {
+	return append([]string{"ip", "netns", "exec", n.name}, args...)
+}
+
+// do runs f in the namespace, on a thread of its own.
+func (n *netns) do(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
+			panic(err)
+		}
+		f()
+	}()
+	<-done
+}
+
+// joined makes two namespaces with a veth pair between them, 10.231.0.1 and .2.
+func joined(t *testing.T) (a, b *netns) {
+	t.Helper()
+	a, b = newNetns(t, "a"), newNetns(t, "b")
+	need(t, a.cmd("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v0", "netns", b.name)...)
+	for i, n := range []*netns{a, b} {
+		run(t, n.cmd("ip", "addr", "add", fmt.Sprintf("10.231.0.%d/24", i+1), "dev", "v0")...)
+		run(t, n.cmd("ip", "addr", "add", fmt.Sprintf("fd00:231::%d/64", i+1), "dev", "v0", "nodad")...)
+		// Packets of a link, not of 64 KiB, so that a share of them is many.
+		need(t, n.cmd("ip", "link", "set", "v0", "gso_max_segs", "1", "up")...)
+	}
+	return a, b
+}
+
+// listen and dial in a namespace.
+func (n *netns) listen(t *testing.T, addr string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	var err error
+	n.do(func() { l, err = net.Listen("tcp", addr) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func (n *netns) dial(t *testing.T, l net.Listener) (client, server *net.TCPConn) {
+	t.Helper()
+	n.do(func() { client, server = dialTo(t, l, "tcp", l.Addr().String()) })
+	return client, server
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package tcp reads TCP flows from the kernel's per-socket counters. No program
+// of it runs per packet. It knows nothing of tables or of who a socket's owner
+// is beyond its cgroup, pid and command.
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+)
+
+// DefaultRingBytes holds about 17,000 final records.
+const DefaultRingBytes = 4 << 20
+
+// drainEvery is how long a final record may wait in the ring.
+const drainEvery = 100 * time.Millisecond
+
+// Config of the probe. Apply, Losses and Clock are required.
+type Config struct {
+	// Apply takes a sample in; it must not keep it. It is called from the
+	// goroutines of Run and Collect.
+	Apply  func(*flow.Sample)
+	Losses *loss.Counters
+	Clock  *probe.Clock
+	// RingBytes is a power of two and a multiple of the page size.
+	// DefaultRingBytes if 0.
+	RingBytes uint32
+}
+
+// Probe implements probe.Probe.
+type Probe struct {
+	cfg Config
+
+	closers  []io.Closer // in the order in which they were made
+	hooks    []string
+	degraded []string
+
+	ring  *ringbuf.Reader
+	iter  *link.Iter
+	stats *ebpf.Map
+
+	mu       sync.Mutex
+	flushed  chan struct{} // closed by Run when a requested flush is through
+	running  bool
+	lost     [bpfTcpStatSTAT_MAX]uint64 // as last read from the kernel
+	buf      []byte
+	resets   atomic.Uint64
+	received atomic.Uint64
+}
+
+// New returns a probe that is not started.
+func New(cfg Config) *Probe {
+	if cfg.RingBytes == 0 {
+		cfg.RingBytes = DefaultRingBytes
+	}
+	return &Probe{cfg: cfg}
+}
+
+// Name returns "tcp".
+func (p *Probe) Name() string { return "tcp" }
+
+// Hooks lists what is attached.
+func (p *Probe) Hooks() []string { return p.hooks }
+
+// Degraded lists the optional parts that this kernel lacks.
+func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...) }
+
+// Received is the number of records read from the kernel.
+func (p *Probe) Received() uint64 { return p.received.Load() }
+
+// UnmatchedResets counts resets sent for packets that met no connection.
+func (p *Probe) UnmatchedResets() uint64 { return p.resets.Load() }
+
+// optional programs, each with what is missing without it.
+func optional() []struct{ prog, hook, effect string } {
+	return []struct{ prog, hook, effect string }{
+		{bpfProgTcpReceiveReset, "tp_btf/tcp_receive_reset", "resets received are told only by the socket's error"},
+		{bpfProgTcpSendReset, "tp_btf/tcp_send_reset", "resets sent are told only by how the socket closed"},
+		{bpfProgTcpRetransmit, "tp_btf/tcp_retransmit_skb", "retransmits show at the next interval, not at once"},
+		{bpfProgTcpError, "tp_btf/inet_sk_error_report", "a failed connection may show as aborted if the program is quick to ask why"},
+		{bpfProgTcpSeed, "iter/task_file", "sockets that were open before orb8 show only when they close"},
+	}
+}
+
+// Start loads and attaches the programs and takes in the sockets that are
+// already open.
+func (p *Probe) Start() error {
+	err := p.start()
+	if err != nil {
+		err = errors.Join(err, p.Close())
+	}
+	return err
+}
+
+func (p *Probe) start() error {
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the tcp probe's programs: %w", err)
+	}
+	if err := p.configure(spec); err != nil {
+		return err
+	}
+	core, err := p.loadCore(spec)
+	if err != nil {
+		return probe.Explain("the kernel does not take the tcp probe's programs", err)
+	}
+	p.stats = core.Maps[bpfMapTcpStats]
+	if err := p.openReaders(core); err != nil {
+		return err
+	}
+	if err := p.attachTracing(core.Programs[bpfProgTcpSetState], "tp_btf/inet_sock_set_state"); err != nil {
+		return err
+	}
+	p.startOptional(spec, core)
+	return nil
+}
+
+func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
+	spec.Maps[bpfMapTcpRing].MaxEntries = p.cfg.RingBytes
+	if err := spec.Variables[bpfVarWakeBytes].Set(uint64(p.cfg.RingBytes / 4)); err != nil {
+		return fmt.Errorf("set the ring's wake-up mark: %w", err)
+	}
+	return nil
+}
+
+// loadCore loads what the probe cannot do without, and all maps.
+func (p *Probe) loadCore(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	coll, err := ebpf.NewCollection(probe.Only(spec, bpfProgTcpSetState, bpfProgTcpSample))
+	if err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+	return coll, nil
+}
+
+func (p *Probe) openReaders(core *ebpf.Collection) error {
+	it, err := link.AttachIter(link.IterOptions{
+		Program: core.Programs[bpfProgTcpSample], Map: core.Maps[bpfMapTcpSocks],
+	})
+	if err != nil {
+		return probe.Explain("attach the socket iterator", err)
+	}
+	p.iter = it
+	p.closers = append(p.closers, it)
+	p.hooks = append(p.hooks, "iter/bpf_sk_storage_map")
+	p.ring, err = ringbuf.NewReader(core.Maps[bpfMapTcpRing])
+	if err != nil {
+		return fmt.Errorf("open the tcp probe's ring buffer: %w", err)
+	}
+	p.closers = append(p.closers, p.ring)
+	return nil
+}
+
+func (p *Probe) attachTracing(prog *ebpf.Program, hook string) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return probe.Explain("attach "+hook, err)
+	}
+	p.closers = append(p.closers, l)
+	p.hooks = append(p.hooks, hook)
+	return nil
+}
+
+func (p *Probe) startOptional(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
+	for _, o := range optional() {
+		if err := p.startOne(spec, core, o.prog, o.hook); err != nil {
+			p.degraded = append(p.degraded, fmt.Sprintf("%s (%s: %v)", o.effect, o.hook, err))
+		}
+	}
+}
+
+func (p *Probe) startOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name, hook string) error {
+	coll, err := ebpf.NewCollectionWithOptions(probe.Only(spec, name), ebpf.CollectionOptions{
+		MapReplacements: core.Maps,
+	})
+	if err != nil {
+		return probe.Explain("load", err)
+	}
+	if name == bpfProgTcpSeed {
+		defer coll.Close()
+		return probe.RunIter(coll.Programs[name])
+	}
+	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+	return p.attachTracing(coll.Programs[name], hook)
+}
+
+// Run moves final records from the ring to Apply until ctx is done, and once
+// more after that.
+func (p *Probe) Run(ctx context.Context) error {
+	p.setRunning(true)
+	defer p.setRunning(false)
+	var rec ringbuf.Record
+	var s flow.Sample
+	for {
+		p.ring.SetDeadline(time.Now().Add(drainEvery))
+		err := p.drain(&rec, &s)
+		switch {
+		case errors.Is(err, ringbuf.ErrFlushed):
+			p.signalFlushed()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		default:
+			return fmt.Errorf("read the tcp probe's ring buffer: %w", err)
+		}
+		if ctx.Err() != nil {
+			return p.drainOnce()
+		}
+	}
+}
+
+// drainOnce applies what is in the ring and does not wait for more.
+func (p *Probe) drainOnce() error {
+	var rec ringbuf.Record
+	var s flow.Sample
+	p.ring.SetDeadline(time.Unix(0, 1))
+	if err := p.drain(&rec, &s); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ringbuf.ErrFlushed) {
+		return fmt.Errorf("read the tcp probe's ring buffer: %w", err)
+	}
+	return nil
+}
+
+// drain applies records until the reader returns an error, which it returns.
+func (p *Probe) drain(rec *ringbuf.Record, s *flow.Sample) error {
+	for {
+		if err := p.ring.ReadInto(rec); err != nil {
+			return err
+		}
+		p.apply(rec.RawSample, s)
+	}
+}
+
+func (p *Probe) apply(raw []byte, s *flow.Sample) {
+	if err := decode(raw, s, p.cfg.Clock); err != nil {
+		p.cfg.Losses.Add(loss.DecodeFailed, 1)
+		return
+	}
+	p.received.Add(1)
+	p.cfg.Apply(s)
+}
+
+func (p *Probe) setRunning(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = on
+	if !on && p.flushed != nil {
+		close(p.flushed)
+		p.flushed = nil
+	}
+}
+
+func (p *Probe) signalFlushed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.flushed != nil {
+		close(p.flushed)
+		p.flushed = nil
+	}
+}
+
+// Collect waits until the records that are in the ring have been applied, then
+// reads all sockets and the loss counters.
+func (p *Probe) Collect() error {
+	return errors.Join(p.flushRing(), p.sample(), p.readStats())
+}
+
+func (p *Probe) flushRing() error {
+	p.mu.Lock()
+	if !p.running {
+		p.mu.Unlock()
+		return p.drainOnce()
+	}
+	if p.flushed == nil {
+		p.flushed = make(chan struct{})
+	}
+	done := p.flushed
+	p.mu.Unlock()
+	if err := p.ring.Flush(); err != nil {
+		return fmt.Errorf("flush the tcp probe's ring buffer: %w", err)
+	}
+	select {
+	case <-done:
+	case <-time.After(time.Second): // Run is stuck in Apply; the next pass will see
+	}
+	return nil
+}
+
+// sample makes one pass over all sockets.
+func (p *Probe) sample() error {
+	r, err := p.iter.Open()
+	if err != nil {
+		return fmt.Errorf("open the socket iterator: %w", err)
+	}
+	err = p.readRecords(r)
+	return errors.Join(err, r.Close())
+}
+
+func (p *Probe) readRecords(r io.Reader) error {
+	if p.buf == nil {
+		p.buf = make([]byte, 64<<10)
+	}
+	var s flow.Sample
+	have := 0
+	for {
+		n, err := r.Read(p.buf[have:])
+		have += n
+		at := 0
+		for ; have-at >= recordSize; at += recordSize {
+			p.apply(p.buf[at:have], &s)
+		}
+		have = copy(p.buf, p.buf[at:have])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the socket iterator: %w", err)
+		}
+	}
+}
+
+func (p *Probe) readStats() error {
+	var total [bpfTcpStatSTAT_MAX]uint64
+	var perCPU []uint64
+	for i := range total {
+		if err := p.stats.Lookup(uint32(i), &perCPU); err != nil {
+			return fmt.Errorf("read the tcp probe's loss counters: %w", err)
+		}
+		for _, n := range perCPU {
+			total[i] += n
+		}
+	}
+	p.cfg.Losses.Add(loss.TCPRingFull, total[bpfTcpStatSTAT_RING_FULL]-p.lost[bpfTcpStatSTAT_RING_FULL])
+	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
+	p.resets.Store(total[bpfTcpStatSTAT_RESETS_UNMATCHED])
+	p.lost = total
+	return nil
+}
+
+// Close detaches and unloads everything.
+func (p *Probe) Close() error {
+	var errs []error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		errs = append(errs, p.closers[i].Close())
+	}
+	p.closers, p.hooks = nil, nil
+	return errors.Join(errs...)
+}

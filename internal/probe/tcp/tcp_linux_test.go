@@ -1,0 +1,742 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package tcp
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/loss"
+)
+
+func command(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:len(b)-1])
+}
+
+func checkBytes(t *testing.T, f *seen, tx, rx uint64) {
+	t.Helper()
+	if f.Total.TxBytes != tx || f.Total.RxBytes != rx {
+		t.Errorf("bytes %d sent, %d received, want %d and %d", f.Total.TxBytes, f.Total.RxBytes, tx, rx)
+	}
+	if f.deltas != f.Total {
+		t.Errorf("differences add up to %+v, want %+v", f.deltas, f.Total)
+	}
+}
+
+func TestExactBytes(t *testing.T) {
+	w := start(t, Config{})
+	sizes := []int64{1, 1 << 20, 1 << 30}
+	if testing.Short() {
+		sizes[2] = 32 << 20
+	}
+	for _, family := range []struct{ network, addr string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
+		for i, size := range sizes {
+			t.Run(fmt.Sprintf("%s/%d", family.network, size), func(t *testing.T) {
+				client, server := pair(t, family.network, family.addr)
+				local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+				up, down := size, sizes[len(sizes)-1-i]/3+1
+				if !testing.Short() && i == 0 {
+					down = 1 // one byte each way as well
+				}
+				exchange(t, client, server, up, down)
+				closeBoth(t, client, server)
+				c, s := w.final(t, local, remote), w.final(t, remote, local)
+				checkBytes(t, c, uint64(up), uint64(down))
+				checkBytes(t, s, uint64(down), uint64(up))
+				if c.Role != flow.RoleClient || s.Role != flow.RoleServer {
+					t.Errorf("roles %v and %v, want client and server", c.Role, s.Role)
+				}
+				if c.TCP.End != flow.EndFIN || s.TCP.End != flow.EndFIN {
+					t.Errorf("ends %v and %v, want FIN", c.TCP.End, s.TCP.End)
+				}
+				if c.TCP.RTTMicros == 0 || c.TCP.MinRTTMicros == 0 || c.TCP.MinRTTMicros > 1_000_000 {
+					t.Errorf("RTT %d, minimum %d", c.TCP.RTTMicros, c.TCP.MinRTTMicros)
+				}
+				if c.TCP.ConnectNanos == 0 || s.TCP.ConnectNanos != 0 {
+					t.Errorf("connect latency %d and %d, want it on the client's side only", c.TCP.ConnectNanos, s.TCP.ConnectNanos)
+				}
+				if c.TCP.AckedBytes != uint64(up) {
+					t.Errorf("acknowledged %d, want %d", c.TCP.AckedBytes, up)
+				}
+				// SYN, ACK and FIN at the least; both ends count the same.
+				if c.Total.TxPackets < 3 || c.Total.TxPackets != s.Total.RxPackets+1 && c.Total.TxPackets != s.Total.RxPackets &&
+					c.Total.TxPackets != s.Total.RxPackets+2 {
+					t.Errorf("segments %d sent, %d received at the other end", c.Total.TxPackets, s.Total.RxPackets)
+				}
+				for _, f := range []*seen{c, s} {
+					if f.PID != uint32(os.Getpid()) || f.Comm.String() != command(t) {
+						t.Errorf("process %d %q, want %d %q", f.PID, f.Comm, os.Getpid(), command(t))
+					}
+					if !f.Loopback || f.NetNS == 0 || f.CgroupID == 0 {
+						t.Errorf("loopback %v netns %d cgroup %d", f.Loopback, f.NetNS, f.CgroupID)
+					}
+				}
+			})
+		}
+	}
+	feature(t, "TCP from socket counters")
+}
+
+func TestMappedIPv4(t *testing.T) {
+	w := start(t, Config{})
+	l, err := net.Listen("tcp", "[::]:0") // takes IPv4 in, as ::ffff:127.0.0.1
+	if err != nil {
+		t.Skipf("SKIP: no IPv6: %v", err)
+	}
+	defer l.Close()
+	client, server := dialTo(t, l, "tcp4", fmt.Sprintf("127.0.0.1:%d", addrOf(l.Addr()).Port()))
+	exchange(t, client, server, 10, 20)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	closeBoth(t, client, server)
+	s := w.final(t, remote, local)
+	if ip := s.Local.IP(); !ip.Is4() {
+		t.Errorf("address %v, want IPv4", ip)
+	}
+	checkBytes(t, s, 20, 10)
+}
+
+func TestOpenConnectionIsSampled(t *testing.T) {
+	w := start(t, Config{})
+	client, server := pair(t, "tcp4", "127.0.0.1")
+	defer server.Close()
+	defer client.Close()
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	var want uint64
+	for range 3 {
+		exchange(t, client, server, 1000, 10)
+		want += 1000
+		f := w.find(t, "the open connection", func(f *seen) bool { return is(f, local, remote) && f.Total.TxBytes == want })
+		if f.TCP.State != flow.StateEstablished || f.finals != 0 {
+			t.Errorf("state %d, %d final records", f.TCP.State, f.finals)
+		}
+	}
+	before := w.Received()
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	if w.first(func(f *seen) bool { return is(f, local, remote) && f.Total.TxBytes != want }) != nil || w.Received() > before+20 {
+		t.Error("a connection without traffic was reported again")
+	}
+	feature(t, "TCP connections while open")
+}
+
+func TestPreexisting(t *testing.T) {
+	client, server := pair(t, "tcp4", "127.0.0.1")
+	exchange(t, client, server, 5000, 700)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	w := start(t, Config{})
+	f := w.find(t, "the older connection", func(f *seen) bool { return is(f, local, remote) })
+	if !f.TCP.Preexisting || f.Total.TxBytes != 5000 || f.Base.TxBytes != 5000 {
+		t.Errorf("preexisting %v, total %+v, base %+v", f.TCP.Preexisting, f.Total, f.Base)
+	}
+	if f.PID != uint32(os.Getpid()) || f.Comm.String() != command(t) {
+		t.Errorf("process %d %q", f.PID, f.Comm)
+	}
+	exchange(t, client, server, 11, 22)
+	closeBoth(t, client, server)
+	for _, end := range []struct {
+		f                *seen
+		role             flow.Role
+		tx, rx, dTx, dRx uint64
+	}{
+		{w.final(t, local, remote), flow.RoleClient, 5011, 722, 11, 22},
+		{w.final(t, remote, local), flow.RoleServer, 722, 5011, 22, 11},
+	} {
+		if end.f.Total.TxBytes != end.tx || end.f.Total.RxBytes != end.rx {
+			t.Errorf("totals %+v, want %d and %d", end.f.Total, end.tx, end.rx)
+		}
+		if end.f.deltas.TxBytes != end.dTx || end.f.deltas.RxBytes != end.dRx {
+			t.Errorf("since the start %+v, want %d and %d", end.f.deltas, end.dTx, end.dRx)
+		}
+		if end.f.Role != end.role || end.f.TCP.End != flow.EndFIN {
+			t.Errorf("role %v, end %v", end.f.Role, end.f.TCP.End)
+		}
+	}
+	feature(t, "TCP connections older than orb8")
+}
+
+// A listener that was there before names the owner of what it accepts later.
+func TestPreexistingListener(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	w := start(t, Config{})
+	client, server := dialTo(t, l, "tcp4", l.Addr().String())
+	exchange(t, client, server, 1, 1)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	f := w.find(t, "the server's end", func(f *seen) bool { return is(f, remote, local) })
+	if f.PID != uint32(os.Getpid()) || f.Role != flow.RoleServer || f.TCP.Preexisting {
+		t.Errorf("pid %d role %v preexisting %v", f.PID, f.Role, f.TCP.Preexisting)
+	}
+	closeBoth(t, client, server)
+}
+
+func TestRefused(t *testing.T) {
+	w := start(t, Config{})
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
+		if err != nil {
+			t.Skipf("SKIP: %v", err)
+		}
+		remote := addrOf(l.Addr())
+		l.Close()
+		if _, err := net.Dial("tcp", remote.String()); err == nil {
+			t.Fatal("connected to a closed port")
+		}
+		f := w.find(t, "the refused connection", func(f *seen) bool {
+			return f.finals > 0 && netip.AddrPortFrom(f.Remote.IP(), f.RemotePort) == remote
+		})
+		if f.TCP.End != flow.EndRefused || !f.TCP.Failed || syscall.Errno(f.TCP.Errno) != syscall.ECONNREFUSED {
+			t.Errorf("%+v, want refused", f.TCP)
+		}
+		if f.LocalPort == 0 || f.Role != flow.RoleClient || f.PID != uint32(os.Getpid()) {
+			t.Errorf("local port %d role %v pid %d", f.LocalPort, f.Role, f.PID)
+		}
+		if f.Total.TxBytes != 0 || f.Total.RxBytes != 0 {
+			t.Errorf("bytes %+v, want none", f.Total)
+		}
+	}
+	feature(t, "failed TCP connections with their reason")
+}
+
+func TestResets(t *testing.T) {
+	w := start(t, Config{})
+	t.Run("linger 0", func(t *testing.T) {
+		client, server := pair(t, "tcp4", "127.0.0.1")
+		exchange(t, client, server, 100, 50)
+		local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+		if err := client.SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+		c, s := w.final(t, local, remote), w.final(t, remote, local)
+		server.Close()
+		if c.TCP.End != flow.EndResetLocal || s.TCP.End != flow.EndResetRemote {
+			t.Errorf("ends %v and %v, want reset by the client", c.TCP.End, s.TCP.End)
+		}
+		if !c.TCP.ResetSent || c.TCP.ResetReceived || !s.TCP.ResetReceived || s.TCP.ResetSent {
+			t.Errorf("client %+v, server %+v", c.TCP, s.TCP)
+		}
+		checkBytes(t, c, 100, 50)
+		checkBytes(t, s, 50, 100)
+	})
+	t.Run("unread data", func(t *testing.T) {
+		client, server := pair(t, "tcp4", "127.0.0.1")
+		local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+		if _, err := client.Write([]byte("unread")); err != nil {
+			t.Fatal(err)
+		}
+		w.find(t, "the data", func(f *seen) bool { return is(f, remote, local) && f.Total.RxBytes == 6 })
+		server.Close()
+		c, s := w.final(t, local, remote), w.final(t, remote, local)
+		client.Close()
+		if s.TCP.End != flow.EndResetLocal || c.TCP.End != flow.EndResetRemote {
+			t.Errorf("ends %v and %v, want reset by the server", c.TCP.End, s.TCP.End)
+		}
+	})
+	feature(t, "TCP resets and who sent them")
+}
+
+// timeouts, unreachable hosts and loss need packets to be dropped or rejected.
+func nft(t *testing.T, n *netns, rule string) {
+	t.Helper()
+	need(t, n.cmd("nft", "add", "table", "inet", "orb8")...)
+	need(t, n.cmd("nft", "add chain inet orb8 in { type filter hook input priority 0; }")...)
+	need(t, n.cmd("nft", "add rule inet orb8 in "+rule)...)
+}
+
+func dialWith(n *netns, addr string, timeout time.Duration, control func(fd int) error) error {
+	d := net.Dialer{Timeout: timeout, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = control(int(fd)) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	var err error
+	n.do(func() {
+		var c net.Conn
+		if c, err = d.DialContext(context.Background(), "tcp", addr); err == nil {
+			c.Close()
+		}
+	})
+	return err
+}
+
+func TestFailures(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	nft(t, b, "tcp dport 81 drop")
+	nft(t, b, "tcp dport 82 reject with icmpx type host-unreachable")
+	remote := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("10.231.0.2"), port) }
+	userTimeout := func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1200) }
+	none := func(int) error { return nil }
+	for _, tc := range []struct {
+		name    string
+		port    uint16
+		timeout time.Duration
+		control func(int) error
+		want    flow.End
+	}{
+		{"timeout", 81, 0, userTimeout, flow.EndTimeout},
+		{"given up", 81, 300 * time.Millisecond, none, flow.EndAborted},
+		{"refused", 83, 0, none, flow.EndRefused},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := dialWith(a, remote(tc.port).String(), tc.timeout, tc.control); err == nil {
+				t.Fatal("connected")
+			} else {
+				t.Logf("the program was told: %v", err)
+			}
+			f := w.find(t, tc.name, func(f *seen) bool {
+				return f.finals > 0 && f.TCP.End == tc.want && netip.AddrPortFrom(f.Remote.IP(), f.RemotePort) == remote(tc.port)
+			})
+			if !f.TCP.Failed || f.Loopback {
+				t.Errorf("failed %v, loopback %v", f.TCP.Failed, f.Loopback)
+			}
+			if tc.want == flow.EndTimeout && f.TCP.Retransmits == 0 {
+				t.Error("no SYN was sent again")
+			}
+		})
+	}
+}
+
+// A blocking connect, since a program that asks for the error of its own
+// connect takes it away unseen where the ICMP message came back within connect.
+func TestUnreachable(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	nft(t, b, "reject with icmpx type host-unreachable")
+	a.do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		err = unix.Connect(fd, &unix.SockaddrInet4{Port: 82, Addr: [4]byte{10, 231, 0, 2}})
+		if err != unix.EHOSTUNREACH {
+			t.Errorf("the program was told: %v", err)
+		}
+	})
+	f := w.find(t, "the attempt", func(f *seen) bool { return f.finals > 0 && f.RemotePort == 82 })
+	if f.TCP.End != flow.EndUnreachable || !f.TCP.Failed {
+		t.Errorf("%+v, want unreachable", f.TCP)
+	}
+}
+
+func TestEstablishedTimesOut(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	defer server.Close()
+	exchange(t, client, server, 10, 10)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	raw, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 800)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	nft(t, b, "tcp dport "+fmt.Sprint(remote.Port())+" drop")
+	if _, err := client.Write([]byte("into the void")); err != nil {
+		t.Fatal(err)
+	}
+	f := w.final(t, local, remote)
+	client.Close()
+	if f.TCP.End != flow.EndTimeout || f.TCP.Failed || f.TCP.Retransmits == 0 {
+		t.Errorf("%+v, want a timeout with retransmits", f.TCP)
+	}
+}
+
+func TestLossyLink(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	nft(t, a, "numgen random mod 100 < 5 drop")
+	nft(t, b, "numgen random mod 100 < 5 drop")
+	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	const up, down = 3 << 20, 1 << 20
+	exchange(t, client, server, up, down)
+	closeBoth(t, client, server)
+	c, s := w.final(t, local, remote), w.final(t, remote, local)
+	checkBytes(t, c, up, down)
+	checkBytes(t, s, down, up)
+	if c.TCP.Retransmits == 0 || c.TCP.RetransBytes == 0 {
+		t.Errorf("retransmits %d, %d bytes: want some at 5 %% loss", c.TCP.Retransmits, c.TCP.RetransBytes)
+	}
+	t.Logf("%d and %d segments sent again", c.TCP.Retransmits, s.TCP.Retransmits)
+	feature(t, "TCP retransmits, bytes exact under loss")
+}
+
+// What this host drops on its way out has been counted as sent by the socket,
+// each time, but is one payload.
+func TestLocalDrops(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	need(t, a.cmd("nft", "add", "table", "inet", "orb8")...)
+	need(t, a.cmd("nft", "add chain inet orb8 out { type filter hook output priority 0; }")...)
+	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	need(t, a.cmd("nft", "add rule inet orb8 out numgen random mod 100 < 5 drop")...)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	const up, down = 5 << 20, 1 << 20
+	exchange(t, client, server, up, down)
+	closeBoth(t, client, server)
+	c, s := w.final(t, local, remote), w.final(t, remote, local)
+	checkBytes(t, c, up, down)
+	checkBytes(t, s, down, up)
+}
+
+// A retransmission shows before the next pass over all sockets.
+func TestRetransmitShowsAtOnce(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	defer server.Close()
+	defer client.Close()
+	exchange(t, client, server, 10, 10)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	nft(t, b, "drop")
+	if _, err := client.Write([]byte("lost")); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for time.Now().Before(deadline) { // no Collect here
+		if w.first(func(f *seen) bool { return is(f, local, remote) && f.TCP.Retransmits > 0 }) != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("no record of the retransmission")
+}
+
+func TestShortConnections(t *testing.T) {
+	n := 20_000
+	if testing.Short() {
+		n = 1000
+	}
+	w := start(t, Config{})
+	// An address of its own, since the ports of an earlier run stay in use for
+	// a minute.
+	l, err := net.Listen("tcp4", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(200), rand.IntN(250), 1+rand.IntN(250)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	begin := time.Now()
+	shortConnections(t, l, n)
+	took := time.Since(begin)
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	addr := addrOf(l.Addr())
+	clients, servers, wrong := 0, 0, 0
+	w.mu.Lock()
+	for _, f := range w.flows {
+		client := netip.AddrPortFrom(f.Remote.IP(), f.RemotePort) == addr
+		if !client && netip.AddrPortFrom(f.Local.IP(), f.LocalPort) != addr {
+			continue
+		}
+		if client {
+			clients++
+		} else {
+			servers++
+		}
+		if f.finals != 1 || f.Total.TxBytes != 1 || f.Total.RxBytes != 1 {
+			wrong++
+		}
+	}
+	w.mu.Unlock()
+	lost := int(w.losses.Get(loss.TCPRingFull) + w.losses.Get(loss.TCPStorageFull))
+	t.Logf("%d connections in %v: %d clients' and %d servers' ends, %d lost and counted", n, took, clients, servers, lost)
+	if clients+servers+lost != 2*n || wrong != 0 {
+		t.Errorf("%d clients' and %d servers' ends and %d lost, want %d in all; %d with wrong counters", clients, servers, lost, 2*n, wrong)
+	}
+}
+
+// shortConnections makes n connections one after the other, a byte each way.
+func shortConnections(t *testing.T, l net.Listener, n int) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 1)
+		for range n {
+			c, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := c.Read(b); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Write(b); err != nil {
+				t.Error(err)
+			}
+			c.Read(b) // the client's FIN
+			c.Close()
+		}
+	}()
+	b := make([]byte, 1)
+	for range n {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	<-done
+}
+
+// With a ring of one page and nobody reading, most final records are lost: all
+// of them are counted, and an open connection's totals stay right.
+func TestRingFull(t *testing.T) {
+	w := load(t, Config{RingBytes: uint32(os.Getpagesize())})
+	client, server := pair(t, "tcp4", "127.0.0.1")
+	defer server.Close()
+	defer client.Close()
+	exchange(t, client, server, 1234, 5678)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const n = 200
+	shortConnections(t, l, n)
+	exchange(t, client, server, 1, 2)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := w.Run(ctx); err != nil { // reads what is there and returns
+		t.Fatal(err)
+	}
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	port, got := addrOf(l.Addr()).Port(), 0
+	w.mu.Lock()
+	for _, f := range w.flows {
+		if f.LocalPort == port || f.RemotePort == port {
+			got++
+		}
+	}
+	w.mu.Unlock()
+	lost := w.losses.Get(loss.TCPRingFull)
+	if lost == 0 || uint64(got)+lost < 2*n || uint64(got) >= 2*n {
+		t.Errorf("%d records and %d counted as lost, want %d in all and some lost", got, lost, 2*n)
+	}
+	f := w.first(func(f *seen) bool { return is(f, addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())) })
+	if f == nil {
+		t.Fatal("no record of the open connection")
+	}
+	checkBytes(t, f, 1235, 5680)
+}
+
+// A socket may be connected again after a failure; each attempt is a record.
+func TestSocketConnectedAgain(t *testing.T) {
+	w := start(t, Config{})
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	to := func(p uint16) *unix.SockaddrInet4 {
+		return &unix.SockaddrInet4{Port: int(p), Addr: [4]byte{127, 0, 0, 1}}
+	}
+	if err := unix.Connect(fd, to(1)); err == nil {
+		t.Skip("SKIP: something listens on port 1")
+	}
+	if err := unix.Connect(fd, to(addrOf(l.Addr()).Port())); err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Write(fd, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	remote := addrOf(l.Addr())
+	ok := w.find(t, "the second attempt", func(f *seen) bool {
+		return netip.AddrPortFrom(f.Remote.IP(), f.RemotePort) == remote && f.Total.TxBytes == 5
+	})
+	failed := w.find(t, "the first attempt", func(f *seen) bool { return f.RemotePort == 1 && f.finals == 1 })
+	if failed.TCP.End != flow.EndRefused || ok.TCP.Failed || ok.Instance == failed.Instance {
+		t.Errorf("first %+v, second %+v", failed.TCP, ok.TCP)
+	}
+	server.Close()
+}
+
+func TestManySockets(t *testing.T) {
+	n := 3000
+	if testing.Short() {
+		n = 300
+	}
+	w := start(t, Config{})
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range n {
+		client, server := dialTo(t, l, "tcp4", l.Addr().String())
+		conns = append(conns, client, server)
+	}
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	port, got := addrOf(l.Addr()).Port(), 0
+	w.mu.Lock()
+	for _, f := range w.flows {
+		if (f.LocalPort == port || f.RemotePort == port) && f.TCP.State == flow.StateEstablished {
+			got++
+		}
+	}
+	w.mu.Unlock()
+	if got != 2*n {
+		t.Errorf("one pass found %d sockets, want %d", got, 2*n)
+	}
+}
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv("ORB8_TEST_DIAL"); addr != "" {
+		os.Exit(child(addr))
+	}
+	os.Exit(m.Run())
+}
+
+// child connects, sends 77 bytes and waits for the other side to close.
+func child(addr string) int {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer c.Close()
+	if _, err := c.Write(make([]byte, 77)); err != nil {
+		return 1
+	}
+	c.Read(make([]byte, 1))
+	return 0
+}
+
+// Two namespaces joined by a veth pair, the client in a cgroup of its own: each
+// end is attributed to its own cgroup.
+func TestCgroups(t *testing.T) {
+	w := start(t, Config{})
+	a, b := joined(t)
+	cgroup, id := newCgroup(t)
+	for _, addr := range []string{"10.231.0.2:0", "[fd00:231::2]:0"} {
+		l := b.listen(t, addr)
+		cmd := childIn(t, a, cgroup, l.Addr().String())
+		if err := cmd.Start(); err != nil {
+			t.Skipf("SKIP: start a process in a cgroup: %v", err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.Read(make([]byte, 77)); err != nil {
+			t.Fatal(err)
+		}
+		local, remote := addrOf(server.RemoteAddr()), addrOf(server.LocalAddr())
+		server.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		c, s := w.final(t, local, remote), w.final(t, remote, local)
+		if c.CgroupID != id || s.CgroupID == id || s.CgroupID == 0 {
+			t.Errorf("cgroups %d and %d, want %d for the client only", c.CgroupID, s.CgroupID, id)
+		}
+		if c.PID != uint32(cmd.Process.Pid) || s.PID != uint32(os.Getpid()) {
+			t.Errorf("processes %d and %d, want %d and %d", c.PID, s.PID, cmd.Process.Pid, os.Getpid())
+		}
+		if c.NetNS == s.NetNS || c.Loopback || s.Loopback {
+			t.Errorf("namespaces %d and %d, loopback %v and %v", c.NetNS, s.NetNS, c.Loopback, s.Loopback)
+		}
+		checkBytes(t, c, 77, 0)
+		checkBytes(t, s, 0, 77)
+	}
+	feature(t, "both ends told apart by cgroup")
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	count := func() int {
+		entries, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	cycle := func() {
+		w := load(t, Config{})
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cycle()
+	before := count()
+	for range 3 {
+		cycle()
+	}
+	if after := count(); after > before {
+		t.Errorf("%d file descriptors before, %d after three cycles", before, after)
+	}
+}
+
+// Where the kernel has no memory to keep state beside a socket, that is counted
+// and the connection itself is not disturbed.
+func TestStorageFull(t *testing.T) {
+	w := start(t, Config{})
+	n := newNetns(t, "mem")
+	// The bound on what may be kept beside a socket; per namespace since 6.8.
+	need(t, n.cmd("sh", "-c", "echo 64 > /proc/sys/net/core/optmem_max")...)
+	client, server := n.dial(t, n.listen(t, "127.0.0.1:0"))
+	exchange(t, client, server, 10, 10)
+	closeBoth(t, client, server)
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	if w.losses.Get(loss.TCPStorageFull) == 0 {
+		t.Error("nothing counted")
+	}
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command metricsdoc prints docs/metrics.md from the list of metric families in
+// the code:
+//
+//	go run ./tools/metricsdoc > docs/metrics.md
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/loss"
+)
+
+const intro = `<!-- Made by "go run ./tools/metricsdoc > docs/metrics.md"; do not edit. -->
+# Metrics
+
+The agent serves these at ` + "`/metrics`" + ` on port 9091, along with those of the Go runtime (` + "`go_*`" + `) and of the process (` + "`process_*`" + `). ` + "`/healthz`" + ` answers 200 as long as the process does; ` + "`/readyz`" + ` answers 200 while at least one probe runs, and else 503 with the reason.
+
+## Labels
+
+| label | meaning |
+|---|---|
+| ` + "`namespace`, `workload`, `workload_kind`" + ` | who: in Kubernetes the pod's owner, for instance a Deployment; else a Container, systemd Unit, Process (named by its command) or the Kernel, with an empty namespace |
+| ` + "`pod`" + ` | the pod; only with the setting ` + "`metrics.pod`" + ` |
+| ` + "`direction`" + ` | ` + "`egress` or `ingress`" + `, seen from the workload |
+| ` + "`protocol`" + ` | ` + "`TCP`, `UDP`, `ICMP`, `ICMPv6` or `other`" + ` |
+
+The time series by workload are bounded by the setting ` + "`metrics.max_series`" + `. What is beyond counts under the workload ` + "`other`" + ` of the kind ` + "`Other`" + `, so that sums stay right. The series of a workload go 60 s after its last record once it no longer exists; those of a Process 60 s after its last record. orb8's own traffic is not counted unless ` + "`include_self`" + ` is set.
+`
+
+func main() {
+	if _, err := os.Stdout.WriteString(page()); err != nil {
+		fmt.Fprintln(os.Stderr, "metricsdoc: write:", err)
+		os.Exit(1)
+	}
+}
+
+func page() string {
+	w := new(strings.Builder)
+	w.WriteString(intro)
+	group := ""
+	for _, f := range agent.Families(false) {
+		if f.Group != group {
+			group = f.Group
+			fmt.Fprintf(w, "\n## %s\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n", group)
+		}
+		fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s |\n", f.Name, f.Type, f.Unit, code(f.Labels), f.Help)
+	}
+	w.WriteString("\n## Stages of orb8_lost_events_total\n\n| stage | one count stands for |\n|---|---|\n")
+	for _, s := range loss.Stages() {
+		fmt.Fprintf(w, "| `%s` | %s |\n", s, s.Meaning())
+	}
+	return w.String()
+}
+
+func code(labels []string) string {
+	if len(labels) == 0 {
+		return ""
+	}
+	return "`" + strings.Join(labels, "`, `") + "`"
+}
