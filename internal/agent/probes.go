@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -22,8 +23,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-// probes is the list of all probes. A new probe is one more call of Add.
-func probes(s Sink, cgroupRoot string) *probe.Manager {
+// probes is the list of all probes. A new probe is one more call of Add. What a
+// reload can change is asked of now; s.Config is as it was at the start.
+func probes(s Sink, now func() *Config, cgroupRoot string) *probe.Manager {
 	clock := probe.NewClock()
 	m := probe.NewManager(s.Log)
 
@@ -32,8 +34,9 @@ func probes(s Sink, cgroupRoot string) *probe.Manager {
 	})
 	packetProbe := packet.New(packet.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot,
-		MapEntries: uint32(s.Config.PacketMapEntries), Idle: s.Config.IdleTimeout,
-		CountTCP: func() bool { return s.Config.TCP != ModeOff && !m.Running(tcpProbe.Name()) },
+		MapEntries: uint32(s.Config.PacketMapEntries),
+		Idle:       func() time.Duration { return now().IdleTimeout },
+		CountTCP:   func() bool { return s.Config.TCP != ModeOff && !m.Running(tcpProbe.Name()) },
 	})
 
 	m.Add(tcpProbe, append(modeOptions(tcpProbe, s.Config.TCP), probe.Fallback(func() (string, bool) {
@@ -73,9 +76,12 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	deps.Resolver = r
 	deps.CgroupRoot = root
 	deps.KernelRelease = kernelRelease()
-	deps.Probes = func(s Sink) *probe.Manager { return probes(s, root) }
+	var a *Agent
+	deps.Probes = func(s Sink) *probe.Manager {
+		return probes(s, func() *Config { return a.config() }, root)
+	}
 	deps.IsSelf = newSelf(cfg).is
-	a, err := New(cfg, deps, log)
+	a, err = New(cfg, deps, log)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
@@ -114,10 +116,19 @@ func runAgent(flagSet *pflag.FlagSet) func(ctx context.Context, version string, 
 			return &usageError{err}
 		}
 		log, level := agent.NewLogger(stderr, &cfg)
+		saveMemory()
 		host, err := agent.NewHost(cfg, agent.Deps{Version: version, LogLevel: level, Reload: resolve}, log)
 		if err != nil {
 			return err
 		}
 		return errors.Join(host.Run(ctx), host.Close())
+	}
+}
+
+// saveMemory has the garbage collected twice as often as usual, unless GOGC says
+// otherwise: an agent allocates little, and its node has better uses for memory.
+func saveMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
 	}
 }

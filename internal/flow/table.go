@@ -231,9 +231,11 @@ func (t *Table) Len() int {
 func (t *Table) insert(s *Sample) *row {
 	if len(t.rows) >= t.cfg.MaxFlows {
 		oldest := t.head.prev
-		t.finish(oldest, EventEvict, max(s.Last, oldest.rec.Last))
+		if !oldest.done { // else it was only still shown
+			t.finish(oldest, EventEvict, max(s.Last, oldest.rec.Last))
+			t.cfg.Losses.Add(loss.FlowTableFull, 1)
+		}
 		t.remove(oldest)
-		t.cfg.Losses.Add(loss.FlowTableFull, 1)
 	}
 	r := t.free
 	if r == nil {

@@ -324,8 +324,12 @@ func TestEvict(t *testing.T) {
 	b.Apply(sample(2, 16, at(42)))
 	b.Apply(sample(4, 31, at(43)))
 	b.told = nil
+	before := b.losses.Get(loss.FlowTableFull)
 	b.Apply(sample(5, 50))
 	b.want(t, told{5, 1, EventOpen, 50, 50, 50})
+	if got := b.losses.Get(loss.FlowTableFull); got != before {
+		t.Errorf("pushing out a closed flow counted %d losses", got-before)
+	}
 	if b.Len() != 3 {
 		t.Errorf("%d rows, want 3", b.Len())
 	}

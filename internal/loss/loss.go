@@ -35,7 +35,7 @@ var stages = [numStages]struct {
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
-	FlowTableFull:      {"flow_table_full", "flows pushed out of the full flow table, the longest idle first; their final event was sent", false},
+	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
 	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},
 	MetricSeriesCapped: {"metric_series_capped", "workloads counted under \"other\" because the cap on metric series was reached", true},
 }

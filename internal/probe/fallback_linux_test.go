@@ -7,7 +7,6 @@ package probe_test
 import (
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -16,21 +15,16 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
-	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // TestPacketTakesTCPOver: where the tcp probe cannot start (here because its ring
 // has a size that no kernel takes), the packet probe counts TCP, and the status
 // says so.
 func TestPacketTakesTCPOver(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to load BPF programs")
-	}
-	mount, err := workload.FindCgroupMount("/proc", "")
-	if err != nil {
-		t.Skipf("SKIP: %v", err)
-	}
+	probetest.NeedRoot(t)
+	root := probetest.CgroupRoot(t)
 	var mu sync.Mutex
 	got := make(map[uint16]flow.Counters) // by the server's port, from the client's end
 	apply := func(s *flow.Sample) {
@@ -44,7 +38,7 @@ func TestPacketTakesTCPOver(t *testing.T) {
 	m := probe.NewManager(slog.New(slog.DiscardHandler))
 	broken := tcp.New(tcp.Config{Apply: apply, Losses: losses, Clock: clock, RingBytes: 1})
 	packets := packet.New(packet.Config{
-		Apply: apply, Losses: losses, Clock: clock, CgroupRoot: mount.Path,
+		Apply: apply, Losses: losses, Clock: clock, CgroupRoot: root,
 		CountTCP: func() bool { return !m.Running("tcp") },
 	})
 	m.Add(broken, probe.Fallback(func() (string, bool) { return "counted per packet", m.Running("packet") }))

@@ -24,12 +24,12 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -39,12 +39,7 @@ const lifecycleEnv = "ORB8_LIFECYCLE_TEST_CHILD"
 // newProbes returns a manager with the real probes.
 func newProbes(t *testing.T) *probe.Manager {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to load BPF programs")
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		t.Logf("raise the memlock limit: %v", err)
-	}
+	probetest.NeedRoot(t)
 	mount, err := workload.FindCgroupMount("/proc", "")
 	if err != nil {
 		t.Logf("no cgroup2 hierarchy: %v", err) // the packet probe then stays off

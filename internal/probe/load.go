@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -30,10 +31,30 @@ type CloseFunc func()
 // Close calls f.
 func (f CloseFunc) Close() error { f(); return nil }
 
-// RunIter attaches an iterator program, runs it once for its effects and
-// detaches it.
-func RunIter(prog *ebpf.Program) (err error) {
-	it, err := link.AttachIter(link.IterOptions{Program: prog})
+// CloseAll closes what a probe has opened, the last one first.
+func CloseAll(opened []io.Closer) error {
+	var errs []error
+	for _, c := range slices.Backward(opened) {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// LoadOne loads an optional program by itself, on the maps of core.
+func LoadOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name string) (*ebpf.Collection, error) {
+	coll, err := ebpf.NewCollectionWithOptions(Only(spec, name), ebpf.CollectionOptions{MapReplacements: core.Maps})
+	return coll, Explain("load", err)
+}
+
+// RunOnce loads an optional iterator program like LoadOne, runs it once for its
+// effects and unloads it.
+func RunOnce(spec *ebpf.CollectionSpec, core *ebpf.Collection, name string) (err error) {
+	coll, err := LoadOne(spec, core, name)
+	if err != nil {
+		return err
+	}
+	defer coll.Close()
+	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[name]})
 	if err != nil {
 		return Explain("attach", err)
 	}
@@ -45,4 +66,20 @@ func RunIter(prog *ebpf.Program) (err error) {
 	defer func() { err = errors.Join(err, r.Close()) }()
 	_, err = io.Copy(io.Discard, r)
 	return err
+}
+
+// ReadCounters fills total with the counters of a per-CPU array, each the sum
+// of all CPUs.
+func ReadCounters(m *ebpf.Map, total []uint64) error {
+	var perCPU []uint64
+	for i := range total {
+		if err := m.Lookup(uint32(i), &perCPU); err != nil {
+			return err
+		}
+		total[i] = 0
+		for _, n := range perCPU {
+			total[i] += n
+		}
+	}
+	return nil
 }

@@ -25,11 +25,12 @@ func decode(k *bpfPacketKey, f *bpfPacketFlow, base flow.Counters, s *flow.Sampl
 		Unit:     flow.BytesIP,
 		Loopback: k.Flags&uint8(bpfPacketFlagFLAG_LOOPBACK) != 0,
 		First:    c.Unix(f.StartNs),
-		Last:     c.Unix(f.LastNs),
-		Total:    counters(f),
-		Base:     base,
-		PID:      f.Pid,
-		Comm:     flow.Comm(f.Comm),
+		// The clock of LastNs is up to a tick behind that of StartNs.
+		Last:  c.Unix(max(f.StartNs, f.LastNs)),
+		Total: counters(f),
+		Base:  base,
+		PID:   f.Pid,
+		Comm:  flow.Comm(f.Comm),
 	}
 	switch {
 	case k.Flags&uint8(bpfPacketFlagFLAG_ECHO_CLIENT) != 0:

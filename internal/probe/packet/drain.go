@@ -26,6 +26,7 @@ type drainer struct {
 	keys     []bpfPacketKey
 	values   []bpfPacketFlow
 	reported map[bpfPacketKey]reported
+	idleFor  uint64      // after so many nanoseconds an entry goes, as of this drain
 	idle     []idleEntry // scratch
 	sample   flow.Sample
 	// twoSteps is set where the kernel cannot look up and delete in one step
@@ -57,6 +58,7 @@ func (d *drainer) drain() (news uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	d.idleFor = uint64(d.cfg.Idle())
 	crowded := d.crowded()
 	news, err = d.read(now, crowded)
 	if err == nil && !crowded && d.crowded() {
@@ -97,7 +99,7 @@ func (d *drainer) read(now uint64, anyAge bool) (news uint64, err error) {
 			if d.report(k, f) {
 				news++
 			}
-			if anyAge || f.LastNs+uint64(d.cfg.Idle) <= now {
+			if anyAge || f.LastNs+d.idleFor <= now {
 				d.idle = append(d.idle, idleEntry{*k, f.LastNs})
 			}
 		}
@@ -136,7 +138,7 @@ func (d *drainer) deleteIdle(now uint64) error {
 	slices.SortFunc(d.idle, func(a, b idleEntry) int { return cmp.Compare(a.last, b.last) })
 	surplus := len(d.reported) - int(d.cfg.MapEntries)/2
 	for i, e := range d.idle {
-		expired := e.last+uint64(d.cfg.Idle) <= now
+		expired := e.last+d.idleFor <= now
 		if !expired && i >= surplus {
 			break
 		}

@@ -17,18 +17,16 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -61,24 +59,12 @@ type seen struct {
 func start(t *testing.T, change func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, got: make(map[flow.Key]*seen)}
-	cfg := Config{Apply: r.apply, Losses: &r.losses, Clock: probe.NewClock(), CgroupRoot: cgroupRoot(t)}
+	cfg := Config{Apply: r.apply, Losses: &r.losses, Clock: probe.NewClock(), CgroupRoot: probetest.CgroupRoot(t)}
 	if change != nil {
 		change(&cfg)
 	}
 	r.Probe = New(cfg)
-	err := r.Start()
-	if u, ok := errors.AsType[*probe.Unsupported](err); ok {
-		t.Logf("orb8-feature: packet probe: off: %v", u)
-		t.Skipf("the packet probe does not run here: %v; %s", u, u.Remedy)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	probetest.Start(t, r, "packet probe: off")
 	return r
 }
 
@@ -131,26 +117,6 @@ func (f *seen) want(t *testing.T, what string, total flow.Counters) {
 	}
 }
 
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to load BPF programs")
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		t.Logf("raise the memlock limit: %v", err)
-	}
-}
-
-func cgroupRoot(t *testing.T) string {
-	t.Helper()
-	needRoot(t)
-	m, err := workload.FindCgroupMount("/proc", "")
-	if err != nil {
-		t.Skipf("no cgroup2 hierarchy: %v", err)
-	}
-	return m.Path
-}
-
 // ownCgroup is the id of this process's cgroup.
 func ownCgroup(t *testing.T) uint64 {
 	t.Helper()
@@ -160,63 +126,28 @@ func ownCgroup(t *testing.T) uint64 {
 	}
 	for line := range strings.Lines(string(text)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return inode(t, filepath.Join(cgroupRoot(t), path))
+			return probetest.CgroupID(t, filepath.Join(probetest.CgroupRoot(t), path))
 		}
 	}
 	t.Fatal("this process is in no cgroup2 cgroup")
 	return 0
 }
 
-func inode(t *testing.T, path string) uint64 {
-	t.Helper()
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		t.Fatalf("stat %s: %v", path, err)
-	}
-	return st.Ino
-}
-
-var cgroups atomic.Int64
-
-// newCgroup makes a cgroup for the time of the test.
-func newCgroup(t *testing.T) (path string, id uint64) {
-	t.Helper()
-	path = filepath.Join(cgroupRoot(t), fmt.Sprintf("orb8-test-%d-%d", os.Getpid(), cgroups.Add(1)))
-	if err := os.Mkdir(path, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		var err error
-		for range 50 { // a process leaves its cgroup a little after its end
-			if err = os.Remove(path); err == nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		t.Error(err)
-	})
-	return path, inode(t, path)
-}
-
-// child is this test binary, run a second time in a cgroup of its own and, if
-// wanted, a network namespace of its own. It does what it is told.
+// child is this test binary, run a second time in a cgroup and a network
+// namespace. It does what it is told.
 type child struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	in     io.Writer
-	out    *bufio.Reader
-	cgroup uint64
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Reader
 }
 
-func newChild(t *testing.T, cgroup string, netns bool) *child {
+func newChild(t *testing.T, cgroup string, netns *probetest.Netns) *child {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	cmd.Stderr = os.Stderr
-	stop := inCgroup(t, cmd, cgroup)
-	if netns {
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET
-	}
+	probetest.InCgroup(t, cmd, cgroup)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -225,32 +156,17 @@ func newChild(t *testing.T, cgroup string, netns bool) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if netns.Do(func() { err = cmd.Start() }); err != nil {
 		t.Fatalf("start a process in its own cgroup: %v", err)
 	}
-	stop()
-	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), cgroup: inode(t, cgroup)}
+	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out)}
 	t.Cleanup(func() {
 		_ = in.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("child: %v", err)
 		}
 	})
-	if netns {
-		c.do("run ip link set lo up")
-	}
 	return c
-}
-
-// inCgroup has cmd start in the cgroup; done gives back what that needs.
-func inCgroup(t *testing.T, cmd *exec.Cmd, cgroup string) (done func()) {
-	t.Helper()
-	dir, err := os.Open(cgroup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	return func() { _ = dir.Close() }
 }
 
 func (c *child) pid() uint32 { return uint32(c.cmd.Process.Pid) }
@@ -384,12 +300,6 @@ func (c *commands) do(f []string) (string, error) {
 		return n
 	}
 	switch f[0] {
-	case "run":
-		out, err := exec.Command(f[1], f[2:]...).CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("%w: %s", err, out)
-		}
-		return "", nil
 	case "echo":
 		s, err := serveUDP(f[1])
 		if err != nil {

@@ -15,6 +15,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ETH_P_IPV6 0x86dd
 #define LOOPBACK_IFINDEX 1
 #define MAX_EXTENSION_HEADERS 6
+#define MAX_OFFSET 0x3fff /* one less than a power of two */
 
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
@@ -106,6 +107,19 @@ struct {
 /* Count TCP too, because its sockets cannot be read here. */
 volatile const bool count_tcp = false;
 
+/* Boot time less monotonic time, which a suspended machine moves; kept up to
+ * date from outside. */
+volatile u64 boot_offset;
+
+/* When a flow last had a packet need not be exact: the clock that the kernel
+ * itself reads at each tick costs a fifth of the other one. */
+static __always_inline u64 coarse_boot_ns(void)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_ktime_get_coarse_ns))
+		return bpf_ktime_get_coarse_ns() + boot_offset;
+	return bpf_ktime_get_boot_ns();
+}
+
 struct ipv4 {
 	u8 version_ihl, tos;
 	__be16 len, id, frag_off;
@@ -121,16 +135,12 @@ struct ipv6 {
 	union addr src, dst;
 };
 
-/* What the headers of one packet say. */
+/* What the headers of one packet say, beside its key. */
 struct packet {
-	union addr src, dst;
-	u16 src_port, dst_port;
-	u16 icmp;
+	u32 headers; /* bytes before the payload, repeated in each segment */
 	u16 echo_id;
-	u8 protocol;
 	u8 echo_request, echo_reply;
 	u8 tcp_syn; /* SYN without ACK */
-	u32 headers; /* bytes before the payload, repeated in each segment */
 };
 
 /* Atomic, because an incoming packet may interrupt an outgoing one here. */
@@ -142,137 +152,55 @@ static __always_inline void count(u32 stat, u64 n)
 		__sync_fetch_and_add(v, n);
 }
 
-static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *p, bool *first)
+/* Where a packet has n bytes at offset at, if they are in its linear part, as
+ * headers nearly always are: reading there costs no call. */
+static __always_inline void *linear(struct __sk_buff *skb, u32 at, u32 n)
 {
-	struct ipv4 ip;
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	void *from = data + (at & MAX_OFFSET);
 
-	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
-		return -1;
-	p->protocol = ip.protocol;
-	p->headers = (ip.version_ihl & 0xf) * 4;
-	*first = !(ip.frag_off & bpf_htons(0x1fff));
-	addr_set_v4(&p->src, ip.src);
-	addr_set_v4(&p->dst, ip.dst);
+	return at <= MAX_OFFSET && from + n <= end ? from : 0;
+}
+
+static __always_inline int load(struct __sk_buff *skb, u32 at, void *to, u32 n)
+{
+	void *from = linear(skb, at, n);
+
+	if (!from)
+		return bpf_skb_load_bytes(skb, at, to, n);
+	__builtin_memcpy(to, from, n);
 	return 0;
 }
 
-static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *p, bool *first)
+/* The usual answer at the price of a few loads; false if more must be read. */
+static __always_inline bool plain_tcp(struct __sk_buff *skb)
 {
-	struct ipv6 ip;
-	u32 at = sizeof(ip);
-	u8 next;
+	void *h;
 
-	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
-		return -1;
-	p->src = ip.src;
-	p->dst = ip.dst;
-	next = ip.next_header;
-	*first = true;
-#pragma unroll
-	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
-		u8 ext[4]; /* next header, length, and a fragment's offset */
-		u32 len;
-
-		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
-		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST && next != NEXTHDR_MOBILITY)
-			break;
-		if (bpf_skb_load_bytes(skb, at, ext, sizeof(ext)))
-			return -1;
-		if (next == NEXTHDR_FRAGMENT) {
-			len = 8;
-			if (ext[2] || (ext[3] & 0xf8))
-				*first = false;
-		} else if (next == NEXTHDR_AUTH) {
-			len = (ext[1] + 2) * 4;
-		} else {
-			len = (ext[1] + 1) * 8;
-		}
-		next = ext[0];
-		at += len;
-		if (!*first)
-			break;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		h = linear(skb, 0, sizeof(struct ipv4));
+		return h && ((struct ipv4 *)h)->protocol == IPPROTO_TCP;
 	}
-	p->protocol = next;
-	p->headers = at;
-	return 0;
-}
-
-static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *p)
-{
-	u8 h[14];
-
-	if (bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
-		return -1;
-	p->src_port = h[0] << 8 | h[1];
-	p->dst_port = h[2] << 8 | h[3];
-	p->tcp_syn = (h[13] & 0x12) == 0x02;
-	p->headers += (h[12] >> 4) * 4;
-	return 0;
-}
-
-static __always_inline int read_udp(struct __sk_buff *skb, struct packet *p)
-{
-	u8 h[4];
-
-	if (bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
-		return -1;
-	p->src_port = h[0] << 8 | h[1];
-	p->dst_port = h[2] << 8 | h[3];
-	p->headers += 8;
-	return 0;
-}
-
-/* Both halves of an echo are one flow, under the request's type. */
-static __always_inline int read_icmp(struct __sk_buff *skb, struct packet *p, u8 request, u8 reply)
-{
-	u8 h[6];
-
-	if (bpf_skb_load_bytes(skb, p->headers, h, 2))
-		return -1;
-	p->echo_request = h[0] == request;
-	p->echo_reply = h[0] == reply;
-	if ((p->echo_request || p->echo_reply) &&
-	    !bpf_skb_load_bytes(skb, p->headers, h, sizeof(h)))
-		p->echo_id = h[4] << 8 | h[5];
-	p->icmp = (p->echo_reply ? request : h[0]) << 8 | h[1];
-	return 0;
-}
-
-static __always_inline int read_headers(struct __sk_buff *skb, struct packet *p)
-{
-	bool first;
-	int err;
-
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		err = read_ipv4(skb, p, &first);
-	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		err = read_ipv6(skb, p, &first);
-	else
-		return -1;
-	if (err || !first) /* later fragments carry no ports */
-		return err;
-	switch (p->protocol) {
-	case IPPROTO_TCP:
-		return count_tcp ? read_tcp(skb, p) : 0;
-	case IPPROTO_UDP:
-		return read_udp(skb, p);
-	case IPPROTO_ICMP:
-		return read_icmp(skb, p, ICMP_ECHO, ICMP_ECHOREPLY);
-	case IPPROTO_ICMPV6:
-		return read_icmp(skb, p, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		h = linear(skb, 0, sizeof(struct ipv6));
+		return h && ((struct ipv6 *)h)->next_header == IPPROTO_TCP;
 	}
-	return 0;
+	return false;
 }
 
 /* A connected UDP socket knows its own address and its peer by the one that it
  * connected to. The packet may carry others where the host translates addresses
  * on the way out, and the two directions would then look like two flows. */
-static __always_inline void use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
+static __always_inline bool use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
 {
-	u16 port = bpf_ntohs((__be16)sk->dst_port);
+	u16 port;
 
-	if (!port || k->protocol != IPPROTO_UDP)
-		return;
+	if (!sk || k->protocol != IPPROTO_UDP)
+		return false;
+	port = bpf_ntohs((__be16)sk->dst_port);
+	if (!port)
+		return false;
 	k->local_port = sk->src_port;
 	k->remote_port = port;
 	if (sk->family == AF_INET) {
@@ -288,20 +216,156 @@ static __always_inline void use_socket_ends(struct bpf_sock *sk, struct packet_k
 		k->remote.w[2] = sk->dst_ip6[2];
 		k->remote.w[3] = sk->dst_ip6[3];
 	}
+	return true;
 }
 
-static __always_inline u8 first_role(struct packet *p, bool out)
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
+				     struct packet_key *k, struct packet *p, bool *ports, bool out)
 {
-	if (p->protocol == IPPROTO_TCP)
+	struct ipv4 ip;
+
+	if (load(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	k->protocol = ip.protocol;
+	p->headers = (ip.version_ihl & 0xf) * 4;
+	if (use_socket_ends(sk, k))
+		return 0;
+	/* Later fragments carry no ports. */
+	*ports = !(ip.frag_off & bpf_htons(0x1fff));
+	addr_set_v4(out ? &k->local : &k->remote, ip.src);
+	addr_set_v4(out ? &k->remote : &k->local, ip.dst);
+	return 0;
+}
+
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct bpf_sock *sk,
+				     struct packet_key *k, struct packet *p, bool *ports, bool out)
+{
+	struct ipv6 ip;
+	u32 at = sizeof(ip);
+	bool first = true;
+	u8 next;
+
+	if (load(skb, 0, &ip, sizeof(ip)))
+		return -1;
+	next = ip.next_header;
+#pragma unroll
+	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		u8 ext[4]; /* next header, length, and a fragment's offset */
+		u32 len;
+
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
+		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST && next != NEXTHDR_MOBILITY)
+			break;
+		if (bpf_skb_load_bytes(skb, at, ext, sizeof(ext)))
+			return -1;
+		if (next == NEXTHDR_FRAGMENT) {
+			len = 8;
+			if (ext[2] || (ext[3] & 0xf8))
+				first = false;
+		} else if (next == NEXTHDR_AUTH) {
+			len = (ext[1] + 2) * 4;
+		} else {
+			len = (ext[1] + 1) * 8;
+		}
+		next = ext[0];
+		at += len;
+		if (!first)
+			break;
+	}
+	k->protocol = next;
+	p->headers = at;
+	if (use_socket_ends(sk, k))
+		return 0;
+	*ports = first;
+	*(out ? &k->local : &k->remote) = ip.src;
+	*(out ? &k->remote : &k->local) = ip.dst;
+	return 0;
+}
+
+static __always_inline int read_ports(struct __sk_buff *skb, struct packet_key *k,
+				      struct packet *p, bool out)
+{
+	__be16 h[2]; /* source, destination */
+
+	if (load(skb, p->headers, h, sizeof(h)))
+		return -1;
+	k->local_port = bpf_ntohs(out ? h[0] : h[1]);
+	k->remote_port = bpf_ntohs(out ? h[1] : h[0]);
+	return 0;
+}
+
+static __always_inline int read_tcp(struct __sk_buff *skb, struct packet_key *k, struct packet *p,
+				    bool out)
+{
+	u8 h[2]; /* header length, flags */
+
+	if (read_ports(skb, k, p, out) || load(skb, p->headers + 12, h, sizeof(h)))
+		return -1;
+	p->tcp_syn = (h[1] & 0x12) == 0x02;
+	p->headers += (h[0] >> 4) * 4;
+	return 0;
+}
+
+/* Both halves of an echo are one flow, under the request's type. */
+static __always_inline int read_icmp(struct __sk_buff *skb, struct packet_key *k, struct packet *p,
+				     u8 request, u8 reply)
+{
+	u8 h[6];
+
+	if (load(skb, p->headers, h, 2))
+		return -1;
+	p->echo_request = h[0] == request;
+	p->echo_reply = h[0] == reply;
+	if ((p->echo_request || p->echo_reply) && !load(skb, p->headers, h, sizeof(h)))
+		p->echo_id = h[4] << 8 | h[5];
+	k->icmp = (p->echo_reply ? request : h[0]) << 8 | h[1];
+	return 0;
+}
+
+static __always_inline int read_headers(struct __sk_buff *skb, struct bpf_sock *sk,
+					struct packet_key *k, struct packet *p, bool out)
+{
+	bool ports = false;
+	int err;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		err = read_ipv4(skb, sk, k, p, &ports, out);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		err = read_ipv6(skb, sk, k, p, &ports, out);
+	else
+		return -1;
+	if (err)
+		return err;
+	if (ports) {
+		switch (k->protocol) {
+		case IPPROTO_TCP:
+			return count_tcp ? read_tcp(skb, k, p, out) : 0;
+		case IPPROTO_UDP:
+			err = read_ports(skb, k, p, out);
+			break;
+		case IPPROTO_ICMP:
+			return read_icmp(skb, k, p, ICMP_ECHO, ICMP_ECHOREPLY);
+		case IPPROTO_ICMPV6:
+			return read_icmp(skb, k, p, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY);
+		}
+	}
+	if (k->protocol == IPPROTO_UDP)
+		p->headers += 8;
+	return err;
+}
+
+static __always_inline u8 first_role(u8 protocol, struct packet *p, bool out)
+{
+	if (protocol == IPPROTO_TCP)
 		return !p->tcp_syn ? ROLE_UNKNOWN : out ? ROLE_CLIENT : ROLE_SERVER;
 	if (p->echo_request || p->echo_reply)
 		return out == p->echo_request ? ROLE_CLIENT : ROLE_SERVER;
-	if (p->protocol == IPPROTO_UDP)
+	if (protocol == IPPROTO_UDP)
 		return out ? ROLE_CLIENT : ROLE_SERVER;
 	return ROLE_UNKNOWN;
 }
 
-static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, bool out, u64 now)
+static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, bool out)
 {
 	if (out) {
 		__sync_fetch_and_add(&f->tx_bytes, bytes);
@@ -310,17 +374,18 @@ static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, b
 		__sync_fetch_and_add(&f->rx_bytes, bytes);
 		__sync_fetch_and_add(&f->rx_packets, packets);
 	}
-	f->last_ns = now;
+	f->last_ns = coarse_boot_ns();
 }
 
 static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
-				  u64 cookie, u64 bytes, u64 packets, bool out, u64 now)
+				  u64 cookie, u64 bytes, u64 packets, bool out)
 {
+	u64 now = bpf_ktime_get_boot_ns();
 	struct packet_flow f = { .start_ns = now, .last_ns = now, .cookie = cookie };
 	struct packet_flow *other;
 	struct owner *o;
 
-	f.role = first_role(p, out);
+	f.role = first_role(k->protocol, p, out);
 	if (sk) {
 		o = bpf_sk_storage_get(&packet_owners, sk, 0, 0);
 		if (o) {
@@ -340,7 +405,7 @@ static __always_inline void begin(struct packet_key *k, struct packet *p, struct
 	/* Either another CPU was first, or the map is full. */
 	other = bpf_map_lookup_elem(&packet_flows, k);
 	if (other)
-		add(other, bytes, packets, out, now);
+		add(other, bytes, packets, out);
 	else
 		count(STAT_MAP_FULL, packets);
 }
@@ -358,58 +423,42 @@ static __always_inline bool takes_echo(struct packet_flow *f, u64 cookie, struct
 
 static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 {
-	struct packet_key k = {};
-	struct packet p = {};
+	struct packet_key k;
+	struct packet p;
 	struct packet_flow *f;
 	struct bpf_sock *sk;
-	u64 bytes, packets, now, cookie = 0;
+	u64 bytes, packets, cookie = 0;
 
-	/* TCP leaves at once: its protocol is read, nothing else. */
+	if (!count_tcp && plain_tcp(skb))
+		return 1;
+	__builtin_memset(&k, 0, sizeof(k));
+	__builtin_memset(&p, 0, sizeof(p));
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (!count_tcp && sk && sk->protocol == IPPROTO_TCP)
-		return 1;
-	if (read_headers(skb, &p)) {
+	if (read_headers(skb, sk, &k, &p, out)) {
 		count(STAT_UNREADABLE, 1);
 		return 1;
 	}
-	if (!count_tcp && p.protocol == IPPROTO_TCP)
+	if (!count_tcp && k.protocol == IPPROTO_TCP)
 		return 1;
 	packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	bytes = skb->len + (packets - 1) * p.headers;
 	k.cgroup_id = bpf_skb_cgroup_id(skb);
-	k.protocol = p.protocol;
-	k.icmp = p.icmp;
 	if (skb->ifindex == LOOPBACK_IFINDEX)
 		k.flags |= FLAG_LOOPBACK;
 	if (p.echo_request || p.echo_reply) {
 		k.flags |= out == p.echo_request ? FLAG_ECHO_CLIENT : FLAG_ECHO_SERVER;
+		k.local_port = p.echo_id;
 		cookie = bpf_get_socket_cookie(skb);
 	}
-	if (out) {
-		k.local = p.src;
-		k.remote = p.dst;
-		k.local_port = p.src_port;
-		k.remote_port = p.dst_port;
-	} else {
-		k.local = p.dst;
-		k.remote = p.src;
-		k.local_port = p.dst_port;
-		k.remote_port = p.src_port;
-	}
-	if (sk)
-		use_socket_ends(sk, &k);
-	if (cookie)
-		k.local_port = p.echo_id;
-	now = bpf_ktime_get_boot_ns();
 	f = bpf_map_lookup_elem(&packet_flows, &k);
 	if (cookie && !takes_echo(f, cookie, &p, out))
 		return 1;
 	if (f)
-		add(f, bytes, packets, out, now);
+		add(f, bytes, packets, out);
 	else
-		begin(&k, &p, sk, cookie, bytes, packets, out, now);
+		begin(&k, &p, sk, cookie, bytes, packets, out);
 	return 1;
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -37,9 +38,9 @@ type Config struct {
 	CgroupRoot string
 	// MapEntries is DefaultMapEntries if 0.
 	MapEntries uint32
-	// Idle is how long an entry stays in the kernel without traffic: the flow
-	// table's expiry time. 30 s if 0.
-	Idle time.Duration
+	// Idle, asked at each reading, says how long an entry stays in the kernel
+	// without traffic: the flow table's expiry time. Always 30 s if nil.
+	Idle func() time.Duration
 	// Batch is how many entries one read takes; 4096 if 0.
 	Batch int
 	// CountTCP, asked at Start, says whether TCP is counted here too.
@@ -54,8 +55,9 @@ type Probe struct {
 	hooks    []string
 	degraded []string
 
-	flows *ebpf.Map
-	stats *ebpf.Map
+	flows      *ebpf.Map
+	stats      *ebpf.Map
+	bootOffset *ebpf.Variable
 
 	drainer  drainer
 	lost     [bpfPacketStatSTAT_MAX]uint64 // as last read from the kernel
@@ -71,8 +73,8 @@ func New(cfg Config) *Probe {
 	if cfg.Batch == 0 {
 		cfg.Batch = 4096
 	}
-	if cfg.Idle == 0 {
-		cfg.Idle = 30 * time.Second
+	if cfg.Idle == nil {
+		cfg.Idle = func() time.Duration { return 30 * time.Second }
 	}
 	return &Probe{cfg: cfg}
 }
@@ -122,6 +124,10 @@ func (p *Probe) start() error {
 	}
 	p.closers = append(p.closers, probe.CloseFunc(core.Close))
 	p.flows, p.stats = core.Maps[bpfMapPacketFlows], core.Maps[bpfMapPacketStats]
+	p.bootOffset = core.Variables[bpfVarBootOffset]
+	if err := p.setBootOffset(); err != nil {
+		return err
+	}
 	p.drainer = newDrainer(p.flows, p.cfg)
 	// Owners first, so that the first packet's flow already has one.
 	p.startOwners(spec, core)
@@ -139,6 +145,23 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
+// setBootOffset tells the programs how far boot time is ahead of the monotonic
+// clock: as long as the machine was suspended.
+func (p *Probe) setBootOffset() error {
+	var mono unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
+		return fmt.Errorf("read the monotonic clock: %w", err)
+	}
+	boot, err := bootNow()
+	if err != nil {
+		return err
+	}
+	if err := p.bootOffset.Set(boot - uint64(mono.Nano())); err != nil {
+		return fmt.Errorf("set the packet probe's clock: %w", err)
+	}
+	return nil
+}
+
 func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) error {
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: p.cfg.CgroupRoot, Attach: at, Program: prog})
 	if err != nil {
@@ -151,13 +174,7 @@ func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) erro
 
 // startOwners attaches what names the process behind a flow.
 func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
-	load := func(name string) (*ebpf.Collection, error) {
-		coll, err := ebpf.NewCollectionWithOptions(probe.Only(spec, name), ebpf.CollectionOptions{
-			MapReplacements: core.Maps,
-		})
-		return coll, probe.Explain("load", err)
-	}
-	coll, err := load(bpfProgPacketSockCreate)
+	coll, err := probe.LoadOne(spec, core, bpfProgPacketSockCreate)
 	if err == nil {
 		p.closers = append(p.closers, probe.CloseFunc(coll.Close))
 		err = p.attach(coll.Programs[bpfProgPacketSockCreate], ebpf.AttachCGroupInetSockCreate, "cgroup/sock_create")
@@ -166,12 +183,7 @@ func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
 		p.degraded = append(p.degraded, fmt.Sprintf("flows other than TCP have no process (cgroup/sock_create: %v)", err))
 		return
 	}
-	coll, err = load(bpfProgPacketSeed)
-	if err == nil {
-		err = probe.RunIter(coll.Programs[bpfProgPacketSeed])
-		coll.Close()
-	}
-	if err != nil {
+	if err := probe.RunOnce(spec, core, bpfProgPacketSeed); err != nil {
 		p.degraded = append(p.degraded, fmt.Sprintf("sockets older than orb8 have no process, except TCP's (iter/task_file: %v)", err))
 	}
 }
@@ -185,24 +197,23 @@ func (p *Probe) Run(ctx context.Context) error {
 // Collect reads all flows that had traffic since the last call, lets go of the
 // idle ones and reads the loss counters.
 func (p *Probe) Collect() error {
+	if err := p.setBootOffset(); err != nil {
+		return err
+	}
 	n, err := p.drainer.drain()
 	p.received.Add(n)
 	return errors.Join(err, p.readStats())
 }
 
 func (p *Probe) readStats() error {
-	var perCPU []uint64
-	for i := range p.lost {
-		if err := p.stats.Lookup(uint32(i), &perCPU); err != nil {
-			return fmt.Errorf("read the packet probe's loss counters: %w", err)
-		}
-		var total uint64
-		for _, n := range perCPU {
-			total += n
-		}
-		p.cfg.Losses.Add(lossStage(bpfPacketStat(i)), total-p.lost[i])
-		p.lost[i] = total
+	var total [bpfPacketStatSTAT_MAX]uint64
+	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
+		return fmt.Errorf("read the packet probe's loss counters: %w", err)
 	}
+	for i := range total {
+		p.cfg.Losses.Add(lossStage(bpfPacketStat(i)), total[i]-p.lost[i])
+	}
+	p.lost = total
 	return nil
 }
 
@@ -215,10 +226,7 @@ func lossStage(s bpfPacketStat) loss.Stage {
 
 // Close detaches and unloads everything.
 func (p *Probe) Close() error {
-	var errs []error
-	for i := len(p.closers) - 1; i >= 0; i-- {
-		errs = append(errs, p.closers[i].Close())
-	}
+	err := probe.CloseAll(p.closers)
 	p.closers, p.hooks = nil, nil
-	return errors.Join(errs...)
+	return err
 }

@@ -87,6 +87,7 @@ const (
 	bpfProgPacketIngress    = "packet_ingress"
 	bpfProgPacketSeed       = "packet_seed"
 	bpfProgPacketSockCreate = "packet_sock_create"
+	bpfVarBootOffset        = "boot_offset"
 	bpfVarCountTcp          = "count_tcp"
 	bpfVarMirrored          = "mirrored"
 )
@@ -152,8 +153,9 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	CountTcp *ebpf.VariableSpec `ebpf:"count_tcp"`
-	Mirrored *ebpf.VariableSpec `ebpf:"mirrored"`
+	BootOffset *ebpf.VariableSpec `ebpf:"boot_offset"`
+	CountTcp   *ebpf.VariableSpec `ebpf:"count_tcp"`
+	Mirrored   *ebpf.VariableSpec `ebpf:"mirrored"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -193,8 +195,9 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	CountTcp *ebpf.Variable `ebpf:"count_tcp"`
-	Mirrored *ebpf.Variable `ebpf:"mirrored"`
+	BootOffset *ebpf.Variable `ebpf:"boot_offset"`
+	CountTcp   *ebpf.Variable `ebpf:"count_tcp"`
+	Mirrored   *ebpf.Variable `ebpf:"mirrored"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -25,6 +25,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 )
 
 // Bytes of the headers before a UDP datagram's payload.
@@ -140,8 +141,8 @@ func TestUDPMapped(t *testing.T) {
 func TestProcess(t *testing.T) {
 	server := echoServer(t, "127.0.0.1:0") // older than the probe
 	r := start(t, nil)
-	dir, id := newCgroup(t)
-	c := newChild(t, dir, false)
+	dir, id := probetest.NewCgroup(t)
+	c := newChild(t, dir, nil)
 	client := c.addr("exchange 3 100 %v", server)
 	r.collect()
 	f := r.find(flow.UDP, client, server, id)
@@ -178,15 +179,14 @@ func TestProcess(t *testing.T) {
 // Every raw socket gets a copy of every answer, but each ping shows its own only.
 func TestPingsAtOnce(t *testing.T) {
 	r := start(t, nil)
-	dir, id := newCgroup(t)
+	dir, id := probetest.NewCgroup(t)
 	addr := lonely(79).String()
 	var wg sync.WaitGroup
 	for range 3 {
 		cmd := exec.Command("ping", "-c", "3", "-i", "0.2", addr)
-		done := inCgroup(t, cmd, dir)
+		probetest.InCgroup(t, cmd, dir)
 		wg.Go(func() {
 			out, err := cmd.CombinedOutput()
-			done()
 			if err != nil {
 				t.Errorf("ping: %v: %s", err, out)
 			}
@@ -210,7 +210,7 @@ func TestPingsAtOnce(t *testing.T) {
 
 func TestPing(t *testing.T) {
 	r := start(t, nil)
-	root := inode(t, cgroupRoot(t))
+	root := probetest.CgroupID(t, probetest.CgroupRoot(t))
 	for _, c := range []struct {
 		to, from string
 		proto    flow.Protocol
@@ -224,11 +224,10 @@ func TestPing(t *testing.T) {
 	} {
 		t.Run(c.to, func(t *testing.T) {
 			r.t = t
-			dir, id := newCgroup(t)
+			dir, id := probetest.NewCgroup(t)
 			cmd := exec.Command("ping", "-c", "5", "-i", "0.2", c.to)
-			done := inCgroup(t, cmd, dir)
+			probetest.InCgroup(t, cmd, dir)
 			out, err := cmd.CombinedOutput()
-			done()
 			if err != nil {
 				t.Skipf("ping: %v: %s", err, out)
 			}
@@ -280,7 +279,7 @@ func TestUnreachable(t *testing.T) {
 	r.collect()
 	f := r.find(flow.UDP, addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()), ownCgroup(t))
 	f.want(t, "datagram", flow.Counters{TxPackets: 1, TxBytes: udp4 + 100})
-	answer := r.find(flow.ICMP, netip.AddrPortFrom(local, 0), anyEnd, inode(t, cgroupRoot(t)))
+	answer := r.find(flow.ICMP, netip.AddrPortFrom(local, 0), anyEnd, probetest.CgroupID(t, probetest.CgroupRoot(t)))
 	answer.want(t, "answer", flow.Counters{TxPackets: 1, TxBytes: 20 + 8 + udp4 + 100})
 	if answer.ICMP != 3<<8|3 || answer.ICMPRole != flow.RoleUnknown {
 		t.Errorf("answer: %+v", answer.Sample)
@@ -289,11 +288,11 @@ func TestUnreachable(t *testing.T) {
 
 func TestTwoNamespaces(t *testing.T) {
 	r := start(t, nil)
-	dirA, idA := newCgroup(t)
-	dirB, idB := newCgroup(t)
-	a, b := newChild(t, dirA, true), newChild(t, dirB, true)
-	joinByVeth(t, a, b)
-	server := b.addr("echo 10.77.0.2:0")
+	dirA, idA := probetest.NewCgroup(t)
+	dirB, idB := probetest.NewCgroup(t)
+	left, right := probetest.Joined(t)
+	a, b := newChild(t, dirA, left), newChild(t, dirB, right)
+	server := b.addr("echo 10.231.0.2:0")
 	client := a.addr("exchange 4 1000 %v", server)
 	r.collect()
 	for _, e := range []struct {
@@ -312,26 +311,6 @@ func TestTwoNamespaces(t *testing.T) {
 		}
 	}
 	t.Log("orb8-feature: UDP between network namespaces: works")
-}
-
-// joinByVeth gives a 10.77.0.1 and b 10.77.0.2.
-func joinByVeth(t *testing.T, a, b *child) {
-	t.Helper()
-	left, right := fmt.Sprintf("o8a%d", a.pid()), fmt.Sprintf("o8b%d", b.pid())
-	if out, err := exec.Command("ip", "link", "add", left, "type", "veth", "peer", "name", right).CombinedOutput(); err != nil {
-		t.Skipf("no veth here: %v: %s", err, out)
-	}
-	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", left).Run() }) // unless it has moved on
-	for _, e := range []struct {
-		c         *child
-		dev, addr string
-	}{{a, left, "10.77.0.1/24"}, {b, right, "10.77.0.2/24"}} {
-		if out, err := exec.Command("ip", "link", "set", e.dev, "netns", fmt.Sprint(e.c.pid())).CombinedOutput(); err != nil {
-			t.Fatalf("move %s: %v: %s", e.dev, err, out)
-		}
-		e.c.do("run ip addr add %s dev %s", e.addr, e.dev)
-		e.c.do("run ip link set %s up", e.dev)
-	}
 }
 
 // setOption sets a socket option that takes bytes.
@@ -419,9 +398,10 @@ func TestHeaders(t *testing.T) {
 // after it has been put together: one packet, with one header.
 func TestFragments(t *testing.T) {
 	r := start(t, nil)
-	dir, id := newCgroup(t)
-	c := newChild(t, dir, true)
-	c.do("run ip link set lo mtu 1500")
+	dir, id := probetest.NewCgroup(t)
+	netns := probetest.NewNetns(t)
+	netns.Run(t, "ip", "link", "set", "lo", "mtu", "1500")
+	c := newChild(t, dir, netns)
 	for _, f := range []struct {
 		addr    string
 		headers uint64
@@ -512,9 +492,10 @@ func TestTranslated(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.t = t
-			dir, id := newCgroup(t)
-			p := newChild(t, dir, true)
-			p.do("run ip addr add 10.88.0.1/32 dev lo")
+			dir, id := probetest.NewCgroup(t)
+			netns := probetest.NewNetns(t)
+			netns.Run(t, "ip", "addr", "add", "10.88.0.1/32", "dev", "lo")
+			p := newChild(t, dir, netns)
 			server := p.addr("echo 127.0.0.1:0")
 			to, value := server, any(server.Port())
 			if c.to != "" {
@@ -525,9 +506,7 @@ func TestTranslated(t *testing.T) {
 				"add chain ip orb8test c { type nat hook " + c.chain + " ; }",
 				"add rule ip orb8test c " + fmt.Sprintf(c.rule, value),
 			} {
-				if _, err := p.try("run nft %s", line); err != nil {
-					t.Skipf("no address translation here: nft %s: %v", line, err)
-				}
+				netns.Need(t, "nft", line)
 			}
 			client := p.addr("exchange 3 100 %v", to)
 			r.collect()
@@ -632,12 +611,12 @@ func tcpExchange(t *testing.T, n int) (client, server netip.AddrPort) {
 // counted.
 func alone(t *testing.T, change func(*Config)) (*rig, *child) {
 	t.Helper()
-	dir, _ := newCgroup(t)
+	dir, _ := probetest.NewCgroup(t)
 	r := start(t, func(c *Config) {
 		c.CgroupRoot = dir
 		change(c)
 	})
-	return r, newChild(t, dir, true)
+	return r, newChild(t, dir, probetest.NewNetns(t))
 }
 
 // sum is what all flows together had.
@@ -748,7 +727,7 @@ func (r *rig) entries() (n int) {
 
 func TestIdle(t *testing.T) {
 	const idle = 300 * time.Millisecond
-	r, c := alone(t, func(c *Config) { c.Idle = idle })
+	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return idle } })
 	table := flow.NewTable(flow.Config{
 		MaxFlows: 100, IdleTimeout: idle, Resolver: nobody{}, Losses: &r.losses,
 	}, func(*flow.Record) {})
@@ -791,6 +770,22 @@ func TestIdle(t *testing.T) {
 	r.deleteMode()
 }
 
+// The idle time may change while the probe runs.
+func TestIdleChanges(t *testing.T) {
+	idle := time.Hour
+	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return idle } })
+	c.do("many 2 10 %v", c.addr("echo 127.0.0.1:0"))
+	r.collect()
+	if got := r.entries(); got != 4 {
+		t.Fatalf("%d entries, want 4", got)
+	}
+	idle = 1
+	r.collect()
+	if got := r.entries(); got != 0 {
+		t.Errorf("%d entries after the shorter idle time", got)
+	}
+}
+
 func TestPressure(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.MapEntries = 64 })
 	server := c.addr("echo 127.0.0.1:0")
@@ -801,6 +796,7 @@ func TestPressure(t *testing.T) {
 	}
 	c.do("many 4 10 %v", server) // so that these four are not the longest idle
 	c.do("many 30 10 %v", server)
+	time.Sleep(20 * time.Millisecond) // ages are as exact as the kernel's tick
 	c.do("many 4 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 32 {
@@ -830,7 +826,7 @@ func TestPressure(t *testing.T) {
 
 // Traffic while entries are read and deleted as fast as can be.
 func TestNothingIsLostWhileDeleting(t *testing.T) {
-	r, c := alone(t, func(c *Config) { c.Idle = time.Nanosecond })
+	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
 	server := c.addr("echo 127.0.0.1:0")
 	rounds := 50
 	if testing.Short() {
@@ -871,7 +867,7 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 }
 
 func TestNoCgroupMount(t *testing.T) {
-	needRoot(t)
+	probetest.NeedRoot(t)
 	for _, root := range []string{"", filepath.Join(t.TempDir(), "gone"), t.TempDir()} {
 		p := New(Config{Losses: new(loss.Counters), CgroupRoot: root, Clock: probe.NewClock()})
 		err := p.Start()
@@ -908,7 +904,7 @@ func TestNotPrivileged(t *testing.T) {
 		}
 		return
 	}
-	needRoot(t)
+	probetest.NeedRoot(t)
 	// The binary is in a folder that others may not enter.
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {

@@ -6,25 +6,19 @@ package tcp
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
-
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 )
 
 // seen is what the probe said of one connection's one end.
@@ -135,42 +129,32 @@ func addrOf(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 func start(t *testing.T, cfg Config) *watcher {
 	t.Helper()
 	w := load(t, cfg)
+	w.run(t)
+	return w
+}
+
+func (w *watcher) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
+		if err := w.ring.Flush(); err != nil { // Run may wait for long
+			t.Error(err)
+		}
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return w
 }
 
 // load is start without Run.
 func load(t *testing.T, cfg Config) *watcher {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to load BPF programs")
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		t.Logf("raise the memlock limit: %v", err)
-	}
 	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
 	cfg.Apply, cfg.Losses, cfg.Clock = w.apply, w.losses, probe.NewClock()
 	w.Probe = New(cfg)
-	if err := w.Start(); err != nil {
-		if u, ok := errors.AsType[*probe.Unsupported](err); ok {
-			t.Logf("orb8-feature: TCP from socket counters: fallback: %v", u)
-			t.Skipf("SKIP: %v", u)
-		}
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
+	probetest.Start(t, w, "TCP from socket counters: fallback")
 	return w
 }
 
@@ -251,81 +235,12 @@ func closeBoth(t *testing.T, client, server *net.TCPConn) {
 	client.Close()
 }
 
-// netns is a network namespace made for a test.
-type netns struct {
-	name string
-	fd   int
-}
-
-func run(t *testing.T, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
-	}
-}
-
-// need skips if a program or kernel feature that the test itself uses is not
-// there.
-func need(t *testing.T, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		t.Skipf("SKIP: %s: %v: %s", strings.Join(args, " "), err, out)
-	}
-}
-
-func newNetns(t *testing.T, name string) *netns {
-	t.Helper()
-	name = fmt.Sprintf("orb8-%d-%s", os.Getpid(), name)
-	need(t, "ip", "netns", "add", name)
-	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
-	fd, err := unix.Open("/var/run/netns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	n := &netns{name: name, fd: fd}
-	run(t, n.cmd("ip", "link", "set", "lo", "up")...)
-	return n
-}
-
-func (n *netns) cmd(args ...string) []string {
-	return append([]string{"ip", "netns", "exec", n.name}, args...)
-}
-
-// do runs f in the namespace, on a thread of its own.
-func (n *netns) do(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
-			panic(err)
-		}
-		f()
-	}()
-	<-done
-}
-
-// joined makes two namespaces with a veth pair between them, 10.231.0.1 and .2.
-func joined(t *testing.T) (a, b *netns) {
-	t.Helper()
-	a, b = newNetns(t, "a"), newNetns(t, "b")
-	need(t, a.cmd("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v0", "netns", b.name)...)
-	for i, n := range []*netns{a, b} {
-		run(t, n.cmd("ip", "addr", "add", fmt.Sprintf("10.231.0.%d/24", i+1), "dev", "v0")...)
-		run(t, n.cmd("ip", "addr", "add", fmt.Sprintf("fd00:231::%d/64", i+1), "dev", "v0", "nodad")...)
-		// Packets of a link, not of 64 KiB, so that a share of them is many.
-		need(t, n.cmd("ip", "link", "set", "v0", "gso_max_segs", "1", "up")...)
-	}
-	return a, b
-}
-
-// listen and dial in a namespace.
-func (n *netns) listen(t *testing.T, addr string) net.Listener {
+// listenIn and dialIn are for other namespaces.
+func listenIn(t *testing.T, n *probetest.Netns, addr string) net.Listener {
 	t.Helper()
 	var l net.Listener
 	var err error
-	n.do(func() { l, err = net.Listen("tcp", addr) })
+	n.Do(func() { l, err = net.Listen("tcp", addr) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,8 +248,8 @@ func (n *netns) listen(t *testing.T, addr string) net.Listener {
 	return l
 }
 
-func (n *netns) dial(t *testing.T, l net.Listener) (client, server *net.TCPConn) {
+func dialIn(t *testing.T, n *probetest.Netns, l net.Listener) (client, server *net.TCPConn) {
 	t.Helper()
-	n.do(func() { client, server = dialTo(t, l, "tcp", l.Addr().String()) })
+	n.Do(func() { client, server = dialTo(t, l, "tcp", l.Addr().String()) })
 	return client, server
 }

@@ -171,7 +171,6 @@ static __always_inline void set_owner(struct sock_state *st, struct task_struct 
 	bpf_probe_read_kernel(st->comm, sizeof(st->comm), leader->comm);
 }
 
-
 static __always_inline bool fin_received(struct sock *sk)
 {
 	return (sk->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, SOCK_DONE)) & 1;
@@ -371,10 +370,10 @@ static __always_inline void owner_by_port(struct sock_state *st, struct sock *sk
  * of the new socket; its record was cloned from the listener's. */
 static __always_inline void on_established(struct sock *sk, int oldstate)
 {
-	struct sock_state *st;
+	struct sock_state *st = state_of(sk);
 
-	if (oldstate == TCP_SYN_SENT) {
-		st = state_of(sk);
+	/* Where both ends connect at the same time, SYN_RECV comes between. */
+	if (oldstate == TCP_SYN_SENT || (st && st->role == ROLE_CLIENT)) {
 		if (st)
 			st->established_ns = bpf_ktime_get_boot_ns();
 		return;
@@ -451,13 +450,16 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	struct sock_state *st;
 	struct tcp_sock *tp;
 
-	/* Listeners, and sockets that the handshake never finished for. */
-	if (oldstate == TCP_LISTEN || oldstate == TCP_SYN_RECV || oldstate == TCP_CLOSE)
+	if (oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
+		return;
+	st = state_of(sk);
+	/* A socket that the handshake never finished for, unless both ends
+	 * connected at the same time. */
+	if (oldstate == TCP_SYN_RECV && (!st || !st->start_ns))
 		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	st = state_of(sk);
 	if (!st || !st->start_ns) {
 		/* Older than the agent and held by no file, so the seeding
 		 * missed it. */
@@ -490,6 +492,9 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
+		/* With TCP Fast Open a server may be done before the handshake is. */
+		if (oldstate == TCP_SYN_RECV)
+			on_established(sk, oldstate);
 		on_local_close(sk);
 		break;
 	case TCP_CLOSE:

@@ -52,9 +52,10 @@ type Probe struct {
 	hooks    []string
 	degraded []string
 
-	ring  *ringbuf.Reader
-	iter  *link.Iter
-	stats *ebpf.Map
+	ring       *ringbuf.Reader
+	drainEvery time.Duration
+	iter       *link.Iter
+	stats      *ebpf.Map
 
 	mu       sync.Mutex
 	flushed  chan struct{} // closed by Run when a requested flush is through
@@ -70,7 +71,7 @@ func New(cfg Config) *Probe {
 	if cfg.RingBytes == 0 {
 		cfg.RingBytes = DefaultRingBytes
 	}
-	return &Probe{cfg: cfg}
+	return &Probe{cfg: cfg, drainEvery: drainEvery}
 }
 
 // Name returns "tcp".
@@ -187,15 +188,12 @@ func (p *Probe) startOptional(spec *ebpf.CollectionSpec, core *ebpf.Collection) 
 }
 
 func (p *Probe) startOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name, hook string) error {
-	coll, err := ebpf.NewCollectionWithOptions(probe.Only(spec, name), ebpf.CollectionOptions{
-		MapReplacements: core.Maps,
-	})
-	if err != nil {
-		return probe.Explain("load", err)
-	}
 	if name == bpfProgTcpSeed {
-		defer coll.Close()
-		return probe.RunIter(coll.Programs[name])
+		return probe.RunOnce(spec, core, name)
+	}
+	coll, err := probe.LoadOne(spec, core, name)
+	if err != nil {
+		return err
 	}
 	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
 	return p.attachTracing(coll.Programs[name], hook)
@@ -209,7 +207,7 @@ func (p *Probe) Run(ctx context.Context) error {
 	var rec ringbuf.Record
 	var s flow.Sample
 	for {
-		p.ring.SetDeadline(time.Now().Add(drainEvery))
+		p.ring.SetDeadline(time.Now().Add(p.drainEvery))
 		err := p.drain(&rec, &s)
 		switch {
 		case errors.Is(err, ringbuf.ErrFlushed):
@@ -335,14 +333,8 @@ func (p *Probe) readRecords(r io.Reader) error {
 
 func (p *Probe) readStats() error {
 	var total [bpfTcpStatSTAT_MAX]uint64
-	var perCPU []uint64
-	for i := range total {
-		if err := p.stats.Lookup(uint32(i), &perCPU); err != nil {
-			return fmt.Errorf("read the tcp probe's loss counters: %w", err)
-		}
-		for _, n := range perCPU {
-			total[i] += n
-		}
+	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
+		return fmt.Errorf("read the tcp probe's loss counters: %w", err)
 	}
 	p.cfg.Losses.Add(loss.TCPRingFull, total[bpfTcpStatSTAT_RING_FULL]-p.lost[bpfTcpStatSTAT_RING_FULL])
 	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
@@ -353,10 +345,7 @@ func (p *Probe) readStats() error {
 
 // Close detaches and unloads everything.
 func (p *Probe) Close() error {
-	var errs []error
-	for i := len(p.closers) - 1; i >= 0; i-- {
-		errs = append(errs, p.closers[i].Close())
-	}
+	err := probe.CloseAll(p.closers)
 	p.closers, p.hooks = nil, nil
-	return errors.Join(errs...)
+	return err
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 )
 
 func command(t *testing.T) string {
@@ -258,14 +260,14 @@ func TestResets(t *testing.T) {
 }
 
 // timeouts, unreachable hosts and loss need packets to be dropped or rejected.
-func nft(t *testing.T, n *netns, rule string) {
+func nft(t *testing.T, n *probetest.Netns, rule string) {
 	t.Helper()
-	need(t, n.cmd("nft", "add", "table", "inet", "orb8")...)
-	need(t, n.cmd("nft", "add chain inet orb8 in { type filter hook input priority 0; }")...)
-	need(t, n.cmd("nft", "add rule inet orb8 in "+rule)...)
+	n.Need(t, "nft", "add", "table", "inet", "orb8")
+	n.Need(t, "nft", "add chain inet orb8 in { type filter hook input priority 0; }")
+	n.Need(t, "nft", "add rule inet orb8 in "+rule)
 }
 
-func dialWith(n *netns, addr string, timeout time.Duration, control func(fd int) error) error {
+func dialWith(n *probetest.Netns, addr string, timeout time.Duration, control func(fd int) error) error {
 	d := net.Dialer{Timeout: timeout, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = control(int(fd)) }); e != nil {
@@ -274,7 +276,7 @@ func dialWith(n *netns, addr string, timeout time.Duration, control func(fd int)
 		return err
 	}}
 	var err error
-	n.do(func() {
+	n.Do(func() {
 		var c net.Conn
 		if c, err = d.DialContext(context.Background(), "tcp", addr); err == nil {
 			c.Close()
@@ -285,7 +287,7 @@ func dialWith(n *netns, addr string, timeout time.Duration, control func(fd int)
 
 func TestFailures(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
+	a, b := probetest.Joined(t)
 	nft(t, b, "tcp dport 81 drop")
 	nft(t, b, "tcp dport 82 reject with icmpx type host-unreachable")
 	remote := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("10.231.0.2"), port) }
@@ -325,9 +327,9 @@ func TestFailures(t *testing.T) {
 // connect takes it away unseen where the ICMP message came back within connect.
 func TestUnreachable(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
+	a, b := probetest.Joined(t)
 	nft(t, b, "reject with icmpx type host-unreachable")
-	a.do(func() {
+	a.Do(func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Error(err)
@@ -347,8 +349,8 @@ func TestUnreachable(t *testing.T) {
 
 func TestEstablishedTimesOut(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
-	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	a, b := probetest.Joined(t)
+	client, server := dialIn(t, a, listenIn(t, b, "10.231.0.2:0"))
 	defer server.Close()
 	exchange(t, client, server, 10, 10)
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
@@ -374,10 +376,10 @@ func TestEstablishedTimesOut(t *testing.T) {
 
 func TestLossyLink(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
+	a, b := probetest.Joined(t)
 	nft(t, a, "numgen random mod 100 < 5 drop")
 	nft(t, b, "numgen random mod 100 < 5 drop")
-	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	client, server := dialIn(t, a, listenIn(t, b, "10.231.0.2:0"))
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	const up, down = 3 << 20, 1 << 20
 	exchange(t, client, server, up, down)
@@ -396,11 +398,11 @@ func TestLossyLink(t *testing.T) {
 // each time, but is one payload.
 func TestLocalDrops(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
-	need(t, a.cmd("nft", "add", "table", "inet", "orb8")...)
-	need(t, a.cmd("nft", "add chain inet orb8 out { type filter hook output priority 0; }")...)
-	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
-	need(t, a.cmd("nft", "add rule inet orb8 out numgen random mod 100 < 5 drop")...)
+	a, b := probetest.Joined(t)
+	a.Need(t, "nft", "add", "table", "inet", "orb8")
+	a.Need(t, "nft", "add chain inet orb8 out { type filter hook output priority 0; }")
+	client, server := dialIn(t, a, listenIn(t, b, "10.231.0.2:0"))
+	a.Need(t, "nft", "add rule inet orb8 out numgen random mod 100 < 5 drop")
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	const up, down = 5 << 20, 1 << 20
 	exchange(t, client, server, up, down)
@@ -413,8 +415,8 @@ func TestLocalDrops(t *testing.T) {
 // A retransmission shows before the next pass over all sockets.
 func TestRetransmitShowsAtOnce(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
-	client, server := a.dial(t, b.listen(t, "10.231.0.2:0"))
+	a, b := probetest.Joined(t)
+	client, server := dialIn(t, a, listenIn(t, b, "10.231.0.2:0"))
 	defer server.Close()
 	defer client.Close()
 	exchange(t, client, server, 10, 10)
@@ -560,6 +562,51 @@ func TestRingFull(t *testing.T) {
 	checkBytes(t, f, 1235, 5680)
 }
 
+// A reader that does not look by itself is woken when a quarter of the ring is
+// full, not before, and loses nothing.
+func TestRingWakesTheReader(t *testing.T) {
+	const ringBytes = 1 << 20
+	w := load(t, Config{RingBytes: ringBytes})
+	w.drainEvery = time.Hour
+	w.run(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const few, rounds = 5, 2
+	quarter := ringBytes / 4 / (recordSize + 8) // a record's header has 8 bytes
+	shortConnections(t, l, few)
+	time.Sleep(50 * time.Millisecond)
+	if n := w.Received(); n > 0 && n < uint64(quarter) { // the host may have more connections
+		t.Errorf("woken for %d records", n)
+	}
+	perRound := (quarter + 8) / 2 // both ends of a connection
+	for range rounds {
+		before := w.Received()
+		shortConnections(t, l, perRound)
+		for deadline := time.Now().Add(10 * time.Second); w.Received() == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not woken, with a quarter of the ring full, after %d records", before)
+			}
+		}
+	}
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	port, ends := addrOf(l.Addr()).Port(), 0
+	w.mu.Lock()
+	for _, f := range w.flows {
+		if f.finals == 1 && (f.LocalPort == port || f.RemotePort == port) {
+			ends++
+		}
+	}
+	w.mu.Unlock()
+	if want := 2 * (few + rounds*perRound); ends != want || w.losses.Get(loss.TCPRingFull) != 0 {
+		t.Errorf("%d final records, %d lost, want %d and none", ends, w.losses.Get(loss.TCPRingFull), want)
+	}
+}
+
 // A socket may be connected again after a failure; each attempt is a record.
 func TestSocketConnectedAgain(t *testing.T) {
 	w := start(t, Config{})
@@ -663,12 +710,16 @@ func child(addr string) int {
 // end is attributed to its own cgroup.
 func TestCgroups(t *testing.T) {
 	w := start(t, Config{})
-	a, b := joined(t)
-	cgroup, id := newCgroup(t)
+	a, b := probetest.Joined(t)
+	cgroup, id := probetest.NewCgroup(t)
 	for _, addr := range []string{"10.231.0.2:0", "[fd00:231::2]:0"} {
-		l := b.listen(t, addr)
-		cmd := childIn(t, a, cgroup, l.Addr().String())
-		if err := cmd.Start(); err != nil {
+		l := listenIn(t, b, addr)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
+		cmd.Stderr = os.Stderr
+		probetest.InCgroup(t, cmd, cgroup)
+		var err error
+		if a.Do(func() { err = cmd.Start() }); err != nil {
 			t.Skipf("SKIP: start a process in a cgroup: %v", err)
 		}
 		server, err := l.Accept()
@@ -727,10 +778,10 @@ func TestCloseLeavesNothing(t *testing.T) {
 // and the connection itself is not disturbed.
 func TestStorageFull(t *testing.T) {
 	w := start(t, Config{})
-	n := newNetns(t, "mem")
+	n := probetest.NewNetns(t)
 	// The bound on what may be kept beside a socket; per namespace since 6.8.
-	need(t, n.cmd("sh", "-c", "echo 64 > /proc/sys/net/core/optmem_max")...)
-	client, server := n.dial(t, n.listen(t, "127.0.0.1:0"))
+	n.Need(t, "sh", "-c", "echo 64 > /proc/sys/net/core/optmem_max")
+	client, server := dialIn(t, n, listenIn(t, n, "127.0.0.1:0"))
 	exchange(t, client, server, 10, 10)
 	closeBoth(t, client, server)
 	if err := w.Collect(); err != nil {
