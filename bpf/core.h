@@ -58,6 +58,13 @@ struct kernfs_node {
 
 struct cgroup {
 	struct kernfs_node *kn;
+	int level;
+	struct cgroup *ancestors[]; /* since 6.1, one per level with itself as the last */
+} __core;
+
+struct cgroup___v6_0 {
+	int level;
+	u64 ancestor_ids[];
 } __core;
 
 struct sock_cgroup_data {

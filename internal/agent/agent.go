@@ -21,8 +21,10 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 const (
@@ -30,6 +32,8 @@ const (
 	collectGap = 200 * time.Millisecond
 	// followInterval is the longest interval while somebody follows.
 	followInterval = time.Second
+	// flushEvery is how often records that wait for a name are looked at.
+	flushEvery = 100 * time.Millisecond
 	// sweepEvery is how often what is gone is looked for.
 	sweepEvery = 5 * time.Second
 	// drainTime is how long calls may take to end when the agent stops. With
@@ -44,6 +48,17 @@ type Resolver interface {
 	Sweep(now time.Time)
 	// Alive reports whether a cgroup exists.
 	Alive(cgroupID uint64) bool
+	// Awaits reports whether id may soon have a pod's name.
+	Awaits(id *workload.Identity) bool
+}
+
+// Cluster is what the agent knows of Kubernetes, see kube.Cluster.
+type Cluster interface {
+	// Run watches the API server until ctx is done.
+	Run(ctx context.Context) error
+	Status() kube.Status
+	// Changed receives after pods became known.
+	Changed() <-chan struct{}
 }
 
 // Sink is where probes deliver, and what they may need of the agent.
@@ -62,6 +77,8 @@ type Deps struct {
 	// KernelRelease and CgroupRoot are shown in the status.
 	KernelRelease, CgroupRoot string
 	Resolver                  Resolver
+	// Cluster is nil outside Kubernetes.
+	Cluster Cluster
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*flow.Sample) bool
 	// Probes returns a manager with every probe added, none started.
@@ -129,7 +146,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
-		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Losses: a.losses,
+		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
 	}, a.record)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
@@ -138,6 +155,14 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
+}
+
+// awaits is nil where no names are to come.
+func awaits(deps Deps) func(*workload.Identity) bool {
+	if deps.Cluster == nil {
+		return nil
+	}
+	return deps.Resolver.Awaits
 }
 
 func nodeName(configured string) (string, error) {

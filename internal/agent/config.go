@@ -49,6 +49,9 @@ type Config struct {
 	LogLevel  string
 	LogFormat string
 	NodeName  string
+
+	Kubernetes Mode
+	Kubeconfig string
 }
 
 // DefaultConfig suits a host outside Kubernetes.
@@ -74,6 +77,8 @@ func DefaultConfig() Config {
 
 		LogLevel:  "info",
 		LogFormat: "text",
+
+		Kubernetes: ModeAuto,
 	}
 }
 
@@ -114,7 +119,7 @@ func (c *Config) settings() []setting {
 		{"packet", "the packet probe: auto, on or off", false, &c.Packet, c.Packet.check},
 		{"packet_map_entries", "flows that the packet probe's kernel map holds", false, &c.PacketMapEntries, between(&c.PacketMapEntries, 1, 10_000_000)},
 		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, c.checkRing},
-		{"cgroup_root", "where the cgroup2 hierarchy is mounted; found by itself if empty", false, &c.CgroupRoot, nil},
+		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
@@ -122,6 +127,8 @@ func (c *Config) settings() []setting {
 		{"log_level", "debug, info, warn or error", true, &c.LogLevel, c.checkLogLevel},
 		{"log_format", "text or json", false, &c.LogFormat, oneOf(&c.LogFormat, "text", "json")},
 		{"node_name", "name of this node; the host's name if empty", false, &c.NodeName, nil},
+		{"kubernetes", "name pods and Services by the API server: on, off, or auto for on within a cluster", false, &c.Kubernetes, c.Kubernetes.check},
+		{"kubeconfig", "kubeconfig file by which the API server is reached; the pod's service account if empty", false, &c.Kubeconfig, nil},
 	}
 }
 

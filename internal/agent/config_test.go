@@ -55,11 +55,14 @@ metrics:
 log_level: debug
 log_format: json
 node_name: n
+kubernetes: off
+kubeconfig: /k
 `
 	want := Config{
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		CgroupRoot: "/cg", SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		Kubernetes: ModeOff, Kubeconfig: "/k",
 	}
 	one := DefaultConfig()
 	one.History = 1

@@ -31,6 +31,7 @@ func workloadPB(id *workload.Identity) *orb8v1.Workload {
 		ContainerId: id.ContainerID, ContainerRuntime: id.ContainerRuntime,
 		Service: id.Service, NodeName: id.Node, Zone: id.Zone,
 		CgroupId: id.CgroupID, CgroupPath: id.CgroupPath,
+		Labels: id.Labels, QosClass: id.QoS, PodUid: id.PodUID,
 	}
 }
 

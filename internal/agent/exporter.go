@@ -111,6 +111,12 @@ func (s scrape) workload(w *series, flows [numProtocols]int) {
 		s.counter(networkPackets, c.RxPackets, values(ingress, protocol)...)
 		s.gauge(activeFlows, float64(flows[i]), values(protocol)...)
 	}
+	for i, zone := range []string{"same", "cross"} {
+		if c := w.cells[cellZoneSame+i]; c != nil {
+			s.counter(networkZoneBytes, c.TxBytes, values(egress, zone)...)
+			s.counter(networkZoneBytes, c.RxBytes, values(ingress, zone)...)
+		}
+	}
 	if c := w.cells[cellRTT]; c != nil {
 		s.histogram(tcpRTT, c.hist, values()...)
 	}

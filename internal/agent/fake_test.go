@@ -103,7 +103,9 @@ func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr)
 	return id
 }
 
-func (f *fakeResolver) Remote(a netip.Addr) *workload.Identity { return f.remote[a] }
+func (f *fakeResolver) Awaits(*workload.Identity) bool { return false }
+
+func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity { return f.remote[p.Addr] }
 func (f *fakeResolver) Alive(uint64) bool                      { return true }
 
 func (f *fakeResolver) Sweep(time.Time) {

@@ -28,6 +28,7 @@ type familyID int
 const (
 	networkBytes familyID = iota
 	networkPackets
+	networkZoneBytes
 	activeFlows
 	tcpRTT
 	tcpConnect
@@ -71,6 +72,7 @@ func families(pod bool) [numFamilies]Family {
 	return [numFamilies]Family{
 		networkBytes:        {"orb8_network_bytes_total", "counter", "bytes", w("direction", "protocol"), "Bytes that the workload sent (egress) and received (ingress): payload for TCP, IP packets with headers for the rest.", groupWorkload},
 		networkPackets:      {"orb8_network_packets_total", "counter", "packets", w("direction", "protocol"), "TCP segments or IP packets that the workload sent (egress) and received (ingress).", groupWorkload},
+		networkZoneBytes:    {"orb8_network_zone_bytes_total", "counter", "bytes", w("direction", "zone"), "Bytes as in orb8_network_bytes_total, of flows whose ends are in known zones; zone is same or cross.", groupWorkload},
 		activeFlows:         {"orb8_network_active_flows", "gauge", "flows", w("protocol"), "Flows in the flow table that have not ended.", groupWorkload},
 		tcpRTT:              {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and sampling interval with traffic, and at close.", groupWorkload},
 		tcpConnect:          {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},

@@ -55,6 +55,14 @@ func (m *metrics) observe(r *flow.Record) {
 	s.touched = max(s.touched, r.Time)
 	t := m.cell(s, cellTraffic+protocolIndex(r.Protocol))
 	t.Counters = t.Add(r.Delta)
+	if r.Remote != nil && r.Local.Zone != "" && r.Remote.Zone != "" {
+		zone := cellZoneSame
+		if r.Local.Zone != r.Remote.Zone {
+			zone = cellZoneCross
+		}
+		z := m.cell(s, zone)
+		z.Counters = z.Add(r.Delta)
+	}
 	if r.Protocol == flow.TCP && r.TCP.Valid {
 		m.observeTCP(s, r)
 	}

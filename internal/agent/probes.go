@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
@@ -25,15 +26,16 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s Sink, now func() *Config, cgroupRoot string) *probe.Manager {
+func probes(s Sink, now func() *Config, cgroupRoot string, part workload.Part) *probe.Manager {
 	clock := probe.NewClock()
 	m := probe.NewManager(s.Log)
 
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
+		CgroupID: part.CgroupID,
 	})
 	packetProbe := packet.New(packet.Config{
-		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot,
+		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot + part.Path,
 		MapEntries: uint32(s.Config.PacketMapEntries),
 		Idle:       func() time.Duration { return now().IdleTimeout },
 		CountTCP:   func() bool { return s.Config.TCP != ModeOff && !m.Running(tcpProbe.Name()) },
@@ -68,17 +70,31 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 		// Only kernels before 5.11 need it; there the probes say what fails.
 		log.Debug("raise the memlock limit", "err", err)
 	}
-	r, err := workload.NewResolver(workload.Config{Root: cfg.CgroupRoot})
+	cluster, err := newCluster(cfg, deps.Version, log)
+	if err != nil {
+		return nil, err
+	}
+	names := workload.Config{Root: cfg.CgroupRoot}
+	if cluster != nil {
+		deps.Cluster, names.Cluster, names.PodUID = cluster, cluster, os.Getenv("POD_UID")
+	}
+	r, err := workload.NewResolver(names)
 	if err != nil {
 		return nil, fmt.Errorf("find out about cgroups: %w", err)
 	}
 	root := r.Mount().Path
 	deps.Resolver = r
-	deps.CgroupRoot = root
+	deps.CgroupRoot = root + r.Part().Path
+	if p := r.Part().Path; p != "" {
+		log.Info("this node has a part of the cgroups", "root", p)
+	}
+	if d := r.Degraded(); d != "" {
+		log.Warn("workloads are named less well", "why", d)
+	}
 	deps.KernelRelease = kernelRelease()
 	var a *Agent
 	deps.Probes = func(s Sink) *probe.Manager {
-		return probes(s, func() *Config { return a.config() }, root)
+		return probes(s, func() *Config { return a.config() }, root, r.Part())
 	}
 	deps.IsSelf = newSelf(cfg).is
 	a, err = New(cfg, deps, log)
@@ -86,6 +102,27 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 		return nil, errors.Join(err, r.Close())
 	}
 	return &Host{Agent: a, resolver: r}, nil
+}
+
+// newCluster returns what knows the cluster, or nil outside Kubernetes.
+func newCluster(cfg Config, version string, log *slog.Logger) (*kube.Cluster, error) {
+	inside := os.Getenv("KUBERNETES_SERVICE_HOST") != "" || cfg.Kubeconfig != ""
+	if cfg.Kubernetes == ModeOff || cfg.Kubernetes == ModeAuto && !inside {
+		return nil, nil
+	}
+	clients, err := kube.Connect(cfg.Kubeconfig, version)
+	if err != nil {
+		return nil, fmt.Errorf("use Kubernetes (or say --kubernetes=off): %w", err)
+	}
+	node, err := nodeName(cfg.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := kube.New(kube.Config{Clients: clients, Node: node, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("use Kubernetes (or say --kubernetes=off): %w", err)
+	}
+	return cluster, nil
 }
 
 // Close gives back what NewHost took.

@@ -71,6 +71,9 @@ func (a *Agent) serve(ctx context.Context, ls *listeners) error {
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
 		}
+		if a.deps.Cluster != nil { // before the probes, so that they find names
+			g.Go(func() error { return a.watchCluster(ctx) })
+		}
 		if err := a.start(); err != nil {
 			return err
 		}
@@ -81,6 +84,14 @@ func (a *Agent) serve(ctx context.Context, ls *listeners) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// watchCluster keeps the names of pods up to date. The agent goes on without.
+func (a *Agent) watchCluster(ctx context.Context) error {
+	if err := a.deps.Cluster.Run(ctx); err != nil && ctx.Err() == nil {
+		a.log.Error("watch the cluster; pods keep the names known so far", "err", err)
+	}
+	return nil
 }
 
 func (a *Agent) serveHTTP(l net.Listener) error {
@@ -135,12 +146,31 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 	var g errgroup.Group
 	g.Go(func() error { return a.manager.Run(ctx) })
 	g.Go(func() error { a.sample(ctx); return nil })
+	if a.deps.Cluster != nil {
+		g.Go(func() error { a.flush(ctx); return nil })
+	}
 	if a.deps.Reload != nil {
 		g.Go(func() error { a.reloadOnHangup(ctx, hangup); return nil })
 	}
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
+	a.table.FlushAll()
 	a.hub.close()
+}
+
+// flush hands out the records that waited for a name, as names become known.
+func (a *Agent) flush(ctx context.Context) {
+	ticker := time.NewTicker(flushEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.deps.Cluster.Changed():
+		case <-ticker.C:
+		}
+		a.table.Flush(time.Now())
+	}
 }
 
 // stopServers lets calls end by themselves for a while, then ends them.

@@ -19,7 +19,9 @@ const (
 	cellRetransmits = cellFailure + numReasons
 	cellResetSent   = cellRetransmits + 1
 	cellResetRecv   = cellResetSent + 1
-	numCells        = cellResetRecv + 1
+	cellZoneSame    = cellResetRecv + 1
+	cellZoneCross   = cellZoneSame + 1
+	numCells        = cellZoneCross + 1
 
 	numProtocols = 5
 	numReasons   = 6
@@ -53,6 +55,8 @@ func seriesOf(i int) int {
 		return len(rttBuckets()) + 3
 	case i == cellConnect:
 		return len(connectBuckets()) + 3
+	case i == cellZoneSame || i == cellZoneCross:
+		return 2 // both directions
 	}
 	return 1
 }

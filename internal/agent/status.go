@@ -63,7 +63,7 @@ func describe(s probe.Status) string {
 // status is the answer to GetStatus.
 func (a *Agent) status() *orb8v1.AgentStatus {
 	cfg, probes := a.config(), a.manager.Status()
-	state, message := healthOf(probes, cfg)
+	state, message := a.nodeHealth(probes)
 	return &orb8v1.AgentStatus{
 		NodeName: a.node, Version: a.deps.Version,
 		Healthy: state != orb8v1.NodeState_NODE_STATE_UNAVAILABLE, HealthMessage: message,
@@ -75,7 +75,48 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
 		Subscribers: uint32(a.hub.subscribers()),
 		StartedNs:   a.started.UnixNano(),
+		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
 	}
+}
+
+// pods is how many pods of this node are known.
+func (a *Agent) pods() int {
+	if a.deps.Cluster == nil {
+		return 0
+	}
+	return a.deps.Cluster.Status().Pods
+}
+
+func (a *Agent) kubernetes() *orb8v1.KubernetesStatus {
+	if a.deps.Cluster == nil {
+		return nil
+	}
+	s := a.deps.Cluster.Status()
+	return &orb8v1.KubernetesStatus{
+		Enabled: true, Synced: s.Synced, Degraded: s.Degraded,
+		PeerPods: uint32(s.Peers), Services: uint32(s.Services), Nodes: uint32(s.Nodes),
+		WaitingRecords: uint32(a.table.Waiting()),
+	}
+}
+
+// nodeHealth is that of the probes, and of what is known of the cluster.
+func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, message string) {
+	state, message = healthOf(probes, a.config())
+	if a.deps.Cluster == nil {
+		return state, message
+	}
+	d := a.deps.Cluster.Status().Degraded
+	switch {
+	case d == "":
+	case message == "":
+		message = d
+	default:
+		message += "; " + d
+	}
+	if d != "" && state == orb8v1.NodeState_NODE_STATE_CONNECTED {
+		state = orb8v1.NodeState_NODE_STATE_DEGRADED
+	}
+	return state, message
 }
 
 // readiness is nil once the probes have been started and while one of them runs.
@@ -108,7 +149,7 @@ func (a *Agent) facts() facts {
 // nodeStatus is the state of this node for streams.
 func (a *Agent) nodeStatus() *orb8v1.NodeStatus {
 	probes := a.manager.Status()
-	state, message := healthOf(probes, a.config())
+	state, message := a.nodeHealth(probes)
 	return &orb8v1.NodeStatus{
 		NodeName: a.node, State: state, Message: message, Version: a.deps.Version,
 		Probes: probesPB(probes),

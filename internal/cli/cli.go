@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/Ignoramuss/orb8/internal/cluster"
 )
 
 // Config is what the commands need of the world around them.
@@ -24,6 +26,8 @@ type Config struct {
 	Getenv  func(string) string
 	// DefaultAgent is where an agent is looked for when none is named.
 	DefaultAgent string
+	// Connect finds the cluster of a kubeconfig; nil where none is looked for.
+	Connect Connect
 	// Local starts probes in this process; nil where there can be none.
 	Local Local
 	// MayProbe reports whether this process may load probes.
@@ -43,7 +47,7 @@ func Main(version string) int {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for anything
 	c := Config{
 		Version: version, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
-		DefaultAgent: "localhost:" + agentPort,
+		DefaultAgent: "localhost:" + agentPort, Connect: cluster.Connect,
 	}
 	platform(&c)
 	return Run(ctx, c, os.Args[1:])
@@ -58,11 +62,12 @@ func Run(ctx context.Context, c Config, args []string) int {
 	return report(c.Stderr, cmd, err)
 }
 
-const rootLong = `orb8 shows what the workloads of a host do on its network: who talks to whom,
-how much, how well, and how it ends. It reads the kernel's own counters; nothing
-is changed about the workloads.
+const rootLong = `orb8 shows what the workloads of a host or of a Kubernetes cluster do on its
+network: who talks to whom, how much, how well, and how it ends. It reads the
+kernel's own counters; nothing is changed about the workloads.
 
   sudo orb8 trace network     watch flows: no agent, no cluster, no configuration
+  orb8 trace network          watch all nodes of the current kubeconfig's cluster
   sudo orb8 agent             keep an agent running, which trace and flows then ask
   orb8 doctor                 check whether this host has what orb8 needs`
 

@@ -63,7 +63,7 @@ func filterKinds() []filterKind {
 		{name: "port", placeholder: "PORT", usage: "port of either end", set: setPort},
 		{name: "protocol", placeholder: "PROTOCOL", usage: "tcp, udp, icmp, icmpv6 or an IP protocol number",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
-		{name: "node", placeholder: "NAME", usage: "node",
+		{name: "node", placeholder: "NAME", usage: "node; of a cluster, the nodes whose agents are asked",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
 	}
 }

@@ -22,20 +22,24 @@ import (
 const flowsLong = `Show the flow table: every flow that is open, or was until half a minute ago, with
 its totals, both directions in one row.
 
-The source is an agent on localhost:9090 if one answers, else, as root on Linux,
-probes that run in this process; those know TCP connections that are older than
+The source is an agent on localhost:9090 if one answers, else all agents of the
+kubeconfig's current cluster, or those of --node, else, as root on Linux, probes
+that run in this process; those know TCP connections that are older than
 they are, but no other traffic, so they look for a while (--duration) first.
 
 Columns: as for 'orb8 trace network', but TX and RX are totals since the flow
 began. AGE is how long ago that was, IDLE how long ago it last did anything.
 
 With -o json every line is an orb8.v1.Event with a flow in it, as in
-'orb8 trace network'.`
+'orb8 trace network'. A node of a cluster that does not answer is named below the
+table, with -o json by an event with a nodeStatus.`
 
 const flowsExamples = `  orb8 flows                                    # most bytes first
   orb8 flows --limit 20 --sort rtt
   orb8 flows --watch --sort last                # refreshed until Ctrl-C
   orb8 flows --since 10s --protocol udp
+  orb8 flows -A --workload frontend             # of a cluster, on all nodes
+  orb8 flows --context prod --node n1 -n web    # on one node of another cluster
   orb8 flows --process nginx -o wide | less -S
   orb8 flows -o json | jq -r '[.flow.process.command, .flow.total.txBytes] | @tsv'`
 
@@ -127,11 +131,13 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	f.source.cluster.nodes = f.filters.positive.GetNodes()
 	src, err := c.open(ctx, &f.source)
 	if err != nil {
 		return unlessDone(ctx, err)
 	}
 	defer closing(src.close, &err)
+	options.Nodes = src.many()
 	if err := c.header(f.output.headless(options), "flow table", src, &f.filters, cmd); err != nil {
 		return err
 	}
@@ -165,6 +171,8 @@ type flowsView struct {
 	src     *source
 	filters []*orb8v1.Filter
 	options render.Options
+	// away are the NodeStatus of the nodes that the last snapshot lacks.
+	away []*orb8v1.Event
 }
 
 func (v *flowsView) once(ctx context.Context) error {
@@ -175,6 +183,9 @@ func (v *flowsView) once(ctx context.Context) error {
 	if err := render.Flows(v.c.Stdout, v.options, time.Now(), rows); err != nil {
 		return err
 	}
+	if err := v.missing(v.c.Stdout); err != nil {
+		return err
+	}
 	if v.f.output.headless(v.options) {
 		return nil
 	}
@@ -183,6 +194,27 @@ func (v *flowsView) once(ctx context.Context) error {
 		fmt.Fprintln(v.c.Stderr, "no flows")
 	case more:
 		fmt.Fprintf(v.c.Stderr, "the first %s; --limit 0 shows all\n", render.Plural(uint64(len(rows)), "flow", "flows"))
+	}
+	return nil
+}
+
+// missing names the nodes whose rows are not there: to programs as events among
+// the rows, to people below the table. A node is never left out in silence.
+func (v *flowsView) missing(w io.Writer) error {
+	for _, ev := range v.away {
+		if v.options.Format == render.JSON {
+			if err := render.WriteJSON(w, ev); err != nil {
+				return err
+			}
+		}
+	}
+	if v.options.Format == render.JSON {
+		w = v.c.Stderr
+	}
+	for _, line := range render.Away(v.options, v.away) {
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -220,6 +252,9 @@ func (v *flowsView) frame(rows []*orb8v1.Event, inPlace bool) error {
 	}
 	var text bytes.Buffer
 	if err := render.Flows(&text, v.options, now, rows); err != nil {
+		return err
+	}
+	if err := v.missing(&text); err != nil {
 		return err
 	}
 	if inPlace {
@@ -267,7 +302,8 @@ func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bo
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := v.src.client.Observe(ctx, req)
+	v.away = nil
+	stream, err := v.src.ask.Observe(ctx, req)
 	if err != nil {
 		return nil, false, explain("read the flow table", v.src.name, err)
 	}
@@ -280,6 +316,9 @@ func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bo
 			return nil, false, explain("read the flow table", v.src.name, err)
 		}
 		flow := ev.GetFlow()
+		if v.src.many() && ev.GetNodeStatus().GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
+			v.away = append(v.away, ev)
+		}
 		if flow == nil || flow.GetLastSeenNs() < since || f.source.noLoopback && flow.GetLoopback() {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/Ignoramuss/orb8/internal/cli/render"
+	"github.com/Ignoramuss/orb8/internal/cluster"
 )
 
 // header tells, on standard error, what is shown and where it comes from;
@@ -24,7 +25,7 @@ func (c *Config) header(headless bool, what string, src *source, filters *filter
 		return nil
 	}
 	h := render.Header{
-		What: what, Source: src.name, Status: src.status,
+		What: what, Source: src.name, Statuses: src.statuses(),
 		Filters: filters.asked, Warnings: warnings,
 	}
 	return h.Write(c.Stderr, terminalOptions(c.Stderr, c.Getenv))
@@ -33,15 +34,30 @@ func (c *Config) header(headless bool, what string, src *source, filters *filter
 // warningsOf lists what makes the output differ from what the flags suggest.
 func warningsOf(src *source, filters *filterFlags, cmd *cobra.Command) []string {
 	warnings := slices.Clone(src.warnings)
-	if len(filters.kubernetes) > 0 && src.status.GetPodsTracked() == 0 {
+	for _, n := range src.nodes {
+		if n.Err != nil {
+			warnings = append(warnings, "node "+n.Agent.Node+" does not answer: "+cluster.Reason(n.Err))
+		}
+	}
+	var pods uint32
+	for _, s := range src.statuses() {
+		pods += s.GetPodsTracked()
+	}
+	if len(filters.kubernetes) > 0 && pods == 0 {
 		flags := slices.Compact(slices.Sorted(slices.Values(filters.kubernetes)))
 		warnings = append(warnings, "no pods are known there, so nothing can match "+strings.Join(flags, ", "))
 	}
 	if changed := cmd.Flags().Changed; !src.local && (changed("interval") || changed("packet")) {
 		warnings = append(warnings, "--interval and --packet have no effect on an agent; --local loads the probes in this process")
 	}
-	if !src.status.GetHealthy() {
-		warnings = append(warnings, "the agent is not healthy: "+src.status.GetHealthMessage())
+	for _, s := range src.statuses() {
+		switch {
+		case s.GetHealthy():
+		case src.many():
+			warnings = append(warnings, "the agent on "+s.GetNodeName()+" is not healthy: "+s.GetHealthMessage())
+		default:
+			warnings = append(warnings, "the agent is not healthy: "+s.GetHealthMessage())
+		}
 	}
 	return warnings
 }

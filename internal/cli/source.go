@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/cluster"
 )
 
 // LocalOptions configures the probes in this process.
@@ -56,10 +57,12 @@ type sourceFlags struct {
 	packet      string
 	noLoopback  bool
 	includeSelf bool
+	cluster     clusterFlags
 }
 
 func (f *sourceFlags) bind(fs *pflag.FlagSet) {
 	fs.StringVar(&f.agent, "agent", "", "ask the agent at `ADDR`, HOST or HOST:PORT")
+	f.cluster.bind(fs)
 	fs.BoolVar(&f.local, "local", false, "load the probes in this process, even if an agent runs here")
 	fs.DurationVar(&f.interval, "interval", time.Second, "`TIME` between two samples of the probes in this process")
 	fs.StringVar(&f.packet, "packet", "auto", "`MODE` of the probe for UDP, ICMP and the like in this process: auto, on or off")
@@ -75,6 +78,10 @@ func (f *sourceFlags) check(cmd *cobra.Command) error {
 	switch {
 	case changed("agent") && f.local:
 		return usagef("--agent and --local exclude each other")
+	case f.cluster.given() && (changed("agent") || f.local):
+		return usagef("--agent and --local name another source than --context, --kubeconfig and --orb8-namespace")
+	case f.cluster.given() && (changed("interval") || changed("packet")):
+		return usagef("--interval and --packet set up the probes in this process: an agent has its own settings")
 	case changed("agent") && (changed("interval") || changed("packet")):
 		return usagef("--interval and --packet set up the probes in this process: an agent has its own settings")
 	case f.packet != "auto" && f.packet != "on" && f.packet != "off":
@@ -89,7 +96,7 @@ func (f *sourceFlags) check(cmd *cobra.Command) error {
 		}
 		f.agent = addr
 	}
-	return nil
+	return f.cluster.check()
 }
 
 // agentAddress adds the agent's port where addr has none.
@@ -113,11 +120,15 @@ func agentAddress(addr string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// source is an agent that answers.
+// source is an agent that answers, or those of a cluster.
 type source struct {
+	ask asker
+	// client and status are of the one agent; status is what it said of itself
+	// when it was found.
 	client orb8v1.OrbitAgentServiceClient
-	// status is what it said of itself when it was found.
 	status *orb8v1.AgentStatus
+	// nodes are a cluster's agents, with what each said or why it did not.
+	nodes []cluster.Answer[*orb8v1.AgentStatus]
 	// name is how the user knows it.
 	name     string
 	local    bool
@@ -125,6 +136,25 @@ type source struct {
 	close    func() error
 	// stop ends the agent in this process, once; nil if it is elsewhere.
 	stop func() error
+	// settle is how long events that were sent may be on their way.
+	settle time.Duration
+}
+
+// many reports whether the source is a cluster.
+func (s *source) many() bool { return s.nodes != nil }
+
+// statuses are those of all agents that answered.
+func (s *source) statuses() []*orb8v1.AgentStatus {
+	if !s.many() {
+		return []*orb8v1.AgentStatus{s.status}
+	}
+	var all []*orb8v1.AgentStatus
+	for _, n := range s.nodes {
+		if n.Err == nil {
+			all = append(all, n.Value)
+		}
+	}
+	return all
 }
 
 const (
@@ -145,8 +175,8 @@ func (s *source) end(ctx context.Context, cancel context.CancelFunc) {
 	}
 	ctx, done := context.WithTimeout(ctx, answerTimeout)
 	defer done()
-	_, _ = s.client.QueryFlows(ctx, &orb8v1.QueryFlowsRequest{Limit: 1}) // for its effect only
-	time.AfterFunc(lastEvents, cancel)
+	s.ask.Look(ctx)
+	time.AfterFunc(s.settle, cancel)
 }
 
 // open finds the source that the flags ask for.
@@ -161,13 +191,22 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 		return s, nil
 	case f.local:
 		return c.openLocal(ctx, f)
+	case f.cluster.only():
+		s, err := c.openCluster(ctx, &f.cluster)
+		if !errors.Is(err, errNoCluster) { // --node also names this host's own
+			return s, err
+		}
 	}
 	s, err := dial(ctx, c.DefaultAgent, lookTimeout)
 	if err == nil || ctx.Err() != nil {
 		return s, err
 	}
+	s, clusterErr := c.openCluster(ctx, &f.cluster)
+	if clusterErr == nil || ctx.Err() != nil {
+		return s, clusterErr
+	}
 	if c.Local == nil || !c.MayProbe() {
-		return nil, c.nowhere(err)
+		return nil, c.nowhere(err, clusterErr)
 	}
 	s, localErr := c.openLocal(ctx, f)
 	if localErr != nil {
@@ -176,18 +215,31 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 	if errors.As(err, new(*notAgentError)) {
 		s.warnings = append(s.warnings, c.DefaultAgent+" "+err.Error())
 	}
+	if !errors.Is(clusterErr, errNoCluster) {
+		s.warnings = append(s.warnings, "this host only: "+asFailure(clusterErr).summaryLine())
+	}
 	return s, nil
 }
 
 // nowhere says what was tried when no source was named and none was found.
-func (c *Config) nowhere(err error) error {
-	f := &failure{what: "no source of flows", tried: []string{fmt.Sprintf("agent on %s: %v", c.DefaultAgent, err)}}
+func (c *Config) nowhere(agentErr, clusterErr error) error {
+	f := &failure{what: "no source of flows", tried: []string{fmt.Sprintf("agent on %s: %v", c.DefaultAgent, agentErr)}}
+	if errors.Is(clusterErr, errNoCluster) {
+		f.tried = append(f.tried, "cluster: "+clusterErr.Error())
+	} else {
+		why := asFailure(clusterErr)
+		f.tried = append(append(f.tried, why.summaryLine()), why.tried...)
+		f.remedy = why.remedy
+	}
 	if c.Local == nil {
 		f.tried = append(f.tried, "probes in this process: "+noLocal)
-		f.remedy = []string{"name an agent on a Linux host: --agent HOST:PORT"}
+		f.remedy = append(f.remedy, "name an agent on a Linux host: --agent HOST:PORT")
 		return f
 	}
 	f.tried = append(f.tried, "probes in this process: needs root")
+	if len(f.remedy) > 0 {
+		return f
+	}
 	f.remedy = []string{
 		"run this command with sudo: the probes then run in this process",
 		"or start an agent: sudo orb8 agent",
@@ -244,7 +296,8 @@ func noProbes(s *orb8v1.AgentStatus) error {
 }
 
 func newSource(conn *grpc.ClientConn, name string, stop func() error) *source {
-	return &source{client: orb8v1.NewOrbitAgentServiceClient(conn), name: name, close: stop}
+	client := orb8v1.NewOrbitAgentServiceClient(conn)
+	return &source{ask: oneAgent{client}, client: client, name: name, close: stop, settle: lastEvents}
 }
 
 // greet asks for the status, which also shows that an agent is there.

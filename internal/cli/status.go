@@ -3,56 +3,121 @@
 package cli
 
 import (
+	"context"
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/Ignoramuss/orb8/internal/cli/render"
 )
 
-const statusLong = `Show what an agent says of itself: its probes and what they lack, what was lost
-and where, how many flows it keeps. Stages that lost nothing are shown with
--o wide only.
+const statusLong = `Show what agents say of themselves: their probes and what these lack, what was
+lost and where, how many flows they keep.
 
-Exit code 1 if there is no agent or none of its probes runs.`
+Asked are the agent on localhost:9090 if one answers, else all agents of the
+kubeconfig's current cluster. Several agents are shown in a line each, a node
+that does not answer with the reason; a single one, as with --node, in full,
+where stages that lost nothing are shown with -o wide only. With -o json every
+line is one node's orb8.v1.AgentStatus.
+
+Exit code 1 if there is no agent, if one does not answer, or if none of its probes
+runs.`
+
+// statusFlags are those of `orb8 status`.
+type statusFlags struct {
+	agent   agentFlag
+	cluster clusterFlags
+	output  outputFlags
+}
 
 func newStatus(c *Config) *cobra.Command {
-	var agent agentFlag
-	var output outputFlags
+	var f statusFlags
 	cmd := &cobra.Command{
-		Use:     "status",
-		Short:   "Show an agent's probes, losses and sizes",
-		Long:    statusLong,
-		Example: "  orb8 status\n  orb8 status --agent 10.0.0.5 -o wide\n  orb8 status -o json | jq '.probes[] | {name, state}'",
+		Use:   "status",
+		Short: "Show agents' probes, losses and sizes",
+		Long:  statusLong,
+		Example: "  orb8 status\n  orb8 status --node n1 -o wide\n  orb8 status --agent 10.0.0.5 -o wide\n" +
+			"  orb8 status -o json | jq '.probes[] | {name, state}'",
 		GroupID: groupRun,
 		Args:    cobra.NoArgs,
 	}
-	cmd.RunE = running(func(cmd *cobra.Command) error { return c.status(cmd, &agent, &output) })
-	fs := newFlagSet()
-	agent.bind(fs, c.DefaultAgent)
-	output.bind(fs)
-	groupFlags(cmd, flagGroup{"Flags", fs})
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.status(cmd, &f) })
+	fs, source := newFlagSet(), newFlagSet()
+	f.agent.bind(source, c.DefaultAgent)
+	f.cluster.bind(source)
+	source.StringSliceVar(&f.cluster.nodes, "node", nil, "ask the cluster's agent on node `NAME` (repeatable)")
+	f.output.bind(fs)
+	groupFlags(cmd, flagGroup{"Source", source}, flagGroup{"Output", fs})
 	completeValues(cmd)
 	return cmd
 }
 
-func (c *Config) status(cmd *cobra.Command, agent *agentFlag, output *outputFlags) (err error) {
-	options, err := output.options(c, c.Stdout)
+func (c *Config) status(cmd *cobra.Command, f *statusFlags) (err error) {
+	options, err := f.output.options(c, c.Stdout)
 	if err != nil {
 		return err
 	}
-	addr, err := agent.addr()
+	addr, err := f.agent.addr()
 	if err != nil {
 		return err
 	}
-	src, err := dial(cmd.Context(), addr, dialTimeout)
+	given := cmd.Flags().Changed("agent")
+	if given && f.cluster.only() {
+		return usagef("--agent names another source than --context, --kubeconfig, --orb8-namespace and --node")
+	}
+	if err := f.cluster.check(); err != nil {
+		return err
+	}
+	src, err := c.statusSource(cmd.Context(), addr, given, &f.cluster)
 	if err != nil {
-		return unlessDone(cmd.Context(), noAgent(addr, err))
+		return unlessDone(cmd.Context(), err)
 	}
 	defer closing(src.close, &err)
-	if err := render.Status(c.Stdout, options, src.name, src.status); err != nil {
+	if len(src.nodes) > 1 {
+		err = render.Statuses(c.Stdout, options, src.nodeStatuses())
+	} else {
+		err = render.Status(c.Stdout, options, src.name, src.statuses()[0])
+	}
+	if err != nil {
 		return err
 	}
-	if !src.status.GetHealthy() {
-		return errSilent
+	for _, n := range src.nodeStatuses() {
+		if n.Away != "" || !n.Status.GetHealthy() {
+			return errSilent
+		}
 	}
 	return nil
+}
+
+// statusSource finds the agents to ask: like open, but without probes in this
+// process.
+func (c *Config) statusSource(ctx context.Context, addr string, given bool, f *clusterFlags) (*source, error) {
+	if given {
+		src, err := dial(ctx, addr, dialTimeout)
+		if err != nil {
+			return nil, noAgent(addr, err)
+		}
+		return src, nil
+	}
+	if f.only() {
+		src, err := c.openCluster(ctx, f)
+		if errors.Is(err, errNoCluster) {
+			err = &failure{what: "no cluster: there is no kubeconfig", remedy: []string{"name one: --kubeconfig FILE, or set KUBECONFIG"}}
+		}
+		return src, err
+	}
+	src, err := dial(ctx, addr, lookTimeout)
+	if err == nil || ctx.Err() != nil {
+		return src, err
+	}
+	src, clusterErr := c.openCluster(ctx, f)
+	switch {
+	case clusterErr == nil:
+		return src, nil
+	case errors.Is(clusterErr, errNoCluster):
+		return nil, noAgent(addr, err)
+	}
+	why := asFailure(clusterErr)
+	return nil, &failure{what: why.summaryLine(), remedy: why.remedy,
+		tried: append([]string{"agent on " + addr + ": " + err.Error()}, why.tried...)}
 }

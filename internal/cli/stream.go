@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/cli/render"
@@ -31,11 +30,13 @@ func (c *Config) traceNetwork(cmd *cobra.Command, f *traceFlags) (err error) {
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	f.source.cluster.nodes = f.filters.positive.GetNodes()
 	src, err := c.open(ctx, &f.source)
 	if err != nil {
 		return unlessDone(ctx, err)
 	}
 	defer closing(src.close, &err)
+	options.Nodes = src.many()
 	if src.local && !f.following() {
 		return &failure{what: "the probes in this process have no past to show",
 			remedy: []string{"leave out --last and --since, or add --follow", "or start an agent, which keeps it: sudo orb8 agent"}}
@@ -76,15 +77,18 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 		IncludeSelf: f.source.includeSelf,
 	}
 	if f.lastHere(src) {
-		// The last N are to be counted after loopback is left out.
-		r.Last, r.SinceNs = 0, max(r.SinceNs, 1)
+		// The last N are counted over all nodes and after loopback is left out;
+		// with loopback, no node has more than N of them.
+		if f.source.noLoopback {
+			r.Last, r.SinceNs = 0, max(r.SinceNs, 1)
+		}
 	}
 	return r
 }
 
 // lastHere reports whether --last is counted here and not in the agent.
 func (f *traceFlags) lastHere(src *source) bool {
-	return f.source.noLoopback && !src.local && f.last > 0 && !f.following()
+	return (f.source.noLoopback || src.many()) && !src.local && f.last > 0 && !f.following()
 }
 
 // keeper returns how many flow events to hold back and show at the end, or 0.
@@ -95,10 +99,12 @@ func keeper(f *traceFlags, src *source) int {
 	return 0
 }
 
-func meanings(s *orb8v1.AgentStatus) map[string]string {
+func meanings(all []*orb8v1.AgentStatus) map[string]string {
 	m := map[string]string{}
-	for _, l := range s.GetLosses() {
-		m[l.GetStage()] = l.GetMeaning()
+	for _, s := range all {
+		for _, l := range s.GetLosses() {
+			m[l.GetStage()] = l.GetMeaning()
+		}
 	}
 	return m
 }
@@ -130,7 +136,7 @@ func newTracer(c *Config, f *traceFlags, src *source, options render.Options) *t
 		t.measure = func() render.Options { return terminalOptions(c.Stdout, c.Getenv) }
 	}
 	t.events = render.NewEvents(t.out, options)
-	t.events.Meanings = meanings(src.status)
+	t.events.Meanings = meanings(src.statuses())
 	return t
 }
 
@@ -142,7 +148,7 @@ func (t *tracer) run(parent context.Context, req *orb8v1.ObserveRequest) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	// When the user has seen enough, what has happened so far still comes.
 	defer context.AfterFunc(parent, func() { t.src.end(ctx, cancel) })()
-	stream, err := t.src.client.Observe(ctx, req)
+	stream, err := t.src.ask.Observe(ctx, req)
 	if err != nil {
 		cancel()
 		return unlessDone(parent, explain("observe", t.src.name, err))
@@ -167,7 +173,7 @@ func (t *tracer) run(parent context.Context, req *orb8v1.ObserveRequest) error {
 
 // receive reads the stream in a goroutine, which ends with the stream or ctx,
 // closes the events and sends the reason.
-func receive(ctx context.Context, stream grpc.ServerStreamingClient[orb8v1.Event]) (<-chan *orb8v1.Event, <-chan error) {
+func receive(ctx context.Context, stream events) (<-chan *orb8v1.Event, <-chan error) {
 	events, end := make(chan *orb8v1.Event, streamBuffer), make(chan error, 1)
 	go func() {
 		defer close(events)
@@ -271,7 +277,7 @@ func (t *tracer) show(ev *orb8v1.Event) error {
 // more than that the node is there.
 func (t *tracer) greeting(ev *orb8v1.Event) bool {
 	n := ev.GetNodeStatus()
-	if n == nil || t.greeted[n.GetNodeName()] {
+	if n == nil || t.greeted[n.GetNodeName()] || t.src.joined(n.GetNodeName()) {
 		return false
 	}
 	if t.greeted == nil {

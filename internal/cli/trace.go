@@ -23,8 +23,12 @@ func newTrace(c *Config) *cobra.Command {
 const traceNetworkLong = `Watch network flows: TCP connections as they open, close and fail, and what every
 flow carried since its last line.
 
-The source is an agent on localhost:9090 if one answers, else, as root on Linux,
-probes that run in this process for as long as the command does.
+The source is an agent on localhost:9090 if one answers, else all agents of the
+kubeconfig's current cluster, or those of --node, else, as root on Linux, probes
+that run in this process for as long as the command does. Agents of a cluster are
+reached through its API server, which takes the rights to list pods and to create
+pods/portforward in the agents' namespace. Their events come merged by time; a
+node that does not answer is named, and tried again.
 
 Columns: LOCAL is this host's end, REMOTE the other. The arrow tells who opened
 the flow: → this end, ← the other, ↔ not known. TX and RX are what was sent and
@@ -45,7 +49,9 @@ const traceNetworkExamples = `  sudo orb8 trace network                         
   orb8 trace network --last 20                      # what happened, then exit
   orb8 trace network --since 5m --follow            # what happened, and go on
   orb8 trace network --duration 10s -o json | jq 'select(.connection).connection.flow.remote.ip'
-  orb8 trace network --agent 10.0.0.5               # an agent on another host`
+  orb8 trace network --agent 10.0.0.5               # an agent on another host
+  orb8 trace network --namespace default            # pods of a cluster, on all nodes
+  orb8 trace network --context prod --node n1,n2    # on two nodes of another cluster`
 
 // traceFlags are those of every live trace.
 type traceFlags struct {
@@ -74,7 +80,7 @@ func newTraceNetwork(c *Config) *cobra.Command {
 	f.filters.bind(filters)
 	f.source.bindTraffic(filters)
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
-	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit")
+	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
 	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
 	span.BoolVarP(&f.follow, "follow", "f", false, "after --last or --since go on with what happens (the default without them)")
 	f.source.bind(source)

@@ -11,13 +11,13 @@ import (
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-// Resolver names the ends of a flow. It is asked once per new flow and must
+// Resolver names the ends of a flow. It is asked at each change of one and must
 // answer from memory or the local file system.
 type Resolver interface {
 	// Local never returns nil.
 	Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *workload.Identity
 	// Remote returns nil where nothing is known.
-	Remote(addr netip.Addr) *workload.Identity
+	Remote(workload.Peer) *workload.Identity
 }
 
 // Config is what a Table needs. Every field but IsSelf is required.
@@ -29,6 +29,10 @@ type Config struct {
 	Resolver    Resolver
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*Sample) bool
+	// Awaits says of a local identity that it is a pod's whose name may become
+	// known within seconds; nil if no record shall ever wait for a name. With it,
+	// Flush must be called regularly.
+	Awaits func(*workload.Identity) bool
 	Losses *loss.Counters
 }
 
@@ -44,6 +48,8 @@ type Table struct {
 	head row
 	free *row // rows to use again, linked by next
 	stub Record
+
+	names names
 }
 
 type row struct {
@@ -58,7 +64,7 @@ type row struct {
 // with the table locked: it must be quick, must not call the table and must not
 // keep the record.
 func NewTable(cfg Config, emit func(*Record)) *Table {
-	t := &Table{cfg: cfg, emit: emit, rows: make(map[Key]*row)}
+	t := &Table{cfg: cfg, emit: emit, rows: make(map[Key]*row), names: newNames()}
 	t.head.prev, t.head.next = &t.head, &t.head
 	return t
 }
@@ -96,26 +102,22 @@ func (t *Table) Apply(s *Sample) {
 
 // open makes r the row of a flow that the table does not know.
 func (t *Table) open(r *row, s *Sample) {
+	t.delist(r)
 	r.done, r.low = false, s.Base
 	r.rec = Record{Sample: *s, Event: EventOpen, Time: s.Last, Delta: s.Total.Sub(s.Base)}
 	t.identify(&r.rec)
+	t.enlist(r)
 	// A flow that has been idle and comes back has a base.
 	r.rec.Connected = connected(s) && !s.TCP.Preexisting && s.Base == Counters{}
 	if s.TCP.End != EndNone {
 		r.rec.Event, r.done = EventClose, true
 	}
-	t.emit(&r.rec)
+	t.tell(&r.rec)
 }
 
 // connected reports whether a connection has been established, by now or ever.
 func connected(s *Sample) bool {
 	return s.TCP.Valid && s.TCP.State != StateSynSent && !s.TCP.Failed
-}
-
-func (t *Table) identify(rec *Record) {
-	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, rec.Comm.String(), rec.Key.Local.IP())
-	rec.Remote = t.cfg.Resolver.Remote(rec.Key.Remote.IP())
-	rec.Self = t.cfg.IsSelf != nil && t.cfg.IsSelf(&rec.Sample)
 }
 
 func (t *Table) update(r *row, s *Sample) {
@@ -134,10 +136,11 @@ func (t *Table) update(r *row, s *Sample) {
 	rec.Total = total
 	if rec.Role == RoleUnknown {
 		rec.Role = s.Role
+		t.enlist(r)
 	}
-	if s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm) {
+	renamed := s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm)
+	if renamed {
 		rec.PID, rec.Comm = s.PID, s.Comm
-		t.identify(rec)
 	}
 	changed := delta != Counters{} || ended
 	rec.Connected = false
@@ -145,6 +148,9 @@ func (t *Table) update(r *row, s *Sample) {
 		changed = changed || s.TCP.State != rec.TCP.State
 		rec.Connected = rec.TCP.State == StateSynSent && connected(s)
 		rec.TCP = s.TCP
+	}
+	if changed || renamed {
+		t.identify(rec)
 	}
 	if !changed {
 		return
@@ -156,7 +162,7 @@ func (t *Table) update(r *row, s *Sample) {
 		rec.Event, r.done = EventClose, true
 	}
 	t.touch(r)
-	t.emit(rec)
+	t.tell(rec)
 }
 
 // tellLate sends what was missing in the records of a flow that has ended.
@@ -166,7 +172,7 @@ func (t *Table) tellLate(r *row, delta Counters) {
 	}
 	t.stub = r.rec
 	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
-	t.emit(&t.stub)
+	t.tell(&t.stub)
 }
 
 // untold keeps of a connection what its record needs once its close has told,
@@ -186,7 +192,7 @@ func (t *Table) applyStale(s *Sample) {
 		t.stub.TCP = untold(s.TCP)
 	}
 	t.identify(&t.stub)
-	t.emit(&t.stub)
+	t.tell(&t.stub)
 }
 
 // finish sends a row's last event, unless it has been sent.
@@ -196,7 +202,7 @@ func (t *Table) finish(r *row, why Event, now int64) {
 	}
 	r.done = true
 	r.rec.Event, r.rec.Time, r.rec.Delta, r.rec.Connected = why, now, Counters{}, false
-	t.emit(&r.rec)
+	t.tell(&r.rec)
 }
 
 // Expire removes the flows that have been idle for the idle timeout.
@@ -215,6 +221,9 @@ func (t *Table) Snapshot(dst []Record) []Record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for r := t.head.next; r != &t.head; r = r.next {
+		if !r.done && (r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local))) {
+			t.identify(&r.rec)
+		}
 		dst = append(dst, r.rec)
 	}
 	return dst
@@ -250,6 +259,7 @@ func (t *Table) insert(s *Sample) *row {
 
 func (t *Table) remove(r *row) {
 	delete(t.rows, r.rec.Key)
+	t.delist(r)
 	t.unlink(r)
 	*r = row{next: t.free}
 	t.free = r

@@ -23,9 +23,9 @@ func (namer) Local(cgroup uint64, pid uint32, comm string, _ netip.Addr) *worklo
 	return &workload.Identity{Name: fmt.Sprintf("%d/%d/%s", cgroup, pid, comm)}
 }
 
-func (namer) Remote(addr netip.Addr) *workload.Identity {
-	if addr.IsPrivate() {
-		return &workload.Identity{Name: addr.String()}
+func (namer) Remote(p workload.Peer) *workload.Identity {
+	if p.Addr.IsPrivate() {
+		return &workload.Identity{Name: p.Addr.String()}
 	}
 	return nil
 }
@@ -34,7 +34,7 @@ func (namer) Remote(addr netip.Addr) *workload.Identity {
 type fixed struct{ id workload.Identity }
 
 func (f *fixed) Local(uint64, uint32, string, netip.Addr) *workload.Identity { return &f.id }
-func (f *fixed) Remote(netip.Addr) *workload.Identity                        { return nil }
+func (f *fixed) Remote(workload.Peer) *workload.Identity                        { return nil }
 
 // told is what a test looks at of one record.
 type told struct {

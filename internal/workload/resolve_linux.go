@@ -33,13 +33,13 @@ const (
 
 // NewResolver finds the cgroup2 hierarchy and returns a Resolver to be closed by
 // the caller. A host without that hierarchy gets one too, which names workloads
-// by their commands and says so in Degraded. Errors: cfg.Root is not a cgroup2
+// by their commands and says so in Degraded. Errors: cfg.Root is not in a cgroup2
 // mount, or the mount cannot be opened.
 func NewResolver(cfg Config) (*Resolver, error) {
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
 	}
-	mount, err := findMount(cfg.Root)
+	mount, rel, err := findRoot(cfg.Root)
 	if cfg.Root == "" && errors.Is(err, os.ErrNotExist) {
 		r := newResolver(cfg, noHierarchy{})
 		r.reduced = "no cgroup2 hierarchy is mounted: workloads are named by their commands"
@@ -54,23 +54,18 @@ func NewResolver(cfg Config) (*Resolver, error) {
 	}
 	r := newResolver(cfg, tree)
 	r.mount = mount
+	if cfg.Root == "" && cfg.PodUID != "" {
+		rel = ownPart(mount.Path, cfg.PodUID)
+	}
+	if r.part, err = newPart(mount, rel); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
 	if tree.noHandles != nil {
 		r.reduced = fmt.Sprintf("cgroups cannot be opened by their id (%v; needs CAP_DAC_READ_SEARCH): they are "+
 			"looked up in /proc and by walking %s, and short-lived ones may be named by their commands",
 			tree.noHandles, mount.Path)
 	}
 	return r, nil
-}
-
-// findMount returns the mount at root or, without one, the best there is.
-func findMount(root string) (CgroupMount, error) {
-	if root != "" {
-		var err error
-		if root, err = filepath.EvalSymlinks(root); err != nil {
-			return CgroupMount{}, fmt.Errorf("find cgroup2 mount: %w", err)
-		}
-	}
-	return FindCgroupMount("/proc", root)
 }
 
 // cgroupfs finds cgroups in a cgroup2 mount. It may be used from any goroutine.

@@ -35,8 +35,23 @@ type Cluster interface {
 	// empty. For static pods podUID is the kubelet's hash of the manifest
 	// (annotation kubernetes.io/config.hash), not the API object's UID.
 	Pod(containerID, podUID string) (*Identity, bool)
-	// Peer finds the pod, Service or node that has an address.
-	Peer(addr netip.Addr) (*Identity, bool)
+	// Peer finds the pod, Service or node that an address and port belong to.
+	Peer(Peer) (*Identity, bool)
+	// Waiting says that a pod which is not known yet may still become known
+	// soon: the API server answers, or did a moment ago.
+	Waiting() bool
+}
+
+// Peer is an address that somebody talks to.
+type Peer struct {
+	Addr netip.Addr
+	// Port and Protocol (an IP protocol number) tell Services and pods that
+	// share an address apart; both are 0 where there are none.
+	Port     uint16
+	Protocol uint8
+	// Since is when the flow began, in Unix nanoseconds, or 0: a pod that was
+	// deleted before then is not meant, although it had the address last.
+	Since int64
 }
 
 // hierarchy is the kernel's tree of cgroups.
@@ -52,8 +67,12 @@ type hierarchy interface {
 
 // Config holds what a Resolver may be given; the zero value suits a host.
 type Config struct {
-	// Root is where the cgroup2 hierarchy is mounted; found by itself if empty.
+	// Root is where the cgroup2 hierarchy is mounted, or a cgroup in it if only
+	// that part is this node's; found by itself if empty.
 	Root string
+	// PodUID is that of the pod that this process runs in, if any. By it the
+	// node's part of the hierarchy is found where Root is empty.
+	PodUID string
 	// Proc is where the procfs of the pids given to Local is mounted. Default
 	// /proc.
 	Proc string
@@ -61,6 +80,15 @@ type Config struct {
 	MaxEntries int
 	// Cluster knows pods and peers; nil outside Kubernetes.
 	Cluster Cluster
+}
+
+// Part is the part of the hierarchy that is this node's. Where several nodes
+// share one kernel (clusters in containers), each has one of its own.
+type Part struct {
+	// Path of its root below the mount, beginning with a slash; empty for all.
+	Path string
+	// CgroupID of its root, 0 for all.
+	CgroupID uint64
 }
 
 // Resolver names the workloads of this host by cgroup, and peers by address. It
@@ -71,6 +99,7 @@ type Resolver struct {
 	max     int
 	kernel  *Identity
 	mount   CgroupMount
+	part    Part
 	reduced string
 
 	mu sync.RWMutex
@@ -120,6 +149,9 @@ func newResolver(cfg Config, tree hierarchy) *Resolver {
 // Mount returns where the cgroup2 hierarchy was found; Path is empty if nowhere.
 func (r *Resolver) Mount() CgroupMount { return r.mount }
 
+// Part returns the part of the hierarchy that is this node's.
+func (r *Resolver) Part() Part { return r.part }
+
 // Degraded says in a sentence why workloads are named less well than they could
 // be, and is empty where nothing is missing.
 func (r *Resolver) Degraded() string { return r.reduced }
@@ -143,7 +175,7 @@ func (r *Resolver) Close() error { return r.tree.close() }
 // should ask again.
 func (r *Resolver) Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *Identity {
 	if isRoot(cgroupID) && (pid == 0 || comm == "") {
-		if peer := r.Remote(addr); peer != nil {
+		if peer := r.Remote(Peer{Addr: addr}); peer != nil {
 			return peer
 		}
 		return r.kernel
@@ -157,14 +189,20 @@ func (r *Resolver) Local(cgroupID uint64, pid uint32, comm string, addr netip.Ad
 
 // Remote names who has an address, or returns nil. Only Kubernetes knows peers:
 // without Config.Cluster it always returns nil.
-func (r *Resolver) Remote(addr netip.Addr) *Identity {
-	if r.cluster == nil || !addr.IsValid() {
+func (r *Resolver) Remote(p Peer) *Identity {
+	if r.cluster == nil || !p.Addr.IsValid() {
 		return nil
 	}
-	if id, ok := r.cluster.Peer(addr); ok {
+	if id, ok := r.cluster.Peer(p); ok {
 		return id
 	}
 	return nil
+}
+
+// Awaits reports whether id is that of a pod whose name is not known yet but may
+// become known within seconds.
+func (r *Resolver) Awaits(id *Identity) bool {
+	return id.PodUID != "" && id.Pod == "" && r.cluster != nil && r.cluster.Waiting()
 }
 
 // Alive reports whether a cgroup exists. It says yes of the root, and of all

@@ -53,6 +53,8 @@ func (f *fakeTree) add(id uint64, p string) {
 type fakeCluster struct {
 	pods  map[string]*Identity
 	peers map[netip.Addr]*Identity
+	// waiting is the answer of Waiting.
+	waiting bool
 }
 
 func (f *fakeCluster) Pod(containerID, podUID string) (*Identity, bool) {
@@ -63,10 +65,12 @@ func (f *fakeCluster) Pod(containerID, podUID string) (*Identity, bool) {
 	return id, ok
 }
 
-func (f *fakeCluster) Peer(addr netip.Addr) (*Identity, bool) {
-	id, ok := f.peers[addr]
+func (f *fakeCluster) Peer(p Peer) (*Identity, bool) {
+	id, ok := f.peers[p.Addr]
 	return id, ok
 }
+
+func (f *fakeCluster) Waiting() bool { return f.waiting }
 
 func TestLocal(t *testing.T) {
 	tree := &fakeTree{paths: map[uint64]string{
@@ -135,7 +139,7 @@ func TestLocalLooksOnce(t *testing.T) {
 
 func TestRemoteWithoutCluster(t *testing.T) {
 	r := newResolver(Config{}, &fakeTree{})
-	if got := r.Remote(netip.MustParseAddr("10.0.0.1")); got != nil {
+	if got := r.Remote(Peer{Addr: netip.MustParseAddr("10.0.0.1")}); got != nil {
 		t.Errorf("got %+v, want nil", got)
 	}
 }
@@ -328,10 +332,10 @@ func TestCluster(t *testing.T) {
 			}
 		})
 	}
-	if got := r.Remote(addr); got != web {
+	if got := r.Remote(Peer{Addr: addr}); got != web {
 		t.Errorf("Remote returned %+v, want the pod", got)
 	}
-	if got := r.Remote(netip.MustParseAddr("10.0.0.2")); got != nil {
+	if got := r.Remote(Peer{Addr: netip.MustParseAddr("10.0.0.2")}); got != nil {
 		t.Errorf("Remote of an unknown address returned %+v", got)
 	}
 }

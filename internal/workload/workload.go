@@ -4,7 +4,7 @@
 // flows or of BPF.
 package workload
 
-// Kinds of workloads outside Kubernetes.
+// Kinds of workloads that are none of Kubernetes' own kinds.
 const (
 	KindContainer = "Container"
 	KindUnit      = "Unit"
@@ -22,11 +22,15 @@ type Identity struct {
 	ContainerID      string
 	ContainerRuntime string
 	// PodUID as the cgroup path shows it, with dashes.
-	PodUID     string
+	PodUID string
+	// Service, in Namespace, is the one that the address or port belongs to.
 	Service    string
 	Node, Zone string
-	Labels     map[string]string
-	CgroupID   uint64
+	// QoS is Guaranteed, Burstable or BestEffort.
+	QoS string
+	// Labels of the pod. The map is never changed.
+	Labels   map[string]string
+	CgroupID uint64
 	// CgroupPath is below the cgroup2 root and begins with a slash.
 	CgroupPath string
 }

@@ -1257,9 +1257,11 @@ type AgentStatus struct {
 	IntervalNs int64 `protobuf:"varint,24,opt,name=interval_ns,json=intervalNs,proto3" json:"interval_ns,omitempty"`
 	// Streams being served.
 	Subscribers uint32 `protobuf:"varint,25,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
-	// Where the cgroup2 hierarchy is mounted.
-	CgroupRoot    string `protobuf:"bytes,26,opt,name=cgroup_root,json=cgroupRoot,proto3" json:"cgroup_root,omitempty"`
-	StartedNs     int64  `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	// Where the cgroup2 hierarchy is mounted, with the part of it that is this
+	// node's where other nodes share the kernel.
+	CgroupRoot    string            `protobuf:"bytes,26,opt,name=cgroup_root,json=cgroupRoot,proto3" json:"cgroup_root,omitempty"`
+	StartedNs     int64             `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	Kubernetes    *KubernetesStatus `protobuf:"bytes,28,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1413,6 +1415,111 @@ func (x *AgentStatus) GetStartedNs() int64 {
 	return 0
 }
 
+func (x *AgentStatus) GetKubernetes() *KubernetesStatus {
+	if x != nil {
+		return x.Kubernetes
+	}
+	return nil
+}
+
+// KubernetesStatus says what the agent knows of its cluster.
+type KubernetesStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False outside Kubernetes; then all else is empty.
+	Enabled bool `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// The agent's own node's pods have been read.
+	Synced bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
+	// What is missing or wrong and what to do about it; empty if nothing is.
+	Degraded string `protobuf:"bytes,3,opt,name=degraded,proto3" json:"degraded,omitempty"`
+	// Known pods of other nodes, Services and nodes.
+	PeerPods uint32 `protobuf:"varint,4,opt,name=peer_pods,json=peerPods,proto3" json:"peer_pods,omitempty"`
+	Services uint32 `protobuf:"varint,5,opt,name=services,proto3" json:"services,omitempty"`
+	Nodes    uint32 `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	// Flow records that wait for the name of their pod.
+	WaitingRecords uint32 `protobuf:"varint,7,opt,name=waiting_records,json=waitingRecords,proto3" json:"waiting_records,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *KubernetesStatus) Reset() {
+	*x = KubernetesStatus{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KubernetesStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KubernetesStatus) ProtoMessage() {}
+
+func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KubernetesStatus.ProtoReflect.Descriptor instead.
+func (*KubernetesStatus) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *KubernetesStatus) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *KubernetesStatus) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+func (x *KubernetesStatus) GetDegraded() string {
+	if x != nil {
+		return x.Degraded
+	}
+	return ""
+}
+
+func (x *KubernetesStatus) GetPeerPods() uint32 {
+	if x != nil {
+		return x.PeerPods
+	}
+	return 0
+}
+
+func (x *KubernetesStatus) GetServices() uint32 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+func (x *KubernetesStatus) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *KubernetesStatus) GetWaitingRecords() uint32 {
+	if x != nil {
+		return x.WaitingRecords
+	}
+	return 0
+}
+
 // ProbeStatus says what one probe does and, if it does less than it could, why.
 type ProbeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1432,7 +1539,7 @@ type ProbeStatus struct {
 
 func (x *ProbeStatus) Reset() {
 	*x = ProbeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1551,7 @@ func (x *ProbeStatus) String() string {
 func (*ProbeStatus) ProtoMessage() {}
 
 func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1564,7 @@ func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStatus.ProtoReflect.Descriptor instead.
 func (*ProbeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProbeStatus) GetName() string {
@@ -1516,7 +1623,7 @@ type LossCount struct {
 
 func (x *LossCount) Reset() {
 	*x = LossCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1635,7 @@ func (x *LossCount) String() string {
 func (*LossCount) ProtoMessage() {}
 
 func (x *LossCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1648,7 @@ func (x *LossCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCount.ProtoReflect.Descriptor instead.
 func (*LossCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LossCount) GetStage() string {
@@ -1592,7 +1699,7 @@ type ObserveRequest struct {
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1711,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1724,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ObserveRequest) GetFilters() []*Filter {
@@ -1714,7 +1821,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1833,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1846,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -1844,7 +1951,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1963,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1976,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -1989,7 +2096,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2108,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2121,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -2140,7 +2247,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2259,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2272,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -2193,7 +2300,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2312,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2325,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -2259,14 +2366,19 @@ type Workload struct {
 	Zone             string `protobuf:"bytes,9,opt,name=zone,proto3" json:"zone,omitempty"`
 	CgroupId         uint64 `protobuf:"varint,10,opt,name=cgroup_id,json=cgroupId,proto3" json:"cgroup_id,omitempty"`
 	// Path of the cgroup below the cgroup2 root.
-	CgroupPath    string `protobuf:"bytes,11,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
+	CgroupPath string `protobuf:"bytes,11,opt,name=cgroup_path,json=cgroupPath,proto3" json:"cgroup_path,omitempty"`
+	// Labels of the pod.
+	Labels map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Guaranteed, Burstable or BestEffort.
+	QosClass      string `protobuf:"bytes,13,opt,name=qos_class,json=qosClass,proto3" json:"qos_class,omitempty"`
+	PodUid        string `protobuf:"bytes,14,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2390,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2403,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -2371,6 +2483,27 @@ func (x *Workload) GetCgroupPath() string {
 	return ""
 }
 
+func (x *Workload) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Workload) GetQosClass() string {
+	if x != nil {
+		return x.QosClass
+	}
+	return ""
+}
+
+func (x *Workload) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
 type Counters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TxBytes       uint64                 `protobuf:"varint,1,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
@@ -2383,7 +2516,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2528,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2541,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -2450,7 +2583,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2595,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2608,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2521,7 +2654,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2666,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2679,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -2653,7 +2786,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2798,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2811,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -2716,7 +2849,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2861,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2874,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -2790,7 +2923,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2802,7 +2935,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2815,7 +2948,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -2894,7 +3027,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	" \x01(\x03R\vtimestampNs\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\rR\apackets\x12-\n" +
 	"\bworkload\x18\x15 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12%\n" +
-	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xe5\x04\n" +
+	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xa0\x05\n" +
 	"\vAgentStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -2915,7 +3048,18 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vcgroup_root\x18\x1a \x01(\tR\n" +
 	"cgroupRoot\x12\x1d\n" +
 	"\n" +
-	"started_ns\x18\x1b \x01(\x03R\tstartedNs\"\xae\x01\n" +
+	"started_ns\x18\x1b \x01(\x03R\tstartedNs\x129\n" +
+	"\n" +
+	"kubernetes\x18\x1c \x01(\v2\x19.orb8.v1.KubernetesStatusR\n" +
+	"kubernetes\"\xd8\x01\n" +
+	"\x10KubernetesStatus\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x16\n" +
+	"\x06synced\x18\x02 \x01(\bR\x06synced\x12\x1a\n" +
+	"\bdegraded\x18\x03 \x01(\tR\bdegraded\x12\x1b\n" +
+	"\tpeer_pods\x18\x04 \x01(\rR\bpeerPods\x12\x1a\n" +
+	"\bservices\x18\x05 \x01(\rR\bservices\x12\x14\n" +
+	"\x05nodes\x18\x06 \x01(\rR\x05nodes\x12'\n" +
+	"\x0fwaiting_records\x18\a \x01(\rR\x0ewaitingRecords\"\xae\x01\n" +
 	"\vProbeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x13.orb8.v1.ProbeStateR\x05state\x12\x16\n" +
@@ -2994,7 +3138,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12-\n" +
-	"\bworkload\x18\x03 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\"\xc4\x02\n" +
+	"\bworkload\x18\x03 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\"\xec\x03\n" +
 	"\bWorkload\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x19\n" +
 	"\bpod_name\x18\x02 \x01(\tR\apodName\x12\x12\n" +
@@ -3008,7 +3152,13 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tcgroup_id\x18\n" +
 	" \x01(\x04R\bcgroupId\x12\x1f\n" +
 	"\vcgroup_path\x18\v \x01(\tR\n" +
-	"cgroupPath\"~\n" +
+	"cgroupPath\x125\n" +
+	"\x06labels\x18\f \x03(\v2\x1d.orb8.v1.Workload.LabelsEntryR\x06labels\x12\x1b\n" +
+	"\tqos_class\x18\r \x01(\tR\bqosClass\x12\x17\n" +
+	"\apod_uid\x18\x0e \x01(\tR\x06podUid\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
 	"\bCounters\x12\x19\n" +
 	"\btx_bytes\x18\x01 \x01(\x04R\atxBytes\x12\x1d\n" +
 	"\n" +
@@ -3142,7 +3292,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -3161,74 +3311,78 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*NetworkFlow)(nil),         // 14: orb8.v1.NetworkFlow
 	(*NetworkEvent)(nil),        // 15: orb8.v1.NetworkEvent
 	(*AgentStatus)(nil),         // 16: orb8.v1.AgentStatus
-	(*ProbeStatus)(nil),         // 17: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 18: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 19: orb8.v1.ObserveRequest
-	(*Filter)(nil),              // 20: orb8.v1.Filter
-	(*Event)(nil),               // 21: orb8.v1.Event
-	(*Flow)(nil),                // 22: orb8.v1.Flow
-	(*Connection)(nil),          // 23: orb8.v1.Connection
-	(*Endpoint)(nil),            // 24: orb8.v1.Endpoint
-	(*Workload)(nil),            // 25: orb8.v1.Workload
-	(*Counters)(nil),            // 26: orb8.v1.Counters
-	(*Process)(nil),             // 27: orb8.v1.Process
-	(*TcpInfo)(nil),             // 28: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 29: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 30: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 31: orb8.v1.LostEvents
+	(*KubernetesStatus)(nil),    // 17: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 18: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 19: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 20: orb8.v1.ObserveRequest
+	(*Filter)(nil),              // 21: orb8.v1.Filter
+	(*Event)(nil),               // 22: orb8.v1.Event
+	(*Flow)(nil),                // 23: orb8.v1.Flow
+	(*Connection)(nil),          // 24: orb8.v1.Connection
+	(*Endpoint)(nil),            // 25: orb8.v1.Endpoint
+	(*Workload)(nil),            // 26: orb8.v1.Workload
+	(*Counters)(nil),            // 27: orb8.v1.Counters
+	(*Process)(nil),             // 28: orb8.v1.Process
+	(*TcpInfo)(nil),             // 29: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 30: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 31: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 32: orb8.v1.LostEvents
+	nil,                         // 33: orb8.v1.Workload.LabelsEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	20, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	21, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	14, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	20, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	25, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	25, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	21, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	26, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	26, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	27, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	28, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	25, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	25, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	17, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	18, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	0,  // 13: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	20, // 14: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,  // 15: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,  // 16: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	22, // 17: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	23, // 18: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	30, // 19: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	31, // 20: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	3,  // 21: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	24, // 22: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	24, // 23: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 24: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 25: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	26, // 26: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	26, // 27: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	27, // 28: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	28, // 29: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	29, // 30: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 31: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	22, // 32: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	25, // 33: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	7,  // 34: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 35: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 36: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	17, // 37: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	10, // 38: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 39: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 40: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	19, // 41: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 42: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 43: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 44: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	21, // 45: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	42, // [42:46] is the sub-list for method output_type
-	38, // [38:42] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	28, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	29, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	26, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	26, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	18, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	19, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	17, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	0,  // 14: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	21, // 15: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,  // 16: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,  // 17: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	23, // 18: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	24, // 19: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	31, // 20: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	32, // 21: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	3,  // 22: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	25, // 23: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	25, // 24: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 25: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 26: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	27, // 27: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	27, // 28: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	28, // 29: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	29, // 30: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	30, // 31: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 32: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	23, // 33: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	26, // 34: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	33, // 35: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 36: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 37: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 38: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	18, // 39: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	10, // 40: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	12, // 41: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	13, // 42: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	20, // 43: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	11, // 44: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	15, // 45: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	16, // 46: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	22, // 47: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	44, // [44:48] is the sub-list for method output_type
+	40, // [40:44] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -3236,7 +3390,7 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[11].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[12].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
@@ -3248,7 +3402,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,6 +14,7 @@ import (
 // Columns of a live event.
 const (
 	evTime = iota
+	evNode
 	evEvent
 	evProto
 	evWho
@@ -33,10 +34,11 @@ const (
 	millisWidth = len("15:04:05.000")
 )
 
-func eventTable() *table {
+func eventTable(nodes bool) *table {
 	return &table{
 		columns: []column{
 			evTime:   {title: "TIME", min: clockWidth, max: millisWidth},
+			evNode:   {title: "NODE", min: 6, max: 20, hidden: !nodes},
 			evEvent:  {title: "EVENT", min: 7, max: 7},
 			evProto:  {title: "PROTO", min: 6, max: 6},
 			evWho:    {title: "WORKLOAD", min: 10, max: 40},
@@ -49,10 +51,10 @@ func eventTable() *table {
 			evRetr:   {title: "RETR", min: 4, max: 4, right: true},
 			evNote:   {title: "NOTE", min: 7, max: 24},
 		},
-		drop: []int{evRetr, evRTT, evNote, evLocal, evTime, evProto, evRX, evTX},
+		drop: []int{evRetr, evRTT, evNote, evLocal, evTime, evNode, evProto, evRX, evTX},
 		grow: []step{
 			{evRemote, 21}, {evLocal, 15}, {evWho, 14}, {evNote, 13}, {evLocal, 21}, {evWho, 20},
-			{evTime, millisWidth}, {evNote, 17}, {evRemote, 47}, {evWho, 40}, {evLocal, 47}, {evNote, 24},
+			{evTime, millisWidth}, {evNote, 17}, {evNode, 20}, {evRemote, 47}, {evWho, 40}, {evLocal, 47}, {evNote, 24},
 		},
 	}
 }
@@ -71,10 +73,10 @@ type Events struct {
 
 // NewEvents returns a renderer that writes to w.
 func NewEvents(w io.Writer, o Options) *Events {
-	e := &Events{w: w, o: o, table: eventTable()}
+	e := &Events{w: w, o: o, table: eventTable(o.Nodes)}
 	if o.Format == Wide {
 		e.wide = wideEventFields()
-		e.table = wideEventTable(e.wide)
+		e.table = wideEventTable(e.wide, o.Nodes)
 	}
 	e.Resize(o.Width, o.Height)
 	return e
@@ -152,13 +154,14 @@ func (e *Events) text(ev *orb8v1.Event) string {
 // happening is what flow and connection events have in common.
 type happening struct {
 	time  int64
+	node  string
 	word  string
 	style style
 	flow  *orb8v1.Flow
 }
 
 func happeningOf(ev *orb8v1.Event) (happening, bool) {
-	h := happening{time: ev.GetTimeNs()}
+	h := happening{time: ev.GetTimeNs(), node: orNone(ev.GetNodeName())}
 	switch x := ev.GetEvent().(type) {
 	case *orb8v1.Event_Flow:
 		h.flow = x.Flow
@@ -219,6 +222,7 @@ func (e *Events) row(h happening) []cell {
 	}
 	return []cell{
 		evTime:   {text: e.clock(h.time), style: styleDim},
+		evNode:   nodeCell(h.node),
 		evEvent:  event,
 		evProto:  {text: protocol(f)},
 		evWho:    who(f),
@@ -244,10 +248,15 @@ func (e *Events) clock(ns int64) string {
 func (e *Events) lost(ev *orb8v1.Event) string {
 	l := ev.GetLostEvents()
 	if e.o.Format == Compact {
-		return fmt.Sprintf("%s lost stage=%s count=%d", e.o.stamp(ev.GetTimeNs()), word(l.GetStage()), l.GetCount())
+		return fmt.Sprintf("%s lost%s stage=%s count=%d", e.o.stamp(ev.GetTimeNs()), e.o.nodeWord(ev.GetNodeName()),
+			word(l.GetStage()), l.GetCount())
 	}
-	text := fmt.Sprintf("%s LOST %s at %s", e.clock(ev.GetTimeNs()),
-		Plural(l.GetCount(), "record", "records"), clean(l.GetStage()))
+	on := ""
+	if e.o.Nodes {
+		on = " on " + orNone(ev.GetNodeName())
+	}
+	text := fmt.Sprintf("%s LOST %s%s at %s", e.clock(ev.GetTimeNs()),
+		Plural(l.GetCount(), "record", "records"), on, clean(l.GetStage()))
 	if m := e.Meanings[l.GetStage()]; m != "" {
 		text += ": " + m
 	}

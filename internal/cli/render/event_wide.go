@@ -37,6 +37,7 @@ func wideFields() []wideField {
 		field("", 1, false, text(arrow)),
 		field("REMOTE", 21, false, text(func(f *orb8v1.Flow) string { return address(f.GetRemote()) })),
 		field("PEER", 16, false, text(func(f *orb8v1.Flow) string { return orNone(peer(f)) })),
+		field("ZONES", 5, false, text(zones)),
 		field("RTT", 6, true, text(func(f *orb8v1.Flow) string { return rtt(f.GetTcp().GetRttUs()) })),
 		field("MINRTT", 6, true, text(func(f *orb8v1.Flow) string { return rtt(f.GetTcp().GetMinRttUs()) })),
 		field("RETR", 4, true, retransmits),
@@ -64,6 +65,15 @@ func peer(f *orb8v1.Flow) string {
 	return name + service
 }
 
+// zones are those of the near and the far end, where they are known.
+func zones(f *orb8v1.Flow) string {
+	near, far := f.GetLocal().GetWorkload().GetZone(), f.GetRemote().GetWorkload().GetZone()
+	if near == "" && far == "" {
+		return none
+	}
+	return orNone(near) + arrow(f) + orNone(far)
+}
+
 func counterFields(prefix string, get func(f *orb8v1.Flow) *orb8v1.Counters) []wideField {
 	field := func(title string, width int, value func(c *orb8v1.Counters) string) wideField {
 		return wideField{column{title: prefix + title, min: 1, max: width, right: true},
@@ -81,18 +91,21 @@ func counterFields(prefix string, get func(f *orb8v1.Flow) *orb8v1.Counters) []w
 // wideEventFields are all fields but time and event.
 func wideEventFields() []wideField {
 	fields := wideFields()
-	const counters = 9 // before RTT
+	const counters = 10 // before RTT
 	all := append([]wideField(nil), fields[:counters]...)
 	all = append(all, counterFields("", (*orb8v1.Flow).GetDelta)...)
 	all = append(all, counterFields("Σ", (*orb8v1.Flow).GetTotal)...)
 	return append(all, fields[counters:]...)
 }
 
-func wideEventTable(fields []wideField) *table {
+func wideEventTable(fields []wideField, nodes bool) *table {
 	t := &table{columns: []column{
 		{title: "TIME", min: millisWidth, max: millisWidth},
 		{title: "EVENT", min: 7, max: 7},
 	}}
+	if nodes {
+		t.columns = append(t.columns, column{title: "NODE", min: 1, max: 12})
+	}
 	for _, f := range fields {
 		t.columns = append(t.columns, f.column)
 	}
@@ -104,6 +117,9 @@ func wideEventRow(o Options, fields []wideField, h happening) []cell {
 		{text: o.clock(h.time, "15:04:05.000"), style: styleDim},
 		{text: h.word, style: h.style},
 	}
+	if o.Nodes {
+		row = append(row, nodeCell(h.node))
+	}
 	for _, f := range fields {
 		row = append(row, f.cell(h.flow))
 	}
@@ -113,7 +129,7 @@ func wideEventRow(o Options, fields []wideField, h happening) []cell {
 // compactEvent is one line of words: no alignment, no spaces within a value,
 // what is not known left out.
 func compactEvent(o Options, h happening) string {
-	words := []string{o.stamp(h.time), o.paint(h.style, h.word)}
+	words := []string{o.stamp(h.time), o.paint(h.style, h.word) + o.nodeWord(h.node)}
 	return strings.Join(append(words, compactFlow(h.flow, h.flow.GetDelta(), h.word == "open")...), " ")
 }
 

@@ -102,18 +102,45 @@ func local(f *orb8v1.Flow) cell {
 // remote writes the far end: its pod or service where known, else its address.
 func remote(f *orb8v1.Flow, mark string) cell {
 	host, port := hostPort(f.GetRemote())
-	if w := f.GetRemote().GetWorkload(); w.GetPodName() != "" {
+	backend := ""
+	switch w := f.GetRemote().GetWorkload(); {
+	case w.GetService() != "":
+		host = serviceName(w)
+		if pod := clean(w.GetPodName()); pod != "" {
+			backend = " (" + pod + ")"
+		}
+	case w.GetPodName() != "":
 		host = workloadName(w)
-	} else if service := clean(w.GetService()); service != "" {
-		host = service
+	case w.GetKind() == "Node" && w.GetName() != "":
+		host = "node/" + clean(w.GetName())
 	}
-	return cell{text: host + port + mark, fit: func(n int) string {
+	return cell{text: host + port + backend + mark, fit: func(n int) string {
 		room := n - len(port) - len(mark)
 		if room < 5 {
 			mark, room = "", n-len(port)
 		}
 		return cutMiddle(host, room) + port + mark
 	}}
+}
+
+// serviceName is the Service that an address belongs to.
+func serviceName(w *orb8v1.Workload) string {
+	if ns := clean(w.GetNamespace()); ns != "" {
+		return ns + "/" + clean(w.GetService())
+	}
+	return clean(w.GetService())
+}
+
+func nodeCell(name string) cell {
+	return cell{text: name, fit: func(n int) string { return cutMiddle(name, n) }}
+}
+
+// nodeWord names the node in a line of words that may come from any of several.
+func (o Options) nodeWord(name string) string {
+	if !o.Nodes {
+		return ""
+	}
+	return " node=" + word(name)
 }
 
 func arrow(f *orb8v1.Flow) string {

@@ -13,7 +13,8 @@ import (
 
 // Columns of a row of the flow table.
 const (
-	flProto = iota
+	flNode = iota
+	flProto
 	flWho
 	flLocal
 	flDir
@@ -27,9 +28,10 @@ const (
 	flState
 )
 
-func flowTable() *table {
+func flowTable(nodes bool) *table {
 	return &table{
 		columns: []column{
+			flNode:   {title: "NODE", min: 6, hidden: !nodes},
 			flProto:  {title: "PROTO", min: 6, max: 6},
 			flWho:    {title: "WORKLOAD", min: 10},
 			flLocal:  {title: "LOCAL", min: 6},
@@ -43,9 +45,9 @@ func flowTable() *table {
 			flIdle:   {title: "IDLE", min: 4, right: true},
 			flState:  {title: "STATE", min: 8},
 		},
-		drop: []int{flAge, flRetr, flIdle, flState, flRTT, flLocal, flProto, flRX, flTX},
+		drop: []int{flAge, flRetr, flIdle, flState, flRTT, flLocal, flNode, flProto, flRX, flTX},
 		grow: []step{
-			{flRemote, 21}, {flLocal, 15}, {flWho, 16}, {flState, 15}, {flLocal, 21}, {flWho, 24},
+			{flRemote, 21}, {flLocal, 15}, {flWho, 16}, {flState, 15}, {flNode, 20}, {flLocal, 21}, {flWho, 24},
 			{flRemote, 47}, {flWho, 48}, {flLocal, 47}, {flState, 32}, {flAge, 8}, {flIdle, 8}, {flRetr, 8},
 		},
 	}
@@ -67,6 +69,9 @@ func Flows(w io.Writer, o Options, now time.Time, rows []*orb8v1.Event) error {
 		for _, ev := range rows {
 			f := ev.GetFlow()
 			words := compactFlow(f, f.GetTotal(), true)
+			if o.Nodes {
+				words = append([]string{word(ev.GetNodeName())}, words...)
+			}
 			if t := f.GetTcp(); t != nil {
 				words = append(words, "state="+tcpState(t))
 			}
@@ -89,7 +94,7 @@ func writeLines(w io.Writer, lines []string) error {
 }
 
 func plainFlows(o Options, now time.Time, events []*orb8v1.Event) []string {
-	t := flowTable()
+	t := flowTable(o.Nodes)
 	rows := flowRows(now, events, false)
 	if o.Width > 0 && t.fitted(rows).layout(o.Width)[flState] < lowestNote {
 		rows = flowRows(now, events, true)
@@ -108,6 +113,7 @@ func flowRows(now time.Time, events []*orb8v1.Event, marked bool) [][]cell {
 			mark = " lo"
 		}
 		rows = append(rows, []cell{
+			flNode:   nodeCell(orNone(ev.GetNodeName())),
 			flProto:  {text: protocol(f)},
 			flWho:    who(f),
 			flLocal:  local(f),
@@ -142,7 +148,7 @@ func stateCell(f *orb8v1.Flow, marked bool) cell {
 func wideFlows(o Options, now time.Time, events []*orb8v1.Event) []string {
 	o.Width = 0
 	fields := wideFields()
-	const counters = 9 // before RTT
+	const counters = 10 // before RTT
 	all := append([]wideField(nil), fields[:counters]...)
 	all = append(all, counterFields("", (*orb8v1.Flow).GetTotal)...)
 	all = append(all, fields[counters:len(fields)-1]...)
@@ -152,12 +158,18 @@ func wideFlows(o Options, now time.Time, events []*orb8v1.Event) []string {
 	}...)
 	all = append(all, fields[len(fields)-1])
 	t := &table{}
+	if o.Nodes {
+		t.columns = append(t.columns, column{title: "NODE", min: 1})
+	}
 	for _, f := range all {
 		t.columns = append(t.columns, f.column)
 	}
 	var rows [][]cell
 	for _, ev := range events {
 		var row []cell
+		if o.Nodes {
+			row = append(row, nodeCell(orNone(ev.GetNodeName())))
+		}
 		for _, f := range all {
 			row = append(row, f.cell(ev.GetFlow()))
 		}

@@ -5,6 +5,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
@@ -15,26 +16,18 @@ type Header struct {
 	// What is being shown, for instance "network flows".
 	What string
 	// Source of the data, for instance "agent localhost:9090".
-	Source  string
-	Status  *orb8v1.AgentStatus
-	Filters []string
+	Source string
+	// Statuses of the agents that answered.
+	Statuses []*orb8v1.AgentStatus
+	Filters  []string
 	// Warnings are things that the user should know before reading on.
 	Warnings []string
 }
 
 // Write writes the header, a line for each thing to say.
 func (h Header) Write(w io.Writer, o Options) error {
-	s := h.Status
-	about := []string{h.What}
-	if s.GetNodeName() != "" {
-		about = append(about, "node "+clean(s.GetNodeName()))
-	}
-	about = append(about, h.Source)
-	if s.GetKernelRelease() != "" {
-		about = append(about, "kernel "+clean(s.GetKernelRelease()))
-	}
-	lines := []headline{{text: strings.Join(about, " · "), style: styleTitle}}
-	lines = append(lines, probeLines(s.GetProbes())...)
+	lines := []headline{{text: h.about(), style: styleTitle}}
+	lines = append(lines, h.probes()...)
 	if len(h.Filters) > 0 {
 		lines = append(lines, headline{"filters: " + strings.Join(h.Filters, " and "), styleNone})
 	}
@@ -48,6 +41,56 @@ func (h Header) Write(w io.Writer, o Options) error {
 		}
 	}
 	return writeLines(w, out)
+}
+
+// about is the first line. What is the same on all nodes is in it.
+func (h Header) about() string {
+	about := []string{h.What}
+	nodes := h.each(func(s *orb8v1.AgentStatus) string { return s.GetNodeName() })
+	kernels := slices.Compact(h.each(func(s *orb8v1.AgentStatus) string { return s.GetKernelRelease() }))
+	switch {
+	case len(h.Statuses) > 1:
+		about = append(about, "watching "+h.Source+": "+strings.Join(nodes, ", "))
+	case len(nodes) == 1:
+		about = append(about, "node "+nodes[0], h.Source)
+	default:
+		about = append(about, h.Source)
+	}
+	if len(kernels) == 1 {
+		about = append(about, "kernel "+kernels[0])
+	}
+	return strings.Join(about, " · ")
+}
+
+// each collects what is known of the nodes.
+func (h Header) each(get func(*orb8v1.AgentStatus) string) []string {
+	var all []string
+	for _, s := range h.Statuses {
+		if text := clean(get(s)); text != "" {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// probes says how the probes are, once where it is the same on all nodes.
+func (h Header) probes() []headline {
+	var lines []headline
+	nodes := map[headline][]string{}
+	for _, s := range h.Statuses {
+		for _, l := range probeLines(s.GetProbes()) {
+			if nodes[l] == nil {
+				lines = append(lines, l)
+			}
+			nodes[l] = append(nodes[l], clean(s.GetNodeName()))
+		}
+	}
+	for i, l := range lines {
+		if on := nodes[l]; len(on) < len(h.Statuses) {
+			lines[i].text = "on " + strings.Join(on, ", ") + ": " + l.text
+		}
+	}
+	return lines
 }
 
 type headline struct {

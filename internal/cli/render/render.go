@@ -52,6 +52,8 @@ type Options struct {
 	// Height after which a stream repeats its titles; 0 means never.
 	Height int
 	Color  bool
+	// Nodes adds the node to what comes from several.
+	Nodes bool
 	// Location of the times of day shown; nil means local time.
 	Location *time.Location
 }

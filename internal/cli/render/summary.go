@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,11 +25,14 @@ type Summary struct {
 	opened, closed, failed uint64
 	txBytes, rxBytes       uint64
 	lost                   map[string]uint64
+	// away has the nodes that were unavailable, with the reason or, once they
+	// are back, nothing.
+	away map[string]string
 }
 
 // NewSummary returns an empty summary.
 func NewSummary() *Summary {
-	return &Summary{seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}}
+	return &Summary{seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}, away: map[string]string{}}
 }
 
 // Add takes one event into account.
@@ -37,6 +41,9 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 	switch x := ev.GetEvent().(type) {
 	case *orb8v1.Event_LostEvents:
 		s.lost[x.LostEvents.GetStage()] += x.LostEvents.GetCount()
+		return
+	case *orb8v1.Event_NodeStatus:
+		s.node(x.NodeStatus)
 		return
 	case *orb8v1.Event_Flow:
 		f = x.Flow
@@ -61,6 +68,28 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 	}
 }
 
+func (s *Summary) node(n *orb8v1.NodeStatus) {
+	name := clean(n.GetNodeName())
+	if n.GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
+		s.away[name] = orNone(n.GetMessage())
+	} else if _, ok := s.away[name]; ok {
+		s.away[name] = ""
+	}
+}
+
+// nodes names the nodes that the summary lacks, wholly or for a time.
+func (s *Summary) nodes() []string {
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(s.away)) {
+		text := "NODE " + name + " was away for a time"
+		if reason := s.away[name]; reason != "" {
+			text = "NODE " + name + " is unavailable: " + reason
+		}
+		lines = append(lines, text)
+	}
+	return lines
+}
+
 func (s *Summary) key(node string, f *orb8v1.Flow) uint64 {
 	return maphash.String(s.seed, fmt.Sprint(node, "|", f.GetProtocol(), "|", address(f.GetLocal()), "|",
 		address(f.GetRemote()), "|", f.GetNetns(), "|", f.GetLocal().GetWorkload().GetCgroupId(), "|",
@@ -79,8 +108,14 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		text += fmt.Sprintf("; connections: %s opened, %s closed, %s failed",
 			Count(s.opened), Count(s.closed), Count(s.failed))
 	}
+	var away []string
+	for _, line := range s.nodes() {
+		for _, l := range wrap(line, o.Width) {
+			away = append(away, o.paint(styleWarn, l))
+		}
+	}
 	if len(s.lost) == 0 {
-		return writeLines(w, wrap(text+"; nothing lost", o.Width))
+		return writeLines(w, append(wrap(text+"; nothing lost", o.Width), away...))
 	}
 	var stages []string
 	for stage, n := range s.lost {
@@ -91,5 +126,5 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 	for _, l := range wrap("LOST: "+strings.Join(stages, ", "), o.Width) {
 		lines = append(lines, o.paint(styleBad, l))
 	}
-	return writeLines(w, lines)
+	return writeLines(w, append(lines, away...))
 }

@@ -13,6 +13,8 @@ type column struct {
 	title    string
 	min, max int
 	right    bool
+	// hidden columns are never shown.
+	hidden bool
 }
 
 // step lets a column grow to a width while there is room.
@@ -35,18 +37,26 @@ func (t *table) layout(width int) []int {
 	widths := make([]int, len(t.columns))
 	if width <= 0 {
 		for i, c := range t.columns {
-			widths[i] = max(c.max, c.min, cells(c.title))
+			if !c.hidden {
+				widths[i] = max(c.max, c.min, cells(c.title))
+			}
 		}
 		return widths
 	}
 	room := width + gap
 	for i, c := range t.columns {
+		if c.hidden {
+			continue
+		}
 		widths[i] = max(c.min, min(cells(c.title), c.max))
 		room -= widths[i] + gap
 	}
 	for _, i := range t.drop {
 		if room >= 0 {
 			break
+		}
+		if widths[i] == 0 {
+			continue
 		}
 		room += widths[i] + gap
 		widths[i] = 0

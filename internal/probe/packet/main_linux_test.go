@@ -375,4 +375,4 @@ type nobody struct{}
 func (nobody) Local(uint64, uint32, string, netip.Addr) *workload.Identity {
 	return new(workload.Identity)
 }
-func (nobody) Remote(netip.Addr) *workload.Identity { return nil }
+func (nobody) Remote(workload.Peer) *workload.Identity { return nil }

@@ -146,21 +146,67 @@ static __always_inline void count(u32 stat)
 		(*n)++;
 }
 
-static __always_inline u64 sk_cgroup_id(struct sock *sk)
+/* The root of this node's part of the cgroups, where it has not all of them. */
+volatile const u64 part_root = 0;
+#define MAX_LEVELS 16
+
+static __always_inline struct cgroup *sk_cgroup(struct sock *sk)
 {
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
-		struct cgroup *cg = sk->sk_cgrp_data.cgroup;
-
-		return cg ? cg->kn->id : 0;
-	}
-
 	/* Bit 0 says that the word holds net_cls data instead of a pointer. */
 	struct sock_cgroup_data___v5_14 *data = (void *)&sk->sk_cgrp_data;
-	u64 val = BPF_CORE_READ(data, val);
+	u64 val;
 
-	if (!val || (val & 1))
-		return 0;
-	return BPF_CORE_READ((struct cgroup *)val, kn, id);
+	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup))
+		return sk->sk_cgrp_data.cgroup;
+	val = BPF_CORE_READ(data, val);
+	return val & 1 ? 0 : (struct cgroup *)val;
+}
+
+static __always_inline u64 ancestor_id(struct cgroup *cg, int level)
+{
+	struct cgroup___v6_0 *old = (void *)cg;
+	struct cgroup *up = 0;
+	u64 id = 0;
+
+	if (bpf_core_field_exists(struct cgroup, ancestors)) {
+		bpf_core_read(&up, sizeof(up), &cg->ancestors[level]);
+		return BPF_CORE_READ(up, kn, id);
+	}
+	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[level]);
+	return id;
+}
+
+/* Whether a socket is of this node. Only asked when a connection begins. */
+static __always_inline bool is_ours(struct sock *sk)
+{
+	struct cgroup *cg;
+	int level;
+
+	if (!part_root)
+		return true;
+	cg = sk_cgroup(sk);
+	if (!cg)
+		return false;
+	level = BPF_CORE_READ(cg, level);
+	for (int i = 0; i < MAX_LEVELS; i++) {
+		if (i > level)
+			break;
+		if (ancestor_id(cg, i) == part_root)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline u64 sk_cgroup_id(struct sock *sk)
+{
+	struct cgroup *cg;
+
+	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
+		cg = sk->sk_cgrp_data.cgroup;
+		return cg ? cg->kn->id : 0;
+	}
+	cg = sk_cgroup(sk);
+	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
 }
 
 static __always_inline void set_owner(struct sock_state *st, struct task_struct *task)
@@ -337,11 +383,14 @@ static __always_inline struct sock_state *make_state(struct sock *sk)
 /* A connection is being made by the current process. */
 static __always_inline void on_connect(struct sock *sk)
 {
-	struct sock_state *st = make_state(sk);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	u64 now = bpf_ktime_get_boot_ns();
+	struct sock_state *st;
 
-	if (!st || !tp)
+	if (!tp || !is_ours(sk))
+		return;
+	st = make_state(sk);
+	if (!st)
 		return;
 	start(st, sk, now);
 	st->syn_ns = now;
@@ -378,6 +427,8 @@ static __always_inline void on_established(struct sock *sk, int oldstate)
 			st->established_ns = bpf_ktime_get_boot_ns();
 		return;
 	}
+	if (!st && !is_ours(sk))
+		return;
 	st = make_state(sk);
 	if (!st)
 		return;
@@ -395,8 +446,11 @@ static __always_inline void on_established(struct sock *sk, int oldstate)
 
 static __always_inline void on_listen(struct sock *sk)
 {
-	struct sock_state *st = make_state(sk);
+	struct sock_state *st;
 
+	if (!is_ours(sk))
+		return;
+	st = make_state(sk);
 	if (!st)
 		return;
 	st->role = ROLE_LISTENER;
@@ -463,6 +517,8 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	if (!st || !st->start_ns) {
 		/* Older than the agent and held by no file, so the seeding
 		 * missed it. */
+		if (!is_ours(sk))
+			return;
 		st = make_state(sk);
 		if (!st)
 			return;
@@ -650,7 +706,7 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 	if (state == TCP_CLOSE)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
+	if (!tp || !is_ours(sk))
 		return 0;
 	st = make_state(sk);
 	if (!st || st->pid)

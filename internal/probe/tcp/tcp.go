@@ -42,6 +42,9 @@ type Config struct {
 	// RingBytes is a power of two and a multiple of the page size.
 	// DefaultRingBytes if 0.
 	RingBytes uint32
+	// CgroupID is the root of this node's part of the cgroups, 0 for all: other
+	// nodes may share the kernel. Sockets outside it are left alone.
+	CgroupID uint64
 }
 
 // Probe implements probe.Probe.
@@ -137,6 +140,9 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	spec.Maps[bpfMapTcpRing].MaxEntries = p.cfg.RingBytes
 	if err := spec.Variables[bpfVarWakeBytes].Set(uint64(p.cfg.RingBytes / 4)); err != nil {
 		return fmt.Errorf("set the ring's wake-up mark: %w", err)
+	}
+	if err := spec.Variables[bpfVarPartRoot].Set(p.cfg.CgroupID); err != nil {
+		return fmt.Errorf("set the node's root cgroup: %w", err)
 	}
 	return nil
 }

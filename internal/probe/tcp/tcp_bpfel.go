@@ -139,6 +139,7 @@ const (
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
 	bpfVarMirrored         = "mirrored"
+	bpfVarPartRoot         = "part_root"
 	bpfVarWakeBytes        = "wake_bytes"
 )
 
@@ -208,6 +209,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Mirrored  *ebpf.VariableSpec `ebpf:"mirrored"`
+	PartRoot  *ebpf.VariableSpec `ebpf:"part_root"`
 	WakeBytes *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
@@ -251,6 +253,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Mirrored  *ebpf.Variable `ebpf:"mirrored"`
+	PartRoot  *ebpf.Variable `ebpf:"part_root"`
 	WakeBytes *ebpf.Variable `ebpf:"wake_bytes"`
 }
 

@@ -791,3 +791,51 @@ func TestStorageFull(t *testing.T) {
 		t.Error("nothing counted")
 	}
 }
+
+// A node that has a part of the cgroups sees the sockets of that part only, also
+// of cgroups within it.
+func TestPartOfTheCgroups(t *testing.T) {
+	cgroup, id := probetest.NewCgroup(t)
+	inner := filepath.Join(cgroup, "inner")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(inner) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dial := func(dir string) net.Conn {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
+		probetest.InCgroup(t, cmd, dir)
+		if err := cmd.Start(); err != nil {
+			t.Skipf("SKIP: start a process in a cgroup: %v", err)
+		}
+		t.Cleanup(func() { _ = cmd.Wait() })
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.Read(make([]byte, 77)); err != nil {
+			t.Fatal(err)
+		}
+		return server
+	}
+	old := dial(cgroup) // open before the probe
+	w := start(t, Config{CgroupID: id})
+	young := dial(inner)
+	client, server := dialTo(t, l, "tcp", l.Addr().String())
+	closeBoth(t, client, server)
+	old.Close()
+	young.Close()
+	w.final(t, addrOf(old.RemoteAddr()), addrOf(old.LocalAddr()))
+	w.final(t, addrOf(young.RemoteAddr()), addrOf(young.LocalAddr()))
+	if f := w.first(func(f *seen) bool { return f.LocalPort == addrOf(l.Addr()).Port() }); f != nil {
+		t.Errorf("a socket outside was seen: %+v", f)
+	}
+	if f := w.first(func(f *seen) bool { return is(f, addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())) }); f != nil {
+		t.Errorf("a client outside was seen: %+v", f)
+	}
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+// NodeStatus is what one of several agents says of itself.
+type NodeStatus struct {
+	// Status has at least a name; of an agent that did not answer, no more.
+	Status *orb8v1.AgentStatus
+	// Agent is the name of its pod, empty where there is none.
+	Agent string
+	// Away says why the agent did not answer; empty where it did.
+	Away string
+}
+
+func (n NodeStatus) state() cell {
+	switch {
+	case n.Away != "":
+		return cell{text: "unreachable", style: styleBad}
+	case !n.Status.GetHealthy():
+		return cell{text: "NOT HEALTHY", style: styleBad}
+	case n.Status.GetHealthMessage() != "":
+		return cell{text: "degraded", style: styleWarn}
+	}
+	return cell{text: "healthy", style: styleGood}
+}
+
+// Statuses writes a line for each node. A node that does not answer is there too,
+// with the reason; to programs it is an AgentStatus that is not healthy.
+func Statuses(w io.Writer, o Options, nodes []NodeStatus) error {
+	switch o.Format {
+	case JSON:
+		for _, n := range nodes {
+			if err := WriteJSON(w, n.Status); err != nil {
+				return err
+			}
+		}
+		return nil
+	case Compact:
+		var lines []string
+		for _, n := range nodes {
+			if n.Away != "" {
+				lines = append(lines, fmt.Sprintf("%s unreachable reason=%s", word(n.Status.GetNodeName()), word(n.Away)))
+				continue
+			}
+			lines = append(lines, compactStatus(n.Status))
+		}
+		return writeLines(w, lines)
+	case Wide:
+		o.Width = 0
+	}
+	return writeLines(w, nodeTable(o.Format == Wide).lines(o, nodeRows(nodes)))
+}
+
+// Columns of a node's status.
+const (
+	noNode = iota
+	noState
+	noVersion
+	noUp
+	noProbes
+	noPods
+	noFlows
+	noLost
+	noKernel
+	noAgent
+	noMessage
+)
+
+func nodeTable(wide bool) *table {
+	return &table{
+		columns: []column{
+			noNode:    {title: "NODE", min: 8},
+			noState:   {title: "STATE", min: 11},
+			noVersion: {title: "VERSION", min: 7},
+			noUp:      {title: "UP", min: 5, right: true},
+			noProbes:  {title: "PROBES", min: 10},
+			noPods:    {title: "PODS", min: 4, right: true},
+			noFlows:   {title: "FLOWS", min: 5, right: true},
+			noLost:    {title: "LOST", min: 4, right: true},
+			noKernel:  {title: "KERNEL", min: 8},
+			noAgent:   {title: "AGENT", min: 8, hidden: !wide},
+			noMessage: {title: "MESSAGE", min: 12},
+		},
+		drop: []int{noKernel, noUp, noPods, noVersion, noFlows, noProbes, noLost},
+		grow: []step{{noNode, 24}, {noProbes, 24}, {noMessage, 40}, {noVersion, 16}, {noKernel, 24},
+			{noNode, 63}, {noFlows, 10}, {noLost, 10}, {noMessage, 1000}},
+	}
+}
+
+func nodeRows(nodes []NodeStatus) [][]cell {
+	var rows [][]cell
+	for _, n := range nodes {
+		s := n.Status
+		row := []cell{
+			noNode: nodeCell(orNone(s.GetNodeName())), noState: n.state(),
+			noVersion: {text: none}, noUp: {text: none}, noProbes: {text: none}, noPods: {text: none},
+			noFlows: {text: none}, noLost: {text: none}, noKernel: {text: none},
+			noAgent: {text: orNone(n.Agent)}, noMessage: plain(n.Away),
+		}
+		if n.Away == "" {
+			row[noVersion] = cell{text: orNone(s.GetVersion())}
+			row[noUp] = cell{text: Span(time.Duration(s.GetUptimeSeconds()) * time.Second)}
+			row[noProbes] = nodeProbes(s.GetProbes())
+			row[noPods] = cell{text: Count(uint64(s.GetPodsTracked()))}
+			row[noFlows] = cell{text: Count(uint64(s.GetActiveFlows()))}
+			row[noLost] = cell{text: Count(s.GetEventsDropped())}
+			if s.GetEventsDropped() > 0 {
+				row[noLost].style = styleWarn
+			}
+			row[noKernel] = cell{text: orNone(s.GetKernelRelease())}
+			row[noMessage] = plain(s.GetHealthMessage())
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// nodeProbes names the probes; those that do not run, with their state.
+func nodeProbes(probes []*orb8v1.ProbeStatus) cell {
+	c := cell{text: none}
+	var words []string
+	for _, p := range probes {
+		text := clean(p.GetName())
+		if p.GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING {
+			text += ":" + probeState(p.GetState())
+			c.style = styleWarn
+		}
+		words = append(words, text)
+	}
+	if len(words) > 0 {
+		c.text = strings.Join(words, ",")
+	}
+	return c
+}
+
+// Away writes a line for each of the events that says of a node that it is away.
+func Away(o Options, events []*orb8v1.Event) []string {
+	var lines []string
+	for _, ev := range events {
+		n := ev.GetNodeStatus()
+		text := "NODE " + orNone(n.GetNodeName()) + " is not included"
+		if m := clean(n.GetMessage()); m != "" {
+			text += ": " + m
+		}
+		lines = append(lines, o.paint(styleWarn, cutEnd(text, limit(o.Width))))
+	}
+	return lines
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+const (
+	// liveWindow is how long an event waits for earlier ones of other nodes.
+	liveWindow = 200 * time.Millisecond
+	// replayTime is how long the nodes' pasts are merged exactly before a node
+	// that says nothing is no longer waited for.
+	replayTime = time.Second
+	// laneSize is how many events of one node may wait here. What waits longer
+	// waits in its agent, which counts what it cannot keep.
+	laneSize = 256
+)
+
+// first ranks before every event.
+const first = math.MinInt64
+
+// merge puts the events of several nodes into one order, the lowest rank first;
+// those of one node stay in theirs. It holds at most laneSize events a node.
+type merge struct {
+	// window bounds how long an event waits for a node that says nothing; 0 is
+	// for ever, which is right where every node comes to an end.
+	window time.Duration
+	// exactUntil is when the window begins to count.
+	exactUntil time.Time
+	// changed gets a token whenever next may have another answer.
+	changed chan struct{}
+
+	mu    sync.Mutex
+	lanes []*lane // by name
+}
+
+// lane is one node's events.
+type lane struct {
+	merge *merge
+	name  string
+	room  chan struct{}
+
+	// Guarded by merge.mu.
+	queue []queued
+	last  int64
+	// due: the node is expected to send more; without that nobody waits for it.
+	due bool
+}
+
+type queued struct {
+	rank    int64
+	arrived time.Time
+	event   *orb8v1.Event
+}
+
+func newMerge(window time.Duration) *merge {
+	return &merge{window: window, changed: make(chan struct{}, 1)}
+}
+
+// lane adds a node.
+func (m *merge) lane(name string) *lane {
+	l := &lane{merge: m, name: name, room: make(chan struct{}, 1), last: first, due: true}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at, _ := slices.BinarySearchFunc(m.lanes, name, func(l *lane, name string) int { return cmp.Compare(l.name, name) })
+	m.lanes = slices.Insert(m.lanes, at, l)
+	return l
+}
+
+// push adds an event, as soon as there is room. An event never ranks before
+// the one that its node sent before it.
+func (l *lane) push(ctx context.Context, rank int64, ev *orb8v1.Event) error {
+	for {
+		l.merge.mu.Lock()
+		if len(l.queue) < laneSize {
+			l.last = max(l.last, rank)
+			l.queue = append(l.queue, queued{l.last, time.Now(), ev})
+			l.merge.mu.Unlock()
+			token(l.merge.changed)
+			return nil
+		}
+		l.merge.mu.Unlock()
+		select {
+		case <-l.room:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// expect says whether the node is about to send more.
+func (l *lane) expect(due bool) {
+	l.merge.mu.Lock()
+	l.due = due
+	l.merge.mu.Unlock()
+	token(l.merge.changed)
+}
+
+// next takes out the event whose turn it is. Without one it returns how long
+// from now it may be until there is, 0 for until something changes. With flush
+// nothing waits.
+func (m *merge) next(now time.Time, flush bool) (*orb8v1.Event, time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var best, oldest *lane
+	missing, full := false, false
+	for _, l := range m.lanes {
+		if len(l.queue) == 0 {
+			missing = missing || l.due
+			continue
+		}
+		if best == nil || l.queue[0].rank < best.queue[0].rank {
+			best = l
+		}
+		if oldest == nil || l.queue[0].arrived.Before(oldest.queue[0].arrived) {
+			oldest = l
+		}
+		full = full || len(l.queue) == laneSize
+	}
+	switch {
+	case best == nil:
+		return nil, 0
+	case !missing || flush:
+		return best.pop(), 0
+	case m.window == 0:
+		return nil, 0
+	case now.Before(m.exactUntil):
+		return nil, m.exactUntil.Sub(now)
+	}
+	switch waited := now.Sub(oldest.queue[0].arrived); {
+	case waited >= 2*m.window: // a clock that runs ahead must not starve its node
+		return oldest.pop(), 0
+	case waited >= m.window, full:
+		return best.pop(), 0
+	default:
+		return nil, m.window - waited
+	}
+}
+
+// pop is called with the merge's lock held.
+func (l *lane) pop() *orb8v1.Event {
+	ev := l.queue[0].event
+	l.queue[0] = queued{}
+	l.queue = l.queue[1:]
+	token(l.room)
+	return ev
+}
+
+func token(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// ranking says how the events of a request are ordered.
+func ranking(req *orb8v1.ObserveRequest) func(*orb8v1.Event) int64 {
+	if !req.GetSnapshot() || req.GetFollow() || req.GetLast() > 0 || req.GetSinceNs() > 0 {
+		return (*orb8v1.Event).GetTimeNs
+	}
+	return func(ev *orb8v1.Event) int64 { return -sortKey(ev.GetFlow(), req.GetSort()) }
+}
+
+// sortKey is what agents sort a snapshot by, the largest first.
+func sortKey(f *orb8v1.Flow, by orb8v1.Sort) int64 {
+	var key uint64
+	switch c := f.GetTotal(); by {
+	case orb8v1.Sort_SORT_PACKETS:
+		key = c.GetTxPackets() + c.GetRxPackets()
+	case orb8v1.Sort_SORT_LAST_SEEN:
+		key = uint64(max(f.GetLastSeenNs(), 0))
+	case orb8v1.Sort_SORT_RTT:
+		key = uint64(f.GetTcp().GetRttUs())
+	case orb8v1.Sort_SORT_RETRANSMITS:
+		key = f.GetTcp().GetRetransmits()
+	default:
+		key = c.GetTxBytes() + c.GetRxBytes()
+	}
+	return int64(min(key, math.MaxInt64))
+}

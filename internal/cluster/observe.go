@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+const (
+	// relistEvery is how often a stream that goes on looks for other agents.
+	relistEvery = 5 * time.Second
+	// minRetry and maxRetry bound the time between two attempts at a node.
+	minRetry = 500 * time.Millisecond
+	maxRetry = 8 * time.Second
+)
+
+// Stream is the events of all agents as one stream.
+type Stream struct {
+	fleet  *Fleet
+	req    *orb8v1.ObserveRequest
+	ctx    context.Context // of the call, as in a gRPC stream
+	cancel context.CancelFunc
+	merge  *merge
+	rank   func(*orb8v1.Event) int64
+	wg     sync.WaitGroup
+	// ended is closed when all nodes have ended.
+	ended chan struct{}
+	// left is how many flows may still come; less than 0 means any number.
+	left int
+	// over is the error after the last event.
+	over error
+
+	mu sync.Mutex
+	// fatal is an error that is no node's own.
+	fatal error
+	// now has the agents that there are, by node; newer is closed when another
+	// map takes its place.
+	now   map[string]Agent
+	newer chan struct{}
+}
+
+// Observe asks every agent for its events and merges them: a snapshot exactly
+// by its sort key, its limit counted over all nodes; the past exactly by time;
+// what happens, by time as far as it comes within 200 ms. A node that cannot be
+// asked, or whose stream breaks, is a NodeStatus event with state UNAVAILABLE and
+// the reason, once until the reason changes. With follow it is tried again, and
+// what it kept meanwhile is fetched; agents that come later are taken in. With
+// last, every node sends its latest. The stream ends with ctx.
+func (f *Fleet) Observe(ctx context.Context, req *orb8v1.ObserveRequest) (*Stream, error) {
+	agents, err := f.agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stream{
+		fleet: f, req: req, merge: newMerge(0), rank: ranking(req),
+		ended: make(chan struct{}), left: -1, newer: make(chan struct{}),
+	}
+	if req.GetFollow() {
+		s.merge.window = liveWindow
+	}
+	if req.GetFollow() && (req.GetSinceNs() > 0 || req.GetLast() > 0 || req.GetSnapshot()) {
+		s.merge.exactUntil = time.Now().Add(replayTime)
+	}
+	if req.GetSnapshot() && !req.GetFollow() && req.GetLimit() > 0 {
+		s.left = int(req.GetLimit())
+	}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.update(agents)
+	if req.GetFollow() {
+		s.wg.Go(s.relist)
+	}
+	go func() {
+		s.wg.Wait()
+		close(s.ended)
+		token(s.merge.changed)
+	}()
+	return s, nil
+}
+
+// Recv returns the next event. After the last it returns io.EOF; when ctx is
+// done, what has come already and then ctx's error. All that the stream has
+// started has ended by then. It must be called until it returns an error.
+func (s *Stream) Recv() (*orb8v1.Event, error) {
+	for s.left != 0 && s.over == nil {
+		ended, done := isClosed(s.ended), s.ctx.Err()
+		ev, wait := s.merge.next(time.Now(), ended || done != nil)
+		switch {
+		case ev != nil:
+			if s.left > 0 && ev.GetFlow() != nil {
+				s.left--
+			}
+			return ev, nil
+		case ended || done != nil:
+			s.over = s.end(done)
+		default:
+			s.wait(wait)
+		}
+	}
+	s.cancel()
+	<-s.ended
+	if s.over == nil {
+		s.over = io.EOF
+	}
+	return nil, s.over
+}
+
+// end is the error after the last event; done is the context's.
+func (s *Stream) end(done error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.fatal != nil:
+		return s.fatal
+	case done != nil:
+		return done
+	}
+	return io.EOF
+}
+
+func (s *Stream) wait(d time.Duration) {
+	var late <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-s.merge.changed:
+	case <-s.ctx.Done():
+	case <-late:
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// update takes over which agents there are and begins with nodes that are new.
+func (s *Stream) update(agents []Agent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.now
+	s.now = make(map[string]Agent, len(agents))
+	for _, a := range agents {
+		s.now[a.Node] = a
+	}
+	for node := range known { // a node whose agent is gone may get another
+		if _, ok := s.now[node]; !ok {
+			s.now[node] = Agent{Node: node, Reason: "its agent is gone"}
+		}
+	}
+	close(s.newer)
+	s.newer = make(chan struct{})
+	for _, a := range agents {
+		if _, ok := known[a.Node]; !ok {
+			l := s.merge.lane(a.Node)
+			s.wg.Go(func() { s.watch(&node{stream: s, lane: l, name: a.Node}) })
+		}
+	}
+}
+
+// agent returns who the node's agent is now, and what is closed when that may
+// have changed.
+func (s *Stream) agent(node string) (Agent, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now[node], s.newer
+}
+
+func (s *Stream) fail(err error) {
+	s.mu.Lock()
+	if s.fatal == nil {
+		s.fatal = err
+	}
+	s.mu.Unlock()
+	s.cancel()
+}
+
+// relist looks for other agents until the stream ends. While the API server is
+// away the nodes say so themselves.
+func (s *Stream) relist() {
+	t := time.NewTicker(relistEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-s.ctx.Done():
+			return
+		}
+		agents, err := s.fleet.agents(s.ctx)
+		switch {
+		case err == nil:
+			s.update(agents)
+		case errors.As(err, new(*NoAgentsError)):
+			s.update(nil)
+		}
+	}
+}
+
+// node is one node's part of a stream.
+type node struct {
+	stream *Stream
+	lane   *lane
+	name   string
+	// reason is why the node is away, as last told; empty while it is there.
+	reason string
+	// last is the time of its latest event, by its own clock; 0 before the first.
+	last int64
+}
+
+// watch takes a node's events until there are no more.
+func (s *Stream) watch(n *node) {
+	defer n.lane.expect(false)
+	retry := minRetry
+	for {
+		agent, newer := s.agent(n.name)
+		began := time.Now()
+		err := error(&notReadyError{agent.Reason})
+		if agent.running {
+			err = s.take(n, agent)
+		}
+		switch {
+		case s.ctx.Err() != nil:
+			return
+		case status.Code(err) == codes.InvalidArgument: // every node would say so
+			s.fail(err)
+			return
+		case errors.Is(err, io.EOF) && !s.req.GetFollow():
+			return
+		}
+		n.away(s.ctx, Reason(err))
+		if !s.req.GetFollow() {
+			return
+		}
+		if time.Since(began) > maxRetry {
+			retry = minRetry
+		}
+		pause(s.ctx, newer, retry/2+rand.N(retry))
+		retry = min(2*retry, maxRetry)
+	}
+}
+
+// pause waits for d, for other agents, or for the end of ctx.
+func pause(ctx context.Context, newer <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-newer:
+	case <-ctx.Done():
+	}
+}
+
+// away puts a NodeStatus into the stream, unless the last one said the same.
+func (n *node) away(ctx context.Context, reason string) {
+	defer n.lane.expect(false) // not before: whoever waits for this node is to see why
+	if n.reason == reason {
+		return
+	}
+	n.reason = reason
+	_ = n.lane.push(ctx, first, &orb8v1.Event{ // fails only when nobody reads on
+		TimeNs: time.Now().UnixNano(), NodeName: n.name,
+		Event: &orb8v1.Event_NodeStatus{NodeStatus: &orb8v1.NodeStatus{
+			NodeName: n.name, State: orb8v1.NodeState_NODE_STATE_UNAVAILABLE, Message: reason,
+		}},
+	})
+}
+
+// take reads one stream of a node's agent to its end, which is the error. An
+// agent that says nothing for the fleet's timeout is given up; only one that is
+// followed may be silent, once it has greeted.
+func (s *Stream) take(n *node, a Agent) error {
+	conn, err := s.fleet.conn(a)
+	if err != nil {
+		return err
+	}
+	conn.ResetConnectBackoff() // the time between attempts is kept by watch
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(s.fleet.timeout, func() { cancel(errNoAnswer) })
+	defer late.Stop()
+	because := func(err error) error {
+		if errors.Is(context.Cause(ctx), errNoAnswer) && conn.Trouble() == nil {
+			return errNoAnswer
+		}
+		if errors.Is(err, io.EOF) {
+			return err
+		}
+		return because(conn, err)
+	}
+	stream, err := orb8v1.NewOrbitAgentServiceClient(conn).Observe(ctx, s.request(n))
+	if err != nil {
+		return because(err)
+	}
+	for greeted := false; ; greeted = true {
+		ev, err := stream.Recv()
+		if err != nil {
+			return because(err)
+		}
+		late.Stop()
+		rank := s.rank(ev)
+		if greeted {
+			n.last = max(n.last, ev.GetTimeNs())
+		} else { // dated now, but what follows may be the past
+			n.reason, rank = "", first
+			n.lane.expect(true)
+		}
+		if err := n.lane.push(ctx, rank, ev); err != nil {
+			return err
+		}
+		if !s.req.GetFollow() {
+			late.Reset(s.fleet.timeout)
+		}
+	}
+}
+
+// request is the stream's, or what continues it where it broke.
+func (s *Stream) request(n *node) *orb8v1.ObserveRequest {
+	if n.last == 0 {
+		return s.req
+	}
+	req, ok := proto.Clone(s.req).(*orb8v1.ObserveRequest)
+	if !ok {
+		return s.req
+	}
+	req.Snapshot, req.Last, req.SinceNs = false, 0, n.last+1
+	return req
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// cluster is a Resolver whose answers change while a test runs.
+type cluster struct {
+	local  map[uint64]*workload.Identity
+	remote map[netip.Addr]*workload.Identity
+}
+
+func (c *cluster) Local(cgroup uint64, _ uint32, _ string, _ netip.Addr) *workload.Identity {
+	if id := c.local[cgroup]; id != nil {
+		return id
+	}
+	return &workload.Identity{PodUID: "uid", CgroupID: cgroup}
+}
+
+func (c *cluster) Remote(p workload.Peer) *workload.Identity { return c.remote[p.Addr] }
+
+// named is what a test looks at of one record.
+type named struct {
+	Local, LocalService, Remote, RemoteService string
+}
+
+func nameOf(r *Record) named {
+	n := named{Local: r.Local.Pod, LocalService: r.Local.Service}
+	if r.Remote != nil {
+		n.Remote, n.RemoteService = r.Remote.Pod, r.Remote.Service
+	}
+	return n
+}
+
+type nameBench struct {
+	*Table
+	cluster
+	told []named
+}
+
+func newNameBench() *nameBench {
+	b := &nameBench{cluster: cluster{local: map[uint64]*workload.Identity{}, remote: map[netip.Addr]*workload.Identity{}}}
+	b.Table = NewTable(Config{
+		MaxFlows: 100, IdleTimeout: 30 * time.Second, Resolver: &b.cluster, Losses: new(loss.Counters),
+		Awaits: func(id *workload.Identity) bool { return id.Pod == "" },
+	}, func(r *Record) { b.told = append(b.told, nameOf(r)) })
+	return b
+}
+
+func (b *nameBench) want(t *testing.T, want ...named) {
+	t.Helper()
+	if d := cmp.Diff(want, b.told); d != "" {
+		t.Errorf("records (-want +got):\n%s", d)
+	}
+	b.told = nil
+}
+
+var (
+	clientIP  = netip.MustParseAddr("10.244.1.2")
+	serviceIP = netip.MustParseAddr("10.96.0.9")
+	backendIP = netip.MustParseAddr("10.244.1.3")
+)
+
+func tcpSample(cgroup uint64, role Role, local, remote netip.AddrPort, bytes uint64) *Sample {
+	return &Sample{
+		Key: Key{
+			Local: AddrOf(local.Addr()), Remote: AddrOf(remote.Addr()), LocalPort: local.Port(), RemotePort: remote.Port(),
+			Protocol: TCP, CgroupID: cgroup,
+		},
+		Instance: 1, Role: role, First: 1, Last: int64(bytes), Total: Counters{TxBytes: bytes},
+	}
+}
+
+func at443(ip netip.Addr) netip.AddrPort  { return netip.AddrPortFrom(ip, 443) }
+func at5000(ip netip.Addr) netip.AddrPort { return netip.AddrPortFrom(ip, 5000) }
+
+func asClient(bytes uint64) *Sample {
+	return tcpSample(1, RoleClient, at5000(clientIP), at443(serviceIP), bytes)
+}
+
+func asServer(bytes uint64) *Sample {
+	return tcpSample(2, RoleServer, at443(backendIP), at5000(clientIP), bytes)
+}
+
+// joined is a table whose client and server are known pods of one node.
+func joined() *nameBench {
+	b := newNameBench()
+	b.local[1] = &workload.Identity{Namespace: "ns", Pod: "client"}
+	b.local[2] = &workload.Identity{Namespace: "ns", Pod: "server"}
+	b.remote[serviceIP] = &workload.Identity{Namespace: "ns", Kind: "Service", Name: "web", Service: "web"}
+	return b
+}
+
+func TestJoinServerFirst(t *testing.T) {
+	b := joined()
+	b.Apply(asServer(10))
+	b.Apply(asClient(10))
+	b.want(t, named{Local: "server"}, named{"client", "", "server", "web"})
+	b.Apply(asServer(20))
+	b.want(t, named{"server", "web", "client", ""})
+}
+
+// A client's record waits a moment for its server's.
+func TestJoinClientFirst(t *testing.T) {
+	b := joined()
+	b.Apply(asClient(10))
+	b.want(t)
+	b.Apply(asServer(10))
+	b.want(t, named{"server", "web", "client", ""})
+	b.Flush(time.Now())
+	b.want(t, named{"client", "", "server", "web"})
+
+	for _, r := range b.Snapshot(nil) {
+		if r.Role == RoleClient && r.Remote.Pod != "server" {
+			t.Errorf("the client's row has %+v", nameOf(&r))
+		}
+	}
+}
+
+// A Service whose pod is on another node stays a Service, after a while.
+func TestJoinNothing(t *testing.T) {
+	b := joined()
+	b.Apply(asClient(10))
+	b.Flush(time.Now().Add(joinWait / 2))
+	b.want(t)
+	b.Flush(time.Now().Add(joinWait))
+	b.want(t, named{"client", "", "", "web"})
+	// Ended rows are forgotten as ends too.
+	b.Expire(time.Unix(1000, 0))
+	if n := len(b.names.clients) + len(b.names.servers); n != 0 {
+		t.Errorf("%d ends of flows that are gone", n)
+	}
+}
+
+// Another connection from another port is not joined.
+func TestJoinOnlyTheSameConnection(t *testing.T) {
+	b := joined()
+	other := asServer(10)
+	other.RemotePort = 5001
+	b.Apply(other)
+	b.told = nil
+	b.Apply(asClient(10))
+	b.Flush(time.Now().Add(joinWait))
+	b.want(t, named{"client", "", "", "web"})
+}
+
+// Pods on the host's network have the node's address; the other end tells.
+func TestJoinHostNetwork(t *testing.T) {
+	b := joined()
+	node := netip.MustParseAddr("192.0.2.1")
+	b.remote[node] = &workload.Identity{Kind: "Node", Name: "n1"}
+	b.Apply(tcpSample(2, RoleServer, at443(node), at5000(node), 1))
+	b.Apply(tcpSample(1, RoleClient, at5000(node), at443(node), 1))
+	b.Apply(tcpSample(2, RoleServer, at443(node), at5000(node), 2))
+	b.want(t, named{Local: "server"}, named{Local: "client", Remote: "server"}, named{Local: "server", Remote: "client"})
+}
+
+// Records of a pod wait until it is known, in order, and not for ever.
+func TestRecordsWaitForTheirPod(t *testing.T) {
+	b := newNameBench()
+	b.Apply(asServer(1))
+	b.Apply(asServer(2))
+	b.Flush(time.Now().Add(nameWait / 2))
+	b.want(t)
+	if b.Waiting() != 2 {
+		t.Errorf("%d records wait, want 2", b.Waiting())
+	}
+	if got := b.Snapshot(nil)[0].Local.Pod; got != "" {
+		t.Errorf("the row has pod %q already", got)
+	}
+	b.local[2] = &workload.Identity{Pod: "server"}
+	if got := b.Snapshot(nil)[0].Local.Pod; got != "server" {
+		t.Errorf("the row has pod %q", got)
+	}
+	b.Apply(asServer(3)) // named, but behind the others
+	b.want(t)
+	b.Flush(time.Now())
+	b.want(t, named{Local: "server"}, named{Local: "server"}, named{Local: "server"})
+
+	nameless := asServer(1)
+	nameless.CgroupID = 3
+	b.Apply(nameless)
+	b.Flush(time.Now().Add(nameWait))
+	b.want(t, named{})
+	b.Apply(asServer(4))
+	b.want(t, named{Local: "server"})
+}
+
+// Too many that wait push out the oldest, which is told without a name.
+func TestWaitingIsBounded(t *testing.T) {
+	b := newNameBench()
+	for i := range maxWaiting + 3 {
+		b.Apply(asServer(uint64(i + 1)))
+	}
+	if b.Waiting() != maxWaiting || len(b.told) != 3 {
+		t.Errorf("%d wait, %d told", b.Waiting(), len(b.told))
+	}
+	b.FlushAll()
+	if b.Waiting() != 0 || len(b.told) != maxWaiting+3 {
+		t.Errorf("after the end %d wait, %d told", b.Waiting(), len(b.told))
+	}
+}
+
+// The remote end keeps its name while its address gets another owner.
+func TestRemoteNameStays(t *testing.T) {
+	b := joined()
+	b.remote[clientIP] = &workload.Identity{Pod: "first"}
+	b.Apply(asServer(1))
+	b.remote[clientIP] = &workload.Identity{Pod: "second"}
+	b.Apply(asServer(2))
+	b.want(t, named{Local: "server", Remote: "first"}, named{Local: "server", Remote: "first"})
+}

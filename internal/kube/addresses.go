@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// claim makes p the owner of an address, unless a pod that started later has it.
+func (s *Store) claim(p *pod, addr netip.Addr) {
+	s.dropOther(p, addr)
+	holder := s.ips[addr]
+	switch {
+	case holder == nil || holder == p:
+		s.ips[addr] = p
+	case p.started >= holder.started:
+		s.ips[addr] = p
+		s.others[addr] = append(s.others[addr], holder)
+	default:
+		s.others[addr] = append(s.others[addr], p)
+	}
+	s.arrived(addr)
+}
+
+// release takes the addresses and ports from p. What another living pod claims
+// as well goes to that one.
+func (s *Store) release(p *pod) {
+	for _, addr := range p.ips {
+		s.dropOther(p, addr)
+		if s.ips[addr] != p {
+			continue
+		}
+		delete(s.ips, addr)
+		var next *pod
+		for _, o := range s.others[addr] {
+			if o.ended == 0 && (next == nil || o.started >= next.started) {
+				next = o
+			}
+		}
+		if next != nil {
+			s.claim(next, addr)
+		}
+	}
+	s.dropPorts(p)
+}
+
+func (s *Store) dropOther(p *pod, addr netip.Addr) {
+	all := s.others[addr]
+	i := slices.Index(all, p)
+	switch {
+	case i < 0:
+	case len(all) == 1:
+		delete(s.others, addr)
+	default:
+		s.others[addr] = slices.Delete(all, i, i+1)
+	}
+}
+
+func (s *Store) claimPorts(p *pod) {
+	if p.ended != 0 || p.node == "" {
+		return
+	}
+	for _, port := range p.ports {
+		s.hostPorts[nodePort{p.node, port}] = p
+	}
+}
+
+func (s *Store) dropPorts(p *pod) {
+	for _, port := range p.ports {
+		if key := (nodePort{p.node, port}); s.hostPorts[key] == p {
+			delete(s.hostPorts, key)
+		}
+	}
+}
+
+// podAt finds the pod that has an address or, where since says that it cannot
+// be meant, the one that had it then.
+func (s *Store) podAt(addr netip.Addr, since int64) *pod {
+	p := s.ips[addr]
+	if p == nil || since == 0 || since >= p.started {
+		return p
+	}
+	if before := s.former(addr, since); before != nil {
+		return before
+	}
+	return p
+}
+
+// former finds the pod that had an address at since, or last if since is 0.
+func (s *Store) former(addr netip.Addr, since int64) *pod {
+	var best *pod
+	for _, p := range s.others[addr] {
+		switch {
+		case p.ended == 0 || since > p.ended:
+		case best == nil, since == 0 && p.ended > best.ended, since != 0 && p.ended < best.ended:
+			best = p
+		}
+	}
+	return best
+}

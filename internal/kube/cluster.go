@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+const (
+	// contactGrace is how long after the last sign of the API server a pod that
+	// is not known may still become known.
+	contactGrace = 10 * time.Second
+	sweepEvery   = 2 * time.Second
+	refreshEvery = 30 * time.Second
+
+	remedy = "apply the ClusterRole and ClusterRoleBinding orb8-agent of deploy/orb8-daemonset.yaml"
+)
+
+// Config holds what a Cluster needs.
+type Config struct {
+	// Clients of the API server, see Connect.
+	Clients *Clients
+	// Node is the own node's name.
+	Node string
+	// Peers is the source for the whole cluster; the API server if nil.
+	Peers PeerSource
+	// Log gets a line when a watch fails or recovers. Default: none.
+	Log *slog.Logger
+	// Linger is how long a deleted pod stays known. Default 60 s.
+	Linger time.Duration
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// Cluster keeps a Store up to date and answers from it. Its look-ups may be
+// used before, during and after Run: they answer from the last known state.
+type Cluster struct {
+	cfg    Config
+	store  *Store
+	owners *climber
+	own    *link
+	peers  PeerSource
+	begun  time.Time
+}
+
+var _ workload.Cluster = (*Cluster)(nil)
+
+// New makes a Cluster that knows nothing until Run.
+func New(cfg Config) (*Cluster, error) {
+	if cfg.Node == "" {
+		return nil, errors.New("watch the cluster: the name of the own node is not known; " +
+			"give it with --node-name, as the DaemonSet does from spec.nodeName")
+	}
+	if cfg.Clients == nil {
+		return nil, errors.New("watch the cluster: no client of the API server")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	c := &Cluster{
+		cfg:   cfg,
+		store: NewStore(StoreConfig{Linger: cfg.Linger, Now: cfg.Now}),
+		own:   newLink("pods", cfg.Log, cfg.Now),
+		peers: cfg.Peers,
+		begun: cfg.Now(),
+	}
+	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
+	if c.peers == nil {
+		c.peers = newAPISource(cfg.Clients, cfg.Log, cfg.Now)
+	}
+	return c, nil
+}
+
+// Run watches until ctx ends. That the API server cannot be reached is no
+// error: Status says so, and Run tries again.
+func (c *Cluster) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		ownFeed(c.cfg.Node, c.cfg.Clients.Core, c.own, c.store, c.owners).run(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		if err := c.peers.Run(ctx, c.store); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("watch the cluster's pods: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		c.owners.run(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		c.tidy(ctx)
+		return nil
+	})
+	return g.Wait()
+}
+
+// tidy forgets what is old, and asks again for owners that were not to be had.
+func (c *Cluster) tidy(ctx context.Context) {
+	sweep, refresh := time.NewTicker(sweepEvery), time.NewTicker(refreshEvery)
+	defer sweep.Stop()
+	defer refresh.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sweep.C:
+			c.store.Sweep(c.cfg.Now())
+		case <-refresh.C:
+			c.refreshOwners()
+		}
+	}
+}
+
+func (c *Cluster) refreshOwners() { c.store.RefreshOwners(c.owners.top) }
+
+// Pod implements workload.Cluster.
+func (c *Cluster) Pod(containerID, podUID string) (*workload.Identity, bool) {
+	return c.store.Pod(containerID, podUID)
+}
+
+// Peer implements workload.Cluster.
+func (c *Cluster) Peer(p workload.Peer) (*workload.Identity, bool) { return c.store.Peer(p) }
+
+// Waiting implements workload.Cluster: the watch of the own node's pods stands,
+// or did less than 10 s ago.
+func (c *Cluster) Waiting() bool { return c.own.waiting(contactGrace) }
+
+// Changed gets a value when the own node's pods changed, or something did that
+// was asked for in vain: what waits for a name should ask again.
+func (c *Cluster) Changed() <-chan struct{} { return c.store.Changed() }
+
+// Status is how much a Cluster knows, and how well.
+type Status struct {
+	Counts
+	// Synced: the own node's pods, all peers, Services and nodes were read once.
+	Synced bool
+	// Degraded says what is wrong and what to do; empty if all is well.
+	Degraded string
+}
+
+// Status may be called at any time.
+func (c *Cluster) Status() Status {
+	own := c.own.health()
+	all := own.and(c.peers.Health())
+	var parts []string
+	switch {
+	case all.Err != nil && own.Synced:
+		parts = append(parts, fmt.Sprintf("API server %s cannot be reached since %s (%v): names are those known then",
+			c.cfg.Clients.Host, all.Since.UTC().Format(time.RFC3339), all.Err))
+	case all.Err != nil:
+		parts = append(parts, fmt.Sprintf("API server %s cannot be reached since %s (%v): pods have no names",
+			c.cfg.Clients.Host, all.Since.UTC().Format(time.RFC3339), all.Err))
+	case !all.Synced && len(all.Missing) == 0 && c.cfg.Now().Sub(c.begun) > contactGrace:
+		parts = append(parts, fmt.Sprintf("API server %s has not told all pods, Services and nodes since %s",
+			c.cfg.Clients.Host, c.begun.UTC().Format(time.RFC3339)))
+	}
+	missing := slices.Concat(all.Missing, c.owners.missing())
+	slices.Sort(missing)
+	if missing = slices.Compact(missing); len(missing) > 0 {
+		parts = append(parts, strings.Join(missing, "; ")+"; "+remedy)
+	}
+	return Status{Counts: c.store.Counts(), Synced: all.Synced, Degraded: strings.Join(parts, "; ")}
+}

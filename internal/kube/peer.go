@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// node may be known by its pods only; then it has no identity.
+type node struct {
+	name, zone string
+	addrs      []netip.Addr
+	id         *workload.Identity
+}
+
+// UpsertNode adds or changes a node.
+func (s *Store) UpsertNode(in *Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.upsertNode(in) {
+		s.rezone(map[string]bool{in.Name: true})
+	}
+}
+
+// DeleteNode is told that a node is no more.
+func (s *Store) DeleteNode(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropNode(s.nodes[name])
+}
+
+// ReplaceNodes is told all nodes.
+func (s *Store) ReplaceNodes(all []*Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	listed, moved := make(map[string]bool, len(all)), make(map[string]bool)
+	for _, in := range all {
+		listed[in.Name] = true
+		if s.upsertNode(in) {
+			moved[in.Name] = true
+		}
+	}
+	for name, n := range s.nodes {
+		if !listed[name] {
+			s.dropNode(n)
+		}
+	}
+	s.rezone(moved)
+}
+
+// upsertNode reports whether the node's zone is another one now.
+func (s *Store) upsertNode(in *Node) bool {
+	old := s.nodes[in.Name]
+	if old != nil && old.zone == in.Zone && slices.Equal(old.addrs, in.Addrs) {
+		return false
+	}
+	s.dropNode(old)
+	n := &node{name: s.shared.string(in.Name), zone: s.shared.string(in.Zone), addrs: in.Addrs}
+	n.id = &workload.Identity{Kind: KindNode, Name: n.name, Node: n.name, Zone: n.zone}
+	if old != nil && old.zone == n.zone {
+		n.id = old.id
+	}
+	s.nodes[n.name] = n
+	for _, addr := range n.addrs {
+		s.nodeIPs[addr] = n
+		s.arrived(addr)
+	}
+	return old == nil && n.zone != "" || old != nil && old.zone != n.zone
+}
+
+func (s *Store) dropNode(n *node) {
+	if n == nil {
+		return
+	}
+	delete(s.nodes, n.name)
+	for _, addr := range n.addrs {
+		if s.nodeIPs[addr] == n {
+			delete(s.nodeIPs, addr)
+		}
+	}
+}
+
+// rezone renames the pods on nodes whose zone changed.
+func (s *Store) rezone(nodes map[string]bool) {
+	if len(nodes) == 0 {
+		return
+	}
+	own := false
+	for _, p := range s.pods {
+		if nodes[p.node] {
+			s.refresh(p)
+			own = own || p.own != nil
+		}
+	}
+	if own {
+		s.signal()
+	}
+}
+
+// Peer finds the pod, Service or node that an address and port belong to; see
+// workload.Cluster.
+func (s *Store) Peer(q workload.Peer) (*workload.Identity, bool) {
+	q.Addr = q.Addr.Unmap().WithZone("")
+	s.mu.RLock()
+	id := s.peer(q)
+	s.mu.RUnlock()
+	if id == nil {
+		if q.Addr.IsValid() {
+			s.missed.note(q.Addr)
+		}
+		return nil, false
+	}
+	return id, true
+}
+
+// peer tries who has the address for itself first, then who shares it.
+func (s *Store) peer(q workload.Peer) *workload.Identity {
+	if p := s.podAt(q.Addr, q.Since); p != nil {
+		return s.identity(p)
+	}
+	port := HostPort{q.Port, q.Protocol}
+	if q.Port == 0 || q.Protocol == 0 {
+		port = HostPort{}
+	}
+	if svc := s.clusterIPs[q.Addr]; svc != nil {
+		return s.answer(svc, svc.port(port))
+	}
+	n := s.nodeIPs[q.Addr]
+	if id := s.externally(q.Addr, port, n != nil); id != nil {
+		return id
+	}
+	if port != (HostPort{}) {
+		if id := s.byPort(q.Addr, n, port); id != nil {
+			return id
+		}
+	}
+	if n != nil {
+		return n.id
+	}
+	if p := s.former(q.Addr, q.Since); p != nil {
+		return s.identity(p)
+	}
+	return nil
+}
+
+// externally finds the Service that an address from outside belongs to. Several
+// may share one. Where it is also a node's, only the Service's ports count.
+func (s *Store) externally(addr netip.Addr, port HostPort, node bool) *workload.Identity {
+	all := s.external[addr]
+	for _, svc := range all {
+		if i := svc.port(port); i >= 0 {
+			return s.answer(svc, i)
+		}
+	}
+	if len(all) == 0 || node {
+		return nil
+	}
+	first := all[0]
+	for _, svc := range all[1:] {
+		if svc.namespace < first.namespace || svc.namespace == first.namespace && svc.name < first.name {
+			first = svc
+		}
+	}
+	return s.answer(first, -1)
+}
+
+// byPort finds who shares an address with others by the port. n is the node
+// that has it, if any.
+func (s *Store) byPort(addr netip.Addr, n *node, port HostPort) *workload.Identity {
+	if n != nil {
+		if t, ok := s.nodePorts[port]; ok {
+			return s.answer(t.svc, t.svc.named(t.name))
+		}
+		if p := s.hostPorts[nodePort{n.name, port}]; p != nil {
+			return s.identity(p)
+		}
+	}
+	if t, ok := s.bare[endpoint{addr, port}]; ok && t.svc.known {
+		return s.answer(t.svc, t.svc.named(t.name))
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// testCluster has two nodes, a Deployment web of two pods behind Services, a
+// single database, hostNetwork pods, and the API server.
+func testCluster() *Store {
+	s, _ := newTestStore()
+	s.UpsertNode(&Node{Name: "a", Zone: "z1", Addrs: []netip.Addr{nodeA}})
+	s.UpsertNode(&Node{Name: "b", Zone: "z2", Addrs: []netip.Addr{nodeB}})
+	s.UpsertOwn(testPod("web-1", addrA, addr6))
+	web2 := testPod("web-2", addrB)
+	web2.Node = "b"
+	s.UpsertPeer(web2)
+	db := &Pod{
+		UID: "uid-db-0", Namespace: "shop", Name: "db-0", Node: "b", Labels: map[string]string{"app": "db"},
+		Controller: Ref{"apps/v1", "StatefulSet", "db"}, IPs: []netip.Addr{netip.MustParseAddr("10.1.0.9")},
+		Ports: []HostPort{{5433, protoTCP}},
+	}
+	s.UpsertPeer(db)
+	proxy := &Pod{
+		UID: "uid-proxy", Namespace: "kube-system", Name: "proxy", Node: "b", HostNetwork: true,
+		IPs: []netip.Addr{nodeB}, Ports: []HostPort{{10256, protoTCP}},
+	}
+	s.UpsertPeer(proxy)
+	s.ReplaceServices([]*Service{
+		{
+			Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{vip, vip6}, ExternalIPs: []netip.Addr{lb, nodeA},
+			Ports: []ServicePort{{"http", protoTCP, 80, 30080}, {"dns", protoUDP, 53, 0}},
+		},
+		{
+			Namespace: "shop", Name: "api", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.11")},
+			ExternalIPs: []netip.Addr{lb}, Ports: []ServicePort{{"", protoTCP, 443, 0}},
+		},
+		{
+			Namespace: "shop", Name: "db", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.12")},
+			Ports: []ServicePort{{"", protoTCP, 5432, 30432}},
+		},
+		{
+			Namespace: "default", Name: "kubernetes", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+			Ports: []ServicePort{{"https", protoTCP, 443, 0}},
+		},
+	})
+	s.ReplaceSlices([]*EndpointSlice{
+		{
+			Namespace: "shop", Name: "web-x", Service: "web", Ports: []EndpointPort{{"http", protoTCP, 8080}},
+			Endpoints: []Endpoint{{PodUID: "uid-web-1"}, {PodUID: "uid-web-2"}},
+		},
+		{
+			Namespace: "shop", Name: "web-y", Service: "web", Ports: []EndpointPort{{"dns", protoUDP, 53}},
+			Endpoints: []Endpoint{{PodUID: "uid-web-1"}, {PodUID: "uid-db-0"}},
+		},
+		{
+			Namespace: "shop", Name: "db-x", Service: "db", Ports: []EndpointPort{{"", protoTCP, 5432}},
+			Endpoints: []Endpoint{{PodUID: "uid-db-0"}},
+		},
+		{
+			Namespace: "default", Name: "kubernetes", Service: "kubernetes", Ports: []EndpointPort{{"https", protoTCP, 6443}},
+			Endpoints: []Endpoint{{Addr: nodeA}},
+		},
+	})
+	return s
+}
+
+func TestPeerOrder(t *testing.T) {
+	s := testCluster()
+	for _, tt := range []struct {
+		name, addr string
+		port       uint16
+		proto      uint8
+		want       string
+	}{
+		{"pod", "10.1.0.5", 8080, protoTCP, "pod web-1"},
+		{"pod, IPv6", "fd00::5", 8080, protoTCP, "pod web-1"},
+		{"pod, IPv4 in IPv6", "::ffff:10.1.0.5", 8080, protoTCP, "pod web-1"},
+		{"pod of another node", "10.1.0.6", 0, 0, "pod web-2"},
+		{"ClusterIP", "10.96.0.10", 80, protoTCP, "svc web Deployment web"},
+		{"ClusterIP, IPv6", "fd00:96::10", 80, protoTCP, "svc web Deployment web"},
+		{"ClusterIP, port of two workloads", "10.96.0.10", 53, protoUDP, "svc web Service web"},
+		{"ClusterIP, another port", "10.96.0.10", 81, protoTCP, "svc web Service web"},
+		{"ClusterIP, no port", "10.96.0.10", 0, 0, "svc web Service web"},
+		{"ClusterIP, one endpoint", "10.96.0.12", 5432, protoTCP, "svc db pod db-0"},
+		{"ClusterIP, no endpoints", "10.96.0.11", 443, protoTCP, "svc api Service api"},
+		{"load balancer, port of one", "203.0.113.7", 443, protoTCP, "svc api Service api"},
+		{"load balancer, port of the other", "203.0.113.7", 80, protoTCP, "svc web Deployment web"},
+		{"load balancer, another port", "203.0.113.7", 81, protoTCP, "svc api Service api"},
+		{"load balancer at a node", "192.168.0.1", 80, protoTCP, "svc web Deployment web"},
+		{"load balancer at a node, another port", "192.168.0.1", 22, protoTCP, "Node a"},
+		{"NodePort", "192.168.0.2", 30080, protoTCP, "svc web Deployment web"},
+		{"NodePort, another protocol", "192.168.0.2", 30080, protoUDP, "Node b"},
+		{"NodePort elsewhere", "198.51.100.1", 30080, protoTCP, ""},
+		{"hostNetwork", "192.168.0.2", 10256, protoTCP, "pod proxy"},
+		{"hostPort", "192.168.0.2", 5433, protoTCP, "pod db-0"},
+		{"hostPort of another node", "192.168.0.1", 10256, protoTCP, "Node a"},
+		{"endpoint without pod", "192.168.0.1", 6443, protoTCP, "svc kubernetes Service kubernetes"},
+		{"node", "192.168.0.2", 0, 0, "Node b"},
+		{"unknown", "198.51.100.1", 443, protoTCP, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := workload.Peer{Addr: netip.MustParseAddr(tt.addr), Port: tt.port, Protocol: tt.proto}
+			if got := who(s, p); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			first, _ := s.Peer(p)
+			if second, _ := s.Peer(p); second != first {
+				t.Error("another pointer the second time")
+			}
+		})
+	}
+	if _, ok := s.Peer(workload.Peer{}); ok {
+		t.Error("no address found something")
+	}
+}
+
+func TestPeerDetails(t *testing.T) {
+	s := testCluster()
+	got, _ := s.Peer(workload.Peer{Addr: netip.MustParseAddr("10.96.0.12"), Port: 5432, Protocol: protoTCP})
+	want := &workload.Identity{
+		Namespace: "shop", Service: "db", Pod: "db-0", Kind: "StatefulSet", Name: "db", PodUID: "uid-db-0",
+		Node: "b", Zone: "z2", Labels: map[string]string{"app": "db"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Service with one endpoint (-want +got):\n%s", diff)
+	}
+	got, _ = s.Peer(workload.Peer{Addr: nodeB})
+	want = &workload.Identity{Kind: KindNode, Name: "b", Node: "b", Zone: "z2"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("node (-want +got):\n%s", diff)
+	}
+}
+
+func TestServiceFollowsItsEndpoints(t *testing.T) {
+	s := testCluster()
+	http := workload.Peer{Addr: vip, Port: 80, Protocol: protoTCP}
+	database := workload.Peer{Addr: netip.MustParseAddr("10.96.0.12"), Port: 5432, Protocol: protoTCP}
+	slice := func(uids ...string) {
+		in := &EndpointSlice{
+			Namespace: "shop", Name: "web-x", Service: "web", Ports: []EndpointPort{{"http", protoTCP, 8080}},
+		}
+		for _, uid := range uids {
+			in.Endpoints = append(in.Endpoints, Endpoint{PodUID: uid})
+		}
+		s.UpsertSlice(in)
+	}
+	check := func(step string, p workload.Peer, want string) {
+		t.Helper()
+		if got := who(s, p); got != want {
+			t.Errorf("%s: %q, want %q", step, got, want)
+		}
+	}
+	before, _ := s.Peer(http)
+	slice("uid-web-2", "uid-web-1")
+	if after, _ := s.Peer(http); after != before {
+		t.Error("another pointer though the workload is the same")
+	}
+	slice("uid-web-2")
+	check("one left", http, "svc web pod web-2")
+	slice()
+	check("none left", http, "svc web Service web")
+	slice("uid-web-1", "uid-new")
+	check("pod not known yet", http, "svc web Service web")
+	late := testPod("late", netip.MustParseAddr("10.1.0.7"))
+	late.UID = "uid-new"
+	s.UpsertPeer(late)
+	check("pod known", http, "svc web Deployment web")
+
+	s.RefreshOwners(func(*Pod) (string, string) { return "Rollout", "web" })
+	check("owner of one became known", http, "svc web Service web")
+	slice("uid-web-1")
+	check("moved to one pod", http, "svc web pod web-1")
+
+	one, _ := s.Peer(database)
+	s.UpsertNode(&Node{Name: "b", Zone: "z9", Addrs: []netip.Addr{nodeB}})
+	two, _ := s.Peer(database)
+	if one.Zone != "z2" || two.Zone != "z9" {
+		t.Errorf("zones %s, %s after the node moved", one.Zone, two.Zone)
+	}
+
+	s.DeleteService("shop", "web")
+	check("Service deleted", http, "")
+	check("its NodePort", workload.Peer{Addr: nodeB, Port: 30080, Protocol: protoTCP}, "Node b")
+	s.ReplaceSlices(nil)
+	s.ReplaceServices(nil)
+	s.ReplaceNodes(nil)
+	if n := len(s.services) + len(s.slices) + len(s.bare) + len(s.clusterIPs) + len(s.external) +
+		len(s.nodePorts) + len(s.nodes) + len(s.nodeIPs); n != 0 {
+		t.Errorf("%d entries left", n)
+	}
+}
+
+func TestHostPortsGoWithTheirPod(t *testing.T) {
+	s := testCluster()
+	s.DeletePeer("uid-proxy")
+	if got := who(s, workload.Peer{Addr: nodeB, Port: 10256, Protocol: protoTCP}); got != "Node b" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+)
+
+const (
+	listTimeout  = 2 * time.Minute
+	firstRetry   = 500 * time.Millisecond
+	slowestRetry = 10 * time.Second
+)
+
+// feed brings one resource from the API server into a Store: O is the API's
+// type, T what is kept of it. It is the store of a reflector, so that nothing
+// holds a second copy.
+type feed[O runtime.Object, T any] struct {
+	link     *link
+	client   rest.Interface
+	resource string
+	selector string // of fields
+	// page is how many objects a list asks for at once; 0 leaves it to client-go,
+	// which takes all from the API server's memory.
+	page    int64
+	example O
+	trim    func(O) T
+	upsert  func(T)
+	remove  func(O)
+	replace func([]T)
+}
+
+// run lists and watches until ctx ends, and again after any failure.
+func (f *feed[O, T]) run(ctx context.Context) {
+	ctx = klog.NewContext(ctx, logr.Discard()) // link logs what matters
+	logger := logr.Discard()
+	var lists inflight
+	r := cache.NewReflectorWithOptions(f.listWatch(ctx, &lists), f.example, f, cache.ReflectorOptions{
+		Logger: &logger,
+		Name:   f.resource,
+		Clock:  stoppedClock{done: ctx.Done()},
+		Backoff: &wait.Backoff{
+			Duration: firstRetry, Cap: slowestRetry, Steps: 10, Factor: 2, Jitter: 0.5,
+		},
+	})
+	r.WatchListPageSize = f.page
+	r.RunWithContext(ctx)
+	// The reflector does not wait for a list that it has given up.
+	lists.Lock()
+	lists.closed = true
+	lists.Unlock()
+}
+
+// inflight is read-locked while a list is read, and closed when none may begin
+// any more.
+type inflight struct {
+	sync.RWMutex
+	closed bool
+}
+
+// listWatch makes the requests, and notes how they end. The reflector lists with
+// a context of its own, so that of run is joined to it; lists is read-locked
+// meanwhile.
+func (f *feed[O, T]) listWatch(run context.Context, lists *inflight) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+			lists.RLock()
+			defer lists.RUnlock()
+			ctx, cancel := context.WithTimeout(ctx, listTimeout)
+			defer cancel()
+			defer context.AfterFunc(run, cancel)()
+			if lists.closed || run.Err() != nil {
+				return nil, context.Canceled
+			}
+			opts.FieldSelector = f.selector
+			all, err := f.client.Get().Resource(f.resource).VersionedParams(&opts, metav1.ParameterCodec).Do(ctx).Get()
+			f.link.done(run, "list", err)
+			if err != nil {
+				return nil, err
+			}
+			return f.trimList(all)
+		},
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			opts.FieldSelector = f.selector
+			opts.Watch = true
+			w, err := f.client.Get().Resource(f.resource).VersionedParams(&opts, metav1.ParameterCodec).Watch(ctx)
+			if err != nil && opts.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)) {
+				return nil, err // a server that can only list: that comes next
+			}
+			f.link.done(run, "watch", err)
+			return w, err
+		},
+	}
+}
+
+// trimList keeps of a page only what is used, before the next one comes.
+func (f *feed[O, T]) trimList(list runtime.Object) (runtime.Object, error) {
+	from, err := meta.ListAccessor(list)
+	if err != nil {
+		return nil, fmt.Errorf("read list of %s: %w", f.resource, err)
+	}
+	to := &metainternal.List{Items: make([]runtime.Object, 0, meta.LenList(list))}
+	to.ResourceVersion, to.Continue = from.GetResourceVersion(), from.GetContinue()
+	err = meta.EachListItem(list, func(obj runtime.Object) error {
+		if o, ok := obj.(O); ok {
+			to.Items = append(to.Items, &trimmed[T]{f.trim(o)})
+		}
+		return nil
+	})
+	return to, err
+}
+
+// trimmed makes an object of what was kept of one.
+type trimmed[T any] struct{ kept T }
+
+func (*trimmed[T]) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+func (t *trimmed[T]) DeepCopyObject() runtime.Object { return t }
+
+// Transformer trims the objects of a streamed list, too, which the reflector
+// collects before it calls Replace.
+func (f *feed[O, T]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		if o, ok := obj.(O); ok {
+			return f.trim(o), nil
+		}
+		return obj, nil
+	}
+}
+
+// Add is told of a new object by the reflector.
+func (f *feed[O, T]) Add(obj any) error { return f.Update(obj) }
+
+// Update is told of a changed object.
+func (f *feed[O, T]) Update(obj any) error {
+	o, ok := obj.(O)
+	if !ok {
+		return fmt.Errorf("watch %s: unexpected %T", f.resource, obj)
+	}
+	f.upsert(f.trim(o))
+	return nil
+}
+
+// Delete is told of a deleted object, or of the last that is known of it.
+func (f *feed[O, T]) Delete(obj any) error {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	o, ok := obj.(O)
+	if !ok {
+		return fmt.Errorf("watch %s: unexpected %T", f.resource, obj)
+	}
+	f.remove(o)
+	return nil
+}
+
+// Replace is told all objects.
+func (f *feed[O, T]) Replace(all []any, _ string) error {
+	list := make([]T, 0, len(all))
+	for _, obj := range all {
+		switch o := obj.(type) {
+		case *trimmed[T]:
+			list = append(list, o.kept)
+		case O:
+			list = append(list, f.trim(o))
+		case T:
+			list = append(list, o)
+		default:
+			return fmt.Errorf("list %s: unexpected %T", f.resource, obj)
+		}
+	}
+	f.replace(list)
+	f.link.sync()
+	return nil
+}
+
+// Resync does nothing: what is in the Store stays as it is.
+func (f *feed[O, T]) Resync() error { return nil }
+
+// stoppedClock ends all waiting when done is closed. The reflector's own back-off
+// before a streamed list does not heed it.
+type stoppedClock struct {
+	clock.RealClock
+	done <-chan struct{}
+}
+
+func (c stoppedClock) After(d time.Duration) <-chan time.Time {
+	out := make(chan time.Time, 1)
+	timer := time.NewTimer(d)
+	go func() {
+		defer timer.Stop()
+		select {
+		case now := <-timer.C:
+			out <- now
+		case <-c.done:
+			out <- time.Now()
+		}
+	}()
+	return out
+}

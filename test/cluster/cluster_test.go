@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cluster
+
+// Package cluster tests orb8 in a real cluster where its agents already run, with
+// workloads that transfer exactly known amounts. test/cluster/run.sh makes such a
+// cluster and runs the tests; see there for the environment that they take.
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// env is what run.sh tells the tests.
+type env struct {
+	kubeconfig string // KUBECONFIG
+	orb8       string // the command line, ORB8_TEST_ORB8
+	image      string // with /netpeer in it, ORB8_TEST_IMAGE
+	agents     string // namespace of the agents, ORB8_TEST_NAMESPACE
+	outside4   string // netpeer serves there on port 7000, ORB8_TEST_OUTSIDE4
+	outside6   string
+	lab        string // folder of the lab's scripts, ORB8_TEST_LAB; empty on other clusters
+	source     string // of the flows: cli or grpc, ORB8_TEST_SOURCE
+}
+
+func environment() env {
+	get := func(key, otherwise string) string {
+		if v := os.Getenv(key); v != "" {
+			return v
+		}
+		return otherwise
+	}
+	return env{
+		kubeconfig: get("KUBECONFIG", os.Getenv("HOME")+"/.kube/config"),
+		orb8:       get("ORB8_TEST_ORB8", "../../bin/orb8"),
+		image:      get("ORB8_TEST_IMAGE", "orb8.test/netpeer:1"),
+		agents:     get("ORB8_TEST_NAMESPACE", "orb8-system"),
+		outside4:   get("ORB8_TEST_OUTSIDE4", ""),
+		outside6:   get("ORB8_TEST_OUTSIDE6", ""),
+		lab:        get("ORB8_TEST_LAB", ""),
+		source:     get("ORB8_TEST_SOURCE", "cli"),
+	}
+}
+
+// lab is the cluster with the workloads that most tests use.
+type lab struct {
+	env
+	config *rest.Config
+	client *kubernetes.Clientset
+	// namespace of everything that the tests make.
+	namespace string
+	// nodes that are ready, at least one.
+	nodes []string
+	flows source
+
+	client1, client2 *pod // bare pods on the first and the second node
+	near             *pod // of Deployment near, on the first node
+	far              *pod // of StatefulSet far, on the second node
+	hostA, hostB     *pod // with hostNetwork, on the first node
+}
+
+// shared is set by TestMain before any test runs.
+var shared *lab
+
+func TestMain(m *testing.M) {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code, err := run(ctx, m)
+	cancel()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "set up: %v\n", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, m *testing.M) (code int, err error) {
+	l, err := connect(ctx)
+	if err != nil {
+		return 1, err
+	}
+	defer func() {
+		l.flows.close()
+		zero := int64(0)
+		if e := l.client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), l.namespace,
+			metav1.DeleteOptions{GracePeriodSeconds: &zero}); err == nil {
+			err = e
+		}
+	}()
+	began := time.Now()
+	if err := l.deploy(ctx); err != nil {
+		return 1, err
+	}
+	fmt.Printf("workloads ready after %.1f s on nodes %v\n", time.Since(began).Seconds(), l.nodes)
+	shared = l
+	return m.Run(), nil
+}
+
+// connect finds the cluster and makes the namespace.
+func connect(ctx context.Context) (*lab, error) {
+	l := &lab{env: environment()}
+	var err error
+	if l.config, err = clientcmd.BuildConfigFromFlags("", l.kubeconfig); err != nil {
+		return nil, err
+	}
+	l.config.QPS, l.config.Burst = 100, 200
+	if l.client, err = kubernetes.NewForConfig(l.config); err != nil {
+		return nil, err
+	}
+	nodes, err := l.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes.Items {
+		if ready(n.Status.Conditions) && !n.Spec.Unschedulable {
+			l.nodes = append(l.nodes, n.Name)
+		}
+	}
+	if len(l.nodes) == 0 {
+		return nil, fmt.Errorf("no node is ready")
+	}
+	if l.flows, err = l.newSource(ctx); err != nil {
+		return nil, err
+	}
+	ns, err := l.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
+		ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "orb8-test-",
+			Labels:       map[string]string{"pod-security.kubernetes.io/enforce": "privileged"},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, err
+	}
+	l.namespace = ns.Name
+	return l, nil
+}
+
+func ready(conditions []corev1.NodeCondition) bool {
+	for _, c := range conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// eventually calls f, at first often, until it returns nil, and fails with its
+// last error after limit.
+func eventually(t *testing.T, limit time.Duration, f func() error) {
+	t.Helper()
+	if err := poll(t.Context(), limit, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func poll(ctx context.Context, limit time.Duration, f func() error) error {
+	deadline := time.Now().Add(limit)
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("still after %v: %w", limit, err)
+		}
+		time.Sleep(wait)
+	}
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds what the cluster runs into the cache: Kubernetes and etcd (about ten
+# minutes on two cores, once per version), the images.
+
+# shellcheck source=test/cluster/lab/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+check_host() {
+	[[ $(uname -s) == Linux && $(id -u) == 0 ]] || die "needs root on Linux"
+	[[ $cgroup2 ]] || die "no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
+	local missing=() c
+	for c in go containerd ctr runc ip nsenter unshare iptables nft conntrack openssl curl setsid; do
+		command -v "$c" >/dev/null || missing+=("$c")
+	done
+	[[ -x /usr/lib/cni/bridge ]] || missing+=(/usr/lib/cni/bridge)
+	((${#missing[@]} == 0)) || die "not found: ${missing[*]}. Try: apt-get install" \
+		"containerd runc containernetworking-plugins iproute2 iptables nftables conntrack openssl curl"
+}
+
+# build OUT DIR PACKAGE [FLAG...]
+build() {
+	local out=$1 dir=$2 package=$3
+	shift 3
+	CGO_ENABLED=0 nice -n 5 go build -C "$dir" -trimpath -buildvcs=false "$@" -o "$out.new" "$package"
+	mv "$out.new" "$out"
+}
+
+# build_kubernetes builds one program for all parts and links their names to it.
+build_kubernetes() {
+	local version out part ld='-s -w' p minor
+	version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$here/../kubernetes/go.mod")
+	out=$bin/kubernetes-$version
+	minor=${version#v1.}
+	# What the parts tell each other of their version.
+	for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+		ld+=" -X $p.gitVersion=$version -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*}"
+		ld+=" -X $p.gitCommit=0 -X $p.gitTreeState=clean -X $p.buildDate=2020-01-01T00:00:00Z"
+	done
+	if [[ ! -x $out ]]; then
+		say "building Kubernetes $version, which takes a while"
+		build "$out" "$here/../kubernetes" . -ldflags "$ld"
+	fi
+	for part in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do
+		ln -sf "$out" "$state/bin/$part"
+	done
+}
+
+# build_images makes the images that the nodes import. Their program is at
+# /NAME, as in the Dockerfile.
+build_images() {
+	local name tree=$state/trees orb8
+	orb8=$(awk '$1 == "image:" { gsub(/"/, "", $2); print $2; exit }' "$root/deploy/orb8-daemonset.yaml")
+	build "$bin/mkimage" "$root" ./test/cluster/image
+	for name in netpeer pause orb8; do
+		mkdir -p "$tree/$name"
+		[[ $name == orb8 ]] || build "$tree/$name/$name" "$root" "./test/cluster/$name" -ldflags '-s -w'
+	done
+	cp "${ORB8_CLUSTER_ORB8:-$root/bin/orb8}" "$tree/orb8/orb8"
+	mkdir -p "$tree/orb8/etc/ssl/certs"
+	cp /etc/ssl/certs/ca-certificates.crt "$tree/orb8/etc/ssl/certs/"
+	"$bin/mkimage" -o "$images/orb8.tar" -ref "$orb8" -entrypoint /orb8 "$tree/orb8"
+	"$bin/mkimage" -o "$images/pause.tar" -ref orb8.test/pause:1 -entrypoint /pause "$tree/pause"
+	"$bin/mkimage" -o "$images/netpeer.tar" -ref orb8.test/netpeer:1 -entrypoint /netpeer "$tree/netpeer"
+	ln -sf "$tree/netpeer/netpeer" "$state/bin/netpeer"
+}
+
+check_host
+mkdir -p "$bin" "$images" "$state/bin"
+build_kubernetes
+build_images

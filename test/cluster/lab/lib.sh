@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# What the lab's scripts share: places, names, daemons. To be sourced.
+
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+
+# Binaries and images outlive a cluster; state does not.
+cache=${ORB8_CLUSTER_CACHE:-$HOME/.cache/orb8/cluster}
+bin=$cache/bin images=$cache/images state=$cache/state
+pki=$state/pki run=$state/run logs=$state/logs
+export KUBECONFIG=$pki/admin.kubeconfig
+export PATH=$state/bin:$PATH
+
+# The first node is n1 with the address 10.251.0.11 and the pods 10.245.1.0/24.
+# The control plane runs in the host's own network namespace.
+bridge=orb8lab0
+control4=10.251.0.1 control6=fd00:10:251::1
+services=10.97.0.0/16,fd00:10:97::/112
+pods=10.245.0.0/16,fd00:10:245::/56
+node4() { echo "10.251.0.1$1"; }
+node6() { echo "fd00:10:251::1$1"; }
+# A machine that is neither node nor pod.
+outside4=198.51.100.7 outside6=2001:db8:7::7
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+	say "test-cluster: $*"
+	exit 1
+}
+
+# start NAME COMMAND... runs a daemon of its own session; its pid is in
+# $run/NAME.pid and its output in $logs/NAME.log.
+start() {
+	local name=$1
+	shift
+	setsid "$@" >>"$logs/$name.log" 2>&1 </dev/null &
+	echo $! >"$run/$name.pid"
+}
+
+# alive NAME
+alive() {
+	local pid
+	pid=$(cat "$run/$1.pid" 2>/dev/null) && [[ -e /proc/$pid ]] &&
+		! grep -q '^State:.Z' "/proc/$pid/status" 2>/dev/null
+}
+
+# stop NAME [SIGNAL] ends a daemon by its pid, with force after ten seconds.
+stop() {
+	local i
+	if alive "$1"; then
+		kill "-${2:-TERM}" "$(cat "$run/$1.pid")" 2>/dev/null || true
+		for ((i = 0; i < 100; i++)); do
+			alive "$1" || break
+			sleep 0.1
+		done
+		! alive "$1" || kill -KILL "$(cat "$run/$1.pid")" 2>/dev/null || true
+	fi
+	rm -f "$run/$1.pid"
+}
+
+# until_true SECONDS WHAT COMMAND... repeats a command until it succeeds.
+until_true() {
+	local deadline=$((SECONDS + $1)) what=$2
+	shift 2
+	until "$@" >/dev/null 2>&1; do
+		((SECONDS < deadline)) || die "waited in vain for $what; see $logs"
+		sleep 0.1
+	done
+}
+
+# Where the cgroup2 hierarchy is; beside it on hybrid hosts those of v1.
+cgroup2=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts)
+mapfile -t cgroup1 < <(awk '$3 == "cgroup" { print $2 }' /proc/self/mounts)
