@@ -234,9 +234,8 @@ main() {
 		say "running Linux $r"
 		rm -rf "$cache/logs/$r.hung"
 		boot "$kernel" "$work/results/$r"
-		# An emulated machine with two processors does hang at times, about once
-		# in fifty starts, also in tests that load no program of orb8's. What
-		# hangs twice is taken for a result.
+		# An emulated machine with two processors does hang, if rarely, also in
+		# tests that load no program of orb8's. What hangs twice is a result.
 		if [[ $(<"$work/results/$r/outcome") == hang ]]; then
 			say "Linux $r hung and is started once more, see $cache/logs/$r.hung"
 			keep_logs "$work/results/$r" "$r.hung"

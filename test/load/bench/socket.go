@@ -14,9 +14,9 @@ import (
 )
 
 // The calls that are timed go to the kernel without telling Go's scheduler, so
-// that what is measured is the kernel. They never wait: what they read has
-// arrived before, since loopback delivers within the sender's call. A receive
-// timeout ends them if that is ever wrong.
+// that what is measured is the kernel. They hardly ever wait: what they read has
+// arrived before, since loopback delivers within the sender's call unless the
+// kernel puts that off. A receive timeout ends them if it never comes.
 
 func send(fd int, b []byte) error {
 	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
@@ -44,6 +44,9 @@ func receive(fd int, b []byte) error {
 // receiveSome reads once and returns how many bytes there were, at least one.
 func receiveSome(fd int, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	for errno == unix.EINTR { // a signal, while it had to wait
+		n, _, errno = unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	}
 	if errno != 0 {
 		return 0, fmt.Errorf("read: %w", errno)
 	}
