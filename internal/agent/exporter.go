@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
@@ -23,6 +24,9 @@ type facts struct {
 	history, maxHistory    int
 	probes                 []probe.Status
 	includeSelf            bool
+	waiting                int
+	// cluster is nil outside Kubernetes.
+	cluster *kube.Status
 }
 
 // exporter is what Prometheus collects. Everything is made at scrape time from
@@ -184,6 +188,12 @@ func (s scrape) agent(f *facts) {
 	s.gauge(agentFlowsMax, float64(f.maxFlows))
 	s.gauge(agentHistory, float64(f.history))
 	s.gauge(agentHistoryMax, float64(f.maxHistory))
+	s.gauge(agentWaiting, float64(f.waiting))
+	if f.cluster != nil {
+		s.gauge(agentPods, float64(f.cluster.Pods), "node")
+		s.gauge(agentPods, float64(f.cluster.Peers), "peer")
+		s.gauge(agentKubernetes, truth(f.cluster.Synced && f.cluster.Degraded == ""))
+	}
 	s.counter(agentReloads, f.reloads, "ok")
 	s.counter(agentReloads, f.reloadsFailed, "error")
 	s.counter(agentPanics, f.panics)

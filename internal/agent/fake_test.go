@@ -83,6 +83,7 @@ func (p *fakeProbe) feed(s ...flow.Sample) {
 
 // fakeResolver names cgroup 1..n as it is told, everything else by its command.
 type fakeResolver struct {
+	awaits bool
 	mu     sync.Mutex
 	local  map[uint64]*workload.Identity
 	remote map[netip.Addr]*workload.Identity
@@ -103,10 +104,10 @@ func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr)
 	return id
 }
 
-func (f *fakeResolver) Awaits(*workload.Identity) bool { return false }
+func (f *fakeResolver) Awaits(id *workload.Identity) bool { return f.awaits && id.Pod == "" }
 
 func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity { return f.remote[p.Addr] }
-func (f *fakeResolver) Alive(uint64) bool                      { return true }
+func (f *fakeResolver) Alive(uint64) bool                         { return true }
 
 func (f *fakeResolver) Sweep(time.Time) {
 	f.mu.Lock()

@@ -49,6 +49,9 @@ const (
 	agentHistoryMax
 	agentSeries
 	agentSeriesMax
+	agentPods
+	agentKubernetes
+	agentWaiting
 	agentReloads
 	agentPanics
 	numFamilies
@@ -93,6 +96,9 @@ func families(pod bool) [numFamilies]Family {
 		agentHistoryMax:     {"orb8_agent_history_capacity", "gauge", "events", nil, "Bound of the history.", groupAgent},
 		agentSeries:         {"orb8_agent_workload_series", "gauge", "series", nil, "Time series by workload that count towards metrics.max_series.", groupAgent},
 		agentSeriesMax:      {"orb8_agent_workload_series_limit", "gauge", "series", nil, "Bound on the time series by workload; what is beyond counts under the workload \"other\".", groupAgent},
+		agentPods:           {"orb8_agent_known_pods", "gauge", "pods", []string{"scope"}, "Pods whose names are known; scope is node for this node's own and peer for others. Only in Kubernetes.", groupAgent},
+		agentKubernetes:     {"orb8_agent_kubernetes_synced", "gauge", "", nil, "1 if pods, Services and nodes have been read from the API server and nothing is wrong with the watches, else 0. Only in Kubernetes.", groupAgent},
+		agentWaiting:        {"orb8_agent_waiting_records", "gauge", "records", nil, "Flow records that wait, for 2 s at most, for the name of their pod or its peer.", groupAgent},
 		agentReloads:        {"orb8_agent_config_reloads_total", "counter", "reloads", []string{"result"}, "Reloads of the configuration; result is ok or error.", groupAgent},
 		agentPanics:         {"orb8_agent_panics_total", "counter", "panics", nil, "Calls of the API that ended in a panic; each is a bug, please report it.", groupAgent},
 	}

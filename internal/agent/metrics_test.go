@@ -14,6 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -325,8 +326,9 @@ func TestAgentMetrics(t *testing.T) {
 	e := newExporter(m, losses, func() facts {
 		return facts{
 			version: "1.2.3", node: "n", kernel: "6.1", interval: time.Second, events: 5, panics: 1,
-			reloads: 2, reloadsFailed: 3, subscribers: 4, flows: 6, maxFlows: 8, history: 9, maxHistory: 10,
-			probes: []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
+			reloads: 2, reloadsFailed: 3, subscribers: 4, waiting: 11, flows: 6, maxFlows: 8, history: 9, maxHistory: 10,
+			probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
+			cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
 		}
 	}, func(use func([]flow.Record)) { use(nil) })
 	want := []string{
@@ -342,6 +344,10 @@ func TestAgentMetrics(t *testing.T) {
 		"agent_sample_duration_seconds{} count=1 sum=0.003",
 		"agent_sample_interval_seconds{} 1",
 		"agent_subscribers{} 4",
+		"agent_waiting_records{} 11",
+		"agent_known_pods{scope=node} 3",
+		"agent_known_pods{scope=peer} 50",
+		"agent_kubernetes_synced{} 1",
 		"agent_workload_series{} 0",
 		"agent_workload_series_limit{} 100",
 		"probe_state{probe=packet,state=fallback} 1",
@@ -401,7 +407,7 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 		m.cell(s, i)
 	}
 	e := exporterOf(m)
-	e.facts = func() facts { return facts{probes: []probe.Status{{Name: "tcp"}}} }
+	e.facts = func() facts { return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status)} }
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(e)
 	got, err := reg.Gather()

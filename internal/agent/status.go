@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
@@ -133,6 +134,11 @@ func (a *Agent) readiness() error {
 // facts is what the metrics say of the agent.
 func (a *Agent) facts() facts {
 	cfg := a.config()
+	var cluster *kube.Status
+	if a.deps.Cluster != nil {
+		s := a.deps.Cluster.Status()
+		cluster = &s
+	}
 	return facts{
 		version: a.deps.Version, node: a.node, kernel: a.deps.KernelRelease,
 		interval: a.interval(),
@@ -143,6 +149,7 @@ func (a *Agent) facts() facts {
 		history: a.hub.kept(), maxHistory: cfg.History,
 		probes:      a.manager.Status(),
 		includeSelf: cfg.IncludeSelf,
+		waiting:     a.table.Waiting(), cluster: cluster,
 	}
 }
 

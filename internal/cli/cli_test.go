@@ -19,14 +19,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/pflag"
 
+	"github.com/Ignoramuss/orb8/internal/cluster"
 	"github.com/Ignoramuss/orb8/internal/doctor"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"orb8":      func() { os.Exit(scripted()) },
-		"fakeagent": runFakeAgent,
-		"onpty":     runOnPty,
+		"orb8":        func() { os.Exit(scripted()) },
+		"fakeagent":   runFakeAgent,
+		"fakecluster": runFakeCluster,
+		"onpty":       runOnPty,
 	})
 }
 
@@ -42,7 +44,8 @@ func scripted() int {
 		Doctor: func(context.Context) []doctor.Finding {
 			return []doctor.Finding{{Name: "kernel", Status: doctor.Status(os.Getenv("DOCTOR")), Detail: "it is what it is", Remedy: os.Getenv("REMEDY")}}
 		},
-		Agent: fakeRun,
+		Agent:   fakeRun,
+		Connect: cluster.Connect,
 	}
 	if os.Getenv("NOLINUX") == "" {
 		c.Local = fakeLocal(scriptedLocal())

@@ -57,7 +57,26 @@ func Statuses(w io.Writer, o Options, nodes []NodeStatus) error {
 	case Wide:
 		o.Width = 0
 	}
-	return writeLines(w, nodeTable(o.Format == Wide).lines(o, nodeRows(nodes)))
+	lines := nodeTable(o.Format == Wide).lines(o, nodeRows(nodes))
+	return writeLines(w, append(lines, nodeMessages(o, nodes)...))
+}
+
+// nodeMessages are below the table, where they have room.
+func nodeMessages(o Options, nodes []NodeStatus) []string {
+	var lines []string
+	for _, n := range nodes {
+		m, s := clean(n.Status.GetHealthMessage()), n.state().style
+		if m == "" {
+			continue
+		}
+		for _, l := range wrap(orNone(n.Status.GetNodeName())+": "+m, o.Width) {
+			lines = append(lines, o.paint(s, l))
+		}
+	}
+	if len(lines) > 0 {
+		lines = append([]string{""}, lines...)
+	}
+	return lines
 }
 
 // Columns of a node's status.
@@ -72,7 +91,6 @@ const (
 	noLost
 	noKernel
 	noAgent
-	noMessage
 )
 
 func nodeTable(wide bool) *table {
@@ -88,11 +106,10 @@ func nodeTable(wide bool) *table {
 			noLost:    {title: "LOST", min: 4, right: true},
 			noKernel:  {title: "KERNEL", min: 8},
 			noAgent:   {title: "AGENT", min: 8, hidden: !wide},
-			noMessage: {title: "MESSAGE", min: 12},
 		},
 		drop: []int{noKernel, noUp, noPods, noVersion, noFlows, noProbes, noLost},
-		grow: []step{{noNode, 24}, {noProbes, 24}, {noMessage, 40}, {noVersion, 16}, {noKernel, 24},
-			{noNode, 63}, {noFlows, 10}, {noLost, 10}, {noMessage, 1000}},
+		grow: []step{{noNode, 24}, {noProbes, 24}, {noVersion, 16}, {noKernel, 24}, {noNode, 63},
+			{noFlows, 10}, {noLost, 10}, {noProbes, 100}, {noVersion, 100}, {noKernel, 100}, {noAgent, 63}},
 	}
 }
 
@@ -104,11 +121,11 @@ func nodeRows(nodes []NodeStatus) [][]cell {
 			noNode: nodeCell(orNone(s.GetNodeName())), noState: n.state(),
 			noVersion: {text: none}, noUp: {text: none}, noProbes: {text: none}, noPods: {text: none},
 			noFlows: {text: none}, noLost: {text: none}, noKernel: {text: none},
-			noAgent: {text: orNone(n.Agent)}, noMessage: plain(n.Away),
+			noAgent: {text: orNone(n.Agent)},
 		}
 		if n.Away == "" {
 			row[noVersion] = cell{text: orNone(s.GetVersion())}
-			row[noUp] = cell{text: Span(time.Duration(s.GetUptimeSeconds()) * time.Second)}
+			row[noUp] = cell{text: upTime(s.GetUptimeSeconds())}
 			row[noProbes] = nodeProbes(s.GetProbes())
 			row[noPods] = cell{text: Count(uint64(s.GetPodsTracked()))}
 			row[noFlows] = cell{text: Count(uint64(s.GetActiveFlows()))}
@@ -117,11 +134,17 @@ func nodeRows(nodes []NodeStatus) [][]cell {
 				row[noLost].style = styleWarn
 			}
 			row[noKernel] = cell{text: orNone(s.GetKernelRelease())}
-			row[noMessage] = plain(s.GetHealthMessage())
 		}
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+func upTime(seconds int64) string {
+	if seconds <= 0 {
+		return none
+	}
+	return Span(time.Duration(seconds) * time.Second)
 }
 
 // nodeProbes names the probes; those that do not run, with their state.
@@ -129,7 +152,7 @@ func nodeProbes(probes []*orb8v1.ProbeStatus) cell {
 	c := cell{text: none}
 	var words []string
 	for _, p := range probes {
-		text := clean(p.GetName())
+		text := orNone(p.GetName())
 		if p.GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING {
 			text += ":" + probeState(p.GetState())
 			c.style = styleWarn

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kube"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// fakeCluster is Kubernetes with a fixed state.
+type fakeCluster struct {
+	status  kube.Status
+	changed chan struct{}
+	ran     chan struct{}
+}
+
+func (f *fakeCluster) Run(ctx context.Context) error {
+	close(f.ran)
+	<-ctx.Done()
+	return nil
+}
+func (f *fakeCluster) Status() kube.Status      { return f.status }
+func (f *fakeCluster) Changed() <-chan struct{} { return f.changed }
+
+func inCluster(f *fakeCluster) rigOption {
+	f.changed, f.ran = make(chan struct{}, 1), make(chan struct{})
+	return func(_ *Config, d *Deps, r *rig) { d.Cluster, r.resolver.awaits = f, true }
+}
+
+func TestStatusInKubernetes(t *testing.T) {
+	f := &fakeCluster{status: kube.Status{Counts: kube.Counts{Pods: 3, Peers: 40, Services: 5, Nodes: 2}, Synced: true}}
+	r := startRig(t, inCluster(f))
+	<-f.ran
+	got, err := r.client.GetStatus(t.Context(), &orb8v1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.Healthy || got.HealthMessage != "" || got.PodsTracked != 3 {
+		t.Errorf("healthy %v, %q, %d pods", got.Healthy, got.HealthMessage, got.PodsTracked)
+	}
+	want := &orb8v1.KubernetesStatus{Enabled: true, Synced: true, PeerPods: 40, Services: 5, Nodes: 2}
+	if d := cmp.Diff(want, got.Kubernetes, protocmp.Transform()); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// Without the API server flows go on, and the status says so.
+func TestDegradedInKubernetes(t *testing.T) {
+	f := &fakeCluster{status: kube.Status{Degraded: "API server https://10.0.0.1 cannot be reached"}}
+	r := startRig(t, inCluster(f))
+	if err := r.readiness(); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+	state, message := r.nodeHealth(r.manager.Status())
+	if state != orb8v1.NodeState_NODE_STATE_DEGRADED || !strings.Contains(message, f.status.Degraded) {
+		t.Errorf("state %v: %q", state, message)
+	}
+}
+
+// A record waits for its pod and goes out once that is known; what waits when
+// the agent stops is not lost.
+func TestRecordsWaitForPods(t *testing.T) {
+	f := &fakeCluster{}
+	r := startRig(t, inCluster(f))
+	stream, err := r.client.StreamEvents(t.Context(), &orb8v1.StreamEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r.hub.subscribers() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s := udpSample(5000, 10, 0)
+	r.apply(&s)
+	time.Sleep(3 * flushEvery)
+	if n := r.table.Waiting(); n != 1 {
+		t.Fatalf("%d records wait", n)
+	}
+	r.resolver.mu.Lock()
+	r.resolver.local[s.CgroupID] = &workload.Identity{Namespace: "default", Pod: "web-1"}
+	r.resolver.mu.Unlock()
+	f.changed <- struct{}{}
+	got, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Namespace != "default" || got.PodName != "web-1" {
+		t.Errorf("event of %q/%q", got.Namespace, got.PodName)
+	}
+}
+
+func TestZoneMetrics(t *testing.T) {
+	m := newMetrics(false, 100, new(loss.Counters))
+	send := func(remote *workload.Identity, n uint64) {
+		r := record(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
+		r.Local = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}
+		r.Remote = remote
+		m.observe(r)
+	}
+	send(&workload.Identity{Zone: "a"}, 1)
+	send(&workload.Identity{Zone: "b"}, 10)
+	send(&workload.Identity{Zone: "c"}, 100)
+	send(&workload.Identity{}, 1000)
+	send(nil, 1000)
+	base := "namespace=ns,workload=web,workload_kind=Deployment"
+	got := strings.Join(gather(t, exporterOf(m), "orb8_network_zone"), "\n")
+	for direction, want := range map[string][2]string{egress: {"1", "110"}, ingress: {"2", "220"}} {
+		for i, zone := range []string{"same", "cross"} {
+			line := "network_zone_bytes_total{direction=" + direction + "," + base + ",zone=" + zone + "} " + want[i]
+			if !strings.Contains(got, line) {
+				t.Errorf("no line %s in\n%s", line, got)
+			}
+		}
+	}
+}

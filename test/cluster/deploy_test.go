@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+const (
+	port        = 7000 // of every server that has its own network
+	portHostA   = 17101
+	portHostB   = 17102
+	servicePort = 80
+)
+
+// deploy starts the workloads that most tests use.
+func (l *lab) deploy(ctx context.Context) error {
+	first, second := l.nodes[0], l.nodes[len(l.nodes)-1]
+	steps := []func() error{
+		func() error { return l.createService(ctx, "near", corev1.ServiceTypeClusterIP) },
+		func() error { return l.createService(ctx, "far", corev1.ServiceTypeNodePort) },
+		func() error { return l.createDeployment(ctx, "near", first) },
+		func() error { return l.createStatefulSet(ctx, "far", second) },
+		func() (err error) { l.client1, err = l.newPod(ctx, "client-1", l.podSpec(first, "wait")); return },
+		func() (err error) { l.client2, err = l.newPod(ctx, "client-2", l.podSpec(second, "wait")); return },
+		func() (err error) { l.hostA, err = l.newPod(ctx, "host-a", l.hostSpec(first, portHostA)); return },
+		func() (err error) { l.hostB, err = l.newPod(ctx, "host-b", l.hostSpec(first, portHostB)); return },
+		func() (err error) { l.near, err = l.podOf(ctx, "near", "Deployment"); return },
+		func() (err error) { l.far, err = l.podOf(ctx, "far", "StatefulSet"); return },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return l.listening(ctx)
+}
+
+// listening waits until the servers answer.
+func (l *lab) listening(ctx context.Context) error {
+	for _, to := range []string{
+		net.JoinHostPort(l.near.Status.PodIP, fmt.Sprint(port)),
+		net.JoinHostPort(l.far.Status.PodIP, fmt.Sprint(port)),
+		net.JoinHostPort(l.hostA.Status.HostIP, fmt.Sprint(portHostA)),
+		net.JoinHostPort(l.hostB.Status.HostIP, fmt.Sprint(portHostB)),
+		l.clusterIP(ctx, "near", 4), l.clusterIP(ctx, "far", 4),
+	} {
+		err := poll(ctx, 30*time.Second, func() error {
+			_, err := l.exec(ctx, l.client1, "", "tcp", "-timeout", "1s", to)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", to, err)
+		}
+	}
+	return nil
+}
+
+func (l *lab) hostSpec(node string, port int) corev1.PodSpec {
+	spec := l.podSpec(node, "serve", "-listen", fmt.Sprintf(":%d", port))
+	spec.HostNetwork = true
+	spec.Containers[0].Ports = []corev1.ContainerPort{
+		{Name: "tcp", ContainerPort: int32(port)},
+		{Name: "udp", ContainerPort: int32(port), Protocol: corev1.ProtocolUDP},
+	}
+	return spec
+}
+
+func template(name string, spec corev1.PodSpec) (*metav1.LabelSelector, corev1.PodTemplateSpec) {
+	labels := map[string]string{"app": name}
+	return &metav1.LabelSelector{MatchLabels: labels},
+		corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: spec}
+}
+
+func (l *lab) createDeployment(ctx context.Context, name, node string) error {
+	selector, t := template(name, l.podSpec(node, "serve"))
+	_, err := l.client.AppsV1().Deployments(l.namespace).Create(ctx, &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       appsv1.DeploymentSpec{Selector: selector, Template: t},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+func (l *lab) createStatefulSet(ctx context.Context, name, node string) error {
+	selector, t := template(name, l.podSpec(node, "serve"))
+	_, err := l.client.AppsV1().StatefulSets(l.namespace).Create(ctx, &appsv1.StatefulSet{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       appsv1.StatefulSetSpec{Selector: selector, Template: t, ServiceName: name},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+func (l *lab) createService(ctx context.Context, name string, kind corev1.ServiceType) error {
+	dual := corev1.IPFamilyPolicyPreferDualStack
+	_, err := l.client.CoreV1().Services(l.namespace).Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.ServiceSpec{
+			Type: kind, IPFamilyPolicy: &dual, Selector: map[string]string{"app": name},
+			Ports: []corev1.ServicePort{
+				{Name: "tcp", Port: servicePort, TargetPort: intstr.FromInt32(port)},
+				{Name: "udp", Port: servicePort, TargetPort: intstr.FromInt32(port), Protocol: corev1.ProtocolUDP},
+			},
+		},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+// clusterIP returns a Service's ADDRESS:PORT of a family, or an empty string.
+func (l *lab) clusterIP(ctx context.Context, name string, family int) string {
+	s, err := l.client.CoreV1().Services(l.namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return ""
+	}
+	for _, ip := range s.Spec.ClusterIPs {
+		if (net.ParseIP(ip).To4() != nil) == (family == 4) {
+			return net.JoinHostPort(ip, fmt.Sprint(servicePort))
+		}
+	}
+	return ""
+}
+
+// nodePort returns a node's ADDRESS:PORT for a Service, or an empty string.
+func (l *lab) nodePort(t *testing.T, name, node, protocol string, family int) string {
+	t.Helper()
+	s, err := l.client.CoreV1().Services(l.namespace).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.Spec.Ports {
+		if p.Name == protocol {
+			return joined(l.nodeIP(t, node, family), int(p.NodePort))
+		}
+	}
+	return ""
+}
+
+func (l *lab) nodeIP(t *testing.T, node string, family int) string {
+	t.Helper()
+	n, err := l.client.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP && (net.ParseIP(a.Address).To4() != nil) == (family == 4) {
+			return a.Address
+		}
+	}
+	return ""
+}
+
+// joined is net.JoinHostPort, or empty where there is no address.
+func joined(ip string, port int) string {
+	if ip == "" {
+		return ""
+	}
+	return net.JoinHostPort(ip, fmt.Sprint(port))
+}
