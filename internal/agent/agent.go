@@ -48,6 +48,9 @@ type Resolver interface {
 	Sweep(now time.Time)
 	// Alive reports whether a cgroup exists.
 	Alive(cgroupID uint64) bool
+	// Degraded says in a sentence why names are worse than they could be; empty
+	// if they are not.
+	Degraded() string
 	// Awaits reports whether id may soon have a pod's name.
 	Awaits(id *workload.Identity) bool
 }

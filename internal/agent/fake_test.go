@@ -83,11 +83,12 @@ func (p *fakeProbe) feed(s ...flow.Sample) {
 
 // fakeResolver names cgroup 1..n as it is told, everything else by its command.
 type fakeResolver struct {
-	awaits bool
-	mu     sync.Mutex
-	local  map[uint64]*workload.Identity
-	remote map[netip.Addr]*workload.Identity
-	swept  int
+	awaits   bool
+	degraded string
+	mu       sync.Mutex
+	local    map[uint64]*workload.Identity
+	remote   map[netip.Addr]*workload.Identity
+	swept    int
 }
 
 func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr) *workload.Identity {
@@ -103,6 +104,8 @@ func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr)
 	}
 	return id
 }
+
+func (f *fakeResolver) Degraded() string { return f.degraded }
 
 func (f *fakeResolver) Awaits(id *workload.Identity) bool { return f.awaits && id.Pod == "" }
 

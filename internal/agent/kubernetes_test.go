@@ -62,7 +62,11 @@ func TestDegradedInKubernetes(t *testing.T) {
 	if err := r.readiness(); err != nil {
 		t.Errorf("not ready: %v", err)
 	}
+	r.resolver.degraded = "the host's cgroups are not visible"
 	state, message := r.nodeHealth(r.manager.Status())
+	if !strings.HasSuffix(message, r.resolver.degraded+"; "+f.status.Degraded) {
+		t.Errorf("message %q", message)
+	}
 	if state != orb8v1.NodeState_NODE_STATE_DEGRADED || !strings.Contains(message, f.status.Degraded) {
 		t.Errorf("state %v: %q", state, message)
 	}

@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -103,21 +104,15 @@ func (a *Agent) kubernetes() *orb8v1.KubernetesStatus {
 // nodeHealth is that of the probes, and of what is known of the cluster.
 func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, message string) {
 	state, message = healthOf(probes, a.config())
-	if a.deps.Cluster == nil {
-		return state, message
+	all := []string{message, a.deps.Resolver.Degraded()}
+	if a.deps.Cluster != nil {
+		all = append(all, a.deps.Cluster.Status().Degraded)
 	}
-	d := a.deps.Cluster.Status().Degraded
-	switch {
-	case d == "":
-	case message == "":
-		message = d
-	default:
-		message += "; " + d
-	}
-	if d != "" && state == orb8v1.NodeState_NODE_STATE_CONNECTED {
+	all = slices.DeleteFunc(all, func(s string) bool { return s == "" })
+	if len(all) > 0 && state == orb8v1.NodeState_NODE_STATE_CONNECTED {
 		state = orb8v1.NodeState_NODE_STATE_DEGRADED
 	}
-	return state, message
+	return state, strings.Join(all, "; ")
 }
 
 // readiness is nil once the probes have been started and while one of them runs.

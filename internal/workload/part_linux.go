@@ -54,16 +54,17 @@ func newPart(mount CgroupMount, rel string) (Part, error) {
 
 // ownPart finds the part that the pod with that UID is in. It is all of the
 // hierarchy, unless other nodes are seen to have a part of it too, or the pod's
-// node has an init process of its own in its part.
-func ownPart(root, podUID string) string {
+// node has an init process of its own in its part. visible is false if the pod is
+// not found, so that what is mounted is not the host's hierarchy.
+func ownPart(root, podUID string) (part string, visible bool) {
 	own, nodes := nodeRoots(root, podUID)
 	if own == "" || own == "/" {
-		return ""
+		return "", own != ""
 	}
 	if len(nodes) > 1 || holdsInit(root+own) {
-		return own
+		return own, true
 	}
-	return ""
+	return "", true
 }
 
 // nodeRoots returns the roots of all nodes that have pods below root, and that of

@@ -47,8 +47,9 @@ func TestOwnPart(t *testing.T) {
 			if tt.init != "" {
 				writeFile(t, filepath.Join(root, tt.init, "cgroup.procs"), "1\n77\n")
 			}
-			if got := ownPart(root, uid); got != tt.want {
-				t.Errorf("ownPart = %q, want %q", got, tt.want)
+			got, visible := ownPart(root, uid)
+			if got != tt.want || visible != (tt.name != "not there") {
+				t.Errorf("ownPart = %q, %v, want %q", got, visible, tt.want)
 			}
 		})
 	}

@@ -54,13 +54,18 @@ func NewResolver(cfg Config) (*Resolver, error) {
 	}
 	r := newResolver(cfg, tree)
 	r.mount = mount
+	visible := true
 	if cfg.Root == "" && cfg.PodUID != "" {
-		rel = ownPart(mount.Path, cfg.PodUID)
+		rel, visible = ownPart(mount.Path, cfg.PodUID)
 	}
 	if r.part, err = newPart(mount, rel); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
-	if tree.noHandles != nil {
+	switch {
+	case !visible:
+		r.reduced = fmt.Sprintf("the host's cgroups are not visible in this pod (%s shows no cgroup of it): pods have no names, "+
+			"and only TCP is seen; mount hostPath /sys/fs/cgroup at /host/sys/fs/cgroup, as deploy/orb8-daemonset.yaml does", mount.Path)
+	case tree.noHandles != nil:
 		r.reduced = fmt.Sprintf("cgroups cannot be opened by their id (%v; needs CAP_DAC_READ_SEARCH): they are "+
 			"looked up in /proc and by walking %s, and short-lived ones may be named by their commands",
 			tree.noHandles, mount.Path)

@@ -55,7 +55,9 @@ func (l *lab) once(node string, args ...string) corev1.PodSpec {
 }
 
 // bare completes what is known of a pod that may be gone already.
-func bare(p *pod, kind, workload string) *pod { return &pod{Pod: p.Pod, kind: kind, workload: workload} }
+func bare(p *pod, kind, workload string) *pod {
+	return &pod{Pod: p.Pod, kind: kind, workload: workload}
+}
 
 func TestShortPod(t *testing.T) {
 	l := shared

@@ -86,6 +86,9 @@ func NewEvents(w io.Writer, o Options) *Events {
 // push the rest of their line to the right.
 const commonWidth = 140
 
+// nodeWidth is what the node's column adds to it.
+const nodeWidth = 15
+
 // Resize lays the columns out anew.
 func (e *Events) Resize(width, height int) {
 	e.o.Width, e.o.Height = width, height
@@ -93,6 +96,8 @@ func (e *Events) Resize(width, height int) {
 	case e.o.Format == Wide:
 		e.o.Width = 0
 		e.widths = e.table.layout(0)
+	case width == 0 && e.o.Nodes:
+		e.widths = e.table.layout(commonWidth + nodeWidth)
 	case width == 0:
 		e.widths = e.table.layout(commonWidth)
 	default:
