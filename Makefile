@@ -31,13 +31,14 @@ TOOLS         := .cache/bin
 tool_version   = $(shell awk '$$1 == "$(1)" { print $$2 }' tools/dev/go.mod)
 tool_suffix   := $(shell $(GO) env GOOS)-$(shell $(GO) env GOARCH)
 BUF           := $(TOOLS)/buf-$(call tool_version,github.com/bufbuild/buf)-$(tool_suffix)
+HELM          := $(TOOLS)/helm-$(call tool_version,helm.sh/helm/v3)-$(tool_suffix)
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(call tool_version,github.com/golangci/golangci-lint/v2)-$(tool_suffix)
 
 VM    := orb8
 IN_VM  = limactl shell --workdir '$(CURDIR)' $(VM)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build build-agent run-agent test fuzz bench test-kernels \
+.PHONY: help run build build-agent run-agent test fuzz bench test-kernels test-cluster \
 	generate lint darwin arm64 verify-setup magic-local magic dev shell clean
 
 help: ## List the targets
@@ -85,19 +86,20 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	done; exit $$status
 
 lint: $(GOLANGCI_LINT) $(BUF) ## Check Go, protobuf and, with shellcheck installed, scripts
-	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run --build-tags cluster
 	$(BUF) lint
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck .ci/run $$(find test -name '*.sh'); \
+		shellcheck -x .ci/run $$(find test deploy -name '*.sh'); \
 	else echo 'shellcheck is not installed: scripts are not checked'; fi
 
-generate: $(BUF) ## Make all generated files anew (clang 16, llvm 16, libbpf-dev)
+generate: $(BUF) $(HELM) ## Make all generated files anew (clang 16, llvm 16, libbpf-dev)
 	@for t in $(CLANG); do command -v "$$t" >/dev/null || \
 		{ echo "$$t not found: apt-get install clang-16 llvm-16 libbpf-dev" >&2; exit 1; }; done
 	$(BUF) generate
 	$(GO) generate ./...
 	$(GO) run ./tools/metricsdoc > .cache/metrics.md
 	mv .cache/metrics.md docs/metrics.md
+	deploy/render.sh $(HELM)
 
 darwin: ## Build the remote half of the command line for macOS
 	GOOS=darwin GOARCH=arm64 $(GOBUILD) -o bin/orb8-darwin-arm64 ./cmd/orb8
@@ -111,12 +113,19 @@ bench: build ## Measure what orb8 costs, with and without it (root; minutes)
 test-kernels: ## Run the probe tests on other kernels (QEMU, apt, root)
 	$(SUDO) test/kernels/run.sh $(ARGS)
 
+test-cluster: build ## Test in a two-node Kubernetes cluster made here (root), or ORB8_TEST_KUBECONFIG's
+	$(if $(ORB8_TEST_KUBECONFIG),,$(SUDO)) test/cluster/run.sh $(ARGS)
+
 clean: ## Remove what was built here
 	rm -rf bin .cache
 
 $(BUF):
 	@mkdir -p $(TOOLS)
 	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
+
+$(HELM):
+	@mkdir -p $(TOOLS)
+	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v3/cmd/helm
 
 $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)

@@ -56,7 +56,12 @@ struct kernfs_node {
 	u64 id;
 } __core;
 
+struct cgroup_root {
+	int hierarchy_id; /* 0 for cgroup2 */
+} __core;
+
 struct cgroup {
+	struct cgroup_root *root;
 	struct kernfs_node *kn;
 	int level;
 	struct cgroup *ancestors[]; /* since 6.1, one per level with itself as the last */

@@ -19,6 +19,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -26,10 +27,13 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s Sink, now func() *Config, cgroupRoot string, part workload.Part) *probe.Manager {
+func probes(s Sink, now func() *Config, names *workload.Resolver) *probe.Manager {
+	cgroupRoot, part := names.Mount().Path, names.Part()
 	clock := probe.NewClock()
 	m := probe.NewManager(s.Log)
 
+	// First, so that the others' records find names.
+	m.Add(cgroup.New(cgroup.Config{Made: names.Learn, Losses: s.Losses}))
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
 		CgroupID: part.CgroupID,
@@ -94,7 +98,7 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	deps.KernelRelease = kernelRelease()
 	var a *Agent
 	deps.Probes = func(s Sink) *probe.Manager {
-		return probes(s, func() *Config { return a.config() }, root, r.Part())
+		return probes(s, func() *Config { return a.config() }, r)
 	}
 	deps.IsSelf = newSelf(cfg).is
 	a, err = New(cfg, deps, log)

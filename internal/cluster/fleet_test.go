@@ -55,6 +55,7 @@ func (a *fakeAgent) dial() (net.Conn, error) { return a.listener.Dial() }
 func (a *fakeAgent) GetStatus(ctx context.Context, _ *orb8v1.GetStatusRequest) (*orb8v1.AgentStatus, error) {
 	if a.hang {
 		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	return &orb8v1.AgentStatus{NodeName: a.node, Healthy: true}, nil
 }

@@ -75,10 +75,11 @@ func (f *Fleet) Observe(ctx context.Context, req *orb8v1.ObserveRequest) (*Strea
 	if req.GetSnapshot() && !req.GetFollow() && req.GetLimit() > 0 {
 		s.left = int(req.GetLimit())
 	}
-	s.ctx, s.cancel = context.WithCancel(ctx)
-	s.update(agents)
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.ctx = ctx
+	s.update(ctx, agents)
 	if req.GetFollow() {
-		s.wg.Go(s.relist)
+		s.wg.Go(func() { s.relist(ctx) })
 	}
 	go func() {
 		s.wg.Wait()
@@ -152,7 +153,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // update takes over which agents there are and begins with nodes that are new.
-func (s *Stream) update(agents []Agent) {
+func (s *Stream) update(ctx context.Context, agents []Agent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known := s.now
@@ -170,7 +171,7 @@ func (s *Stream) update(agents []Agent) {
 	for _, a := range agents {
 		if _, ok := known[a.Node]; !ok {
 			l := s.merge.lane(a.Node)
-			s.wg.Go(func() { s.watch(&node{stream: s, lane: l, name: a.Node}) })
+			s.wg.Go(func() { s.watch(ctx, &node{stream: s, lane: l, name: a.Node}) })
 		}
 	}
 }
@@ -194,21 +195,21 @@ func (s *Stream) fail(err error) {
 
 // relist looks for other agents until the stream ends. While the API server is
 // away the nodes say so themselves.
-func (s *Stream) relist() {
+func (s *Stream) relist(ctx context.Context) {
 	t := time.NewTicker(relistEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-t.C:
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
-		agents, err := s.fleet.agents(s.ctx)
+		agents, err := s.fleet.agents(ctx)
 		switch {
 		case err == nil:
-			s.update(agents)
+			s.update(ctx, agents)
 		case errors.As(err, new(*NoAgentsError)):
-			s.update(nil)
+			s.update(ctx, nil)
 		}
 	}
 }
@@ -225,7 +226,7 @@ type node struct {
 }
 
 // watch takes a node's events until there are no more.
-func (s *Stream) watch(n *node) {
+func (s *Stream) watch(ctx context.Context, n *node) {
 	defer n.lane.expect(false)
 	retry := minRetry
 	for {
@@ -233,10 +234,10 @@ func (s *Stream) watch(n *node) {
 		began := time.Now()
 		err := error(&notReadyError{agent.Reason})
 		if agent.running {
-			err = s.take(n, agent)
+			err = s.take(ctx, n, agent)
 		}
 		switch {
-		case s.ctx.Err() != nil:
+		case ctx.Err() != nil:
 			return
 		case status.Code(err) == codes.InvalidArgument: // every node would say so
 			s.fail(err)
@@ -244,14 +245,14 @@ func (s *Stream) watch(n *node) {
 		case errors.Is(err, io.EOF) && !s.req.GetFollow():
 			return
 		}
-		n.away(s.ctx, Reason(err))
+		n.away(ctx, Reason(err))
 		if !s.req.GetFollow() {
 			return
 		}
 		if time.Since(began) > maxRetry {
 			retry = minRetry
 		}
-		pause(s.ctx, newer, retry/2+rand.N(retry))
+		pause(ctx, newer, retry/2+rand.N(retry))
 		retry = min(2*retry, maxRetry)
 	}
 }
@@ -285,13 +286,13 @@ func (n *node) away(ctx context.Context, reason string) {
 // take reads one stream of a node's agent to its end, which is the error. An
 // agent that says nothing for the fleet's timeout is given up; only one that is
 // followed may be silent, once it has greeted.
-func (s *Stream) take(n *node, a Agent) error {
+func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 	conn, err := s.fleet.conn(a)
 	if err != nil {
 		return err
 	}
 	conn.ResetConnectBackoff() // the time between attempts is kept by watch
-	ctx, cancel := context.WithCancelCause(s.ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	late := time.AfterFunc(s.fleet.timeout, func() { cancel(errNoAnswer) })
 	defer late.Stop()

@@ -132,7 +132,9 @@ func nameless(rec *Record) bool { return rec.Remote == nil || rec.Remote.Pod == 
 
 // viaService reports whether the record's remote end is a Service whose pod is
 // not known.
-func viaService(rec *Record) bool { return rec.Remote != nil && rec.Remote.Service != "" && nameless(rec) }
+func viaService(rec *Record) bool {
+	return rec.Remote != nil && rec.Remote.Service != "" && nameless(rec)
+}
 
 // pair returns pod's identity with the Service of service.
 func (t *Table) pair(pod, service *workload.Identity) *workload.Identity {

@@ -221,7 +221,7 @@ func (t *Table) Snapshot(dst []Record) []Record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for r := t.head.next; r != &t.head; r = r.next {
-		if !r.done && (r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local))) {
+		if r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local)) {
 			t.identify(&r.rec)
 		}
 		dst = append(dst, r.rec)

@@ -34,7 +34,7 @@ func (namer) Remote(p workload.Peer) *workload.Identity {
 type fixed struct{ id workload.Identity }
 
 func (f *fixed) Local(uint64, uint32, string, netip.Addr) *workload.Identity { return &f.id }
-func (f *fixed) Remote(workload.Peer) *workload.Identity                        { return nil }
+func (f *fixed) Remote(workload.Peer) *workload.Identity                     { return nil }
 
 // told is what a test looks at of one record.
 type told struct {

@@ -18,6 +18,7 @@ const (
 	PacketMapFull
 	PacketUnreadable
 	PacketBatchRetried
+	CgroupUntold
 	DecodeFailed
 	FlowTableFull
 	SubscriberSlow
@@ -34,6 +35,7 @@ var stages = [numStages]struct {
 	PacketMapFull:      {"packet_map_full", "packets that no flow entry was left for", false},
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
+	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
 	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
 	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},

@@ -25,14 +25,14 @@ func findRoot(root string) (CgroupMount, string, error) {
 		m, err := FindCgroupMount("/proc", "")
 		return m, "", err
 	}
-	real, err := filepath.EvalSymlinks(root)
+	resolved, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return CgroupMount{}, "", fmt.Errorf("find cgroup root: %w", err)
 	}
-	for at := real; ; at = path.Dir(at) {
+	for at := resolved; ; at = path.Dir(at) {
 		m, err := FindCgroupMount("/proc", at)
 		if err == nil {
-			return m, strings.TrimSuffix(strings.TrimPrefix(real, at), "/"), nil
+			return m, strings.TrimSuffix(strings.TrimPrefix(resolved, at), "/"), nil
 		}
 		if !errors.Is(err, os.ErrNotExist) || at == "/" || at == "." {
 			return CgroupMount{}, "", fmt.Errorf("%s is not in a cgroup2 mount: %w", root, err)

@@ -187,6 +187,27 @@ func (r *Resolver) Local(cgroupID uint64, pid uint32, comm string, addr netip.Ad
 	return r.withPod(e)
 }
 
+// Learn is told of a new cgroup and its path below the root of the hierarchy, so
+// that its name is known although it may be gone in a moment.
+func (r *Resolver) Learn(id uint64, cgroupPath string) {
+	if isRoot(id) {
+		return
+	}
+	key := entryKey{cgroup: id}
+	old := r.cached(key)
+	if old != nil && old.retry.IsZero() {
+		return
+	}
+	r.store(key, known(id, cgroupPath), old)
+}
+
+// known makes the entry of a cgroup whose path is known.
+func known(id uint64, cgroupPath string) *entry {
+	e := &entry{id: identify(id, cgroupPath), pods: enclosing(cgroupPath)}
+	e.perCommand = e.id.Kind == KindProcess
+	return e
+}
+
 // Remote names who has an address, or returns nil. Only Kubernetes knows peers:
 // without Config.Cluster it always returns nil.
 func (r *Resolver) Remote(p Peer) *Identity {
@@ -266,9 +287,7 @@ func (r *Resolver) resolve(id uint64, pid uint32) *entry {
 	if !ok {
 		return &entry{id: &Identity{CgroupID: id}, perCommand: true, retry: time.Now().Add(retryAfter)}
 	}
-	e := &entry{id: identify(id, p), pods: enclosing(p)}
-	e.perCommand = e.id.Kind == KindProcess
-	return e
+	return known(id, p)
 }
 
 // identify names a cgroup by its path. The Name of KindProcess is that of the

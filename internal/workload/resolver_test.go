@@ -382,3 +382,26 @@ func BenchmarkParseCgroup(b *testing.B) {
 		ParseCgroup(p)
 	}
 }
+
+// A cgroup that was told of is named although it is gone, and one that was looked
+// for in vain is named after all.
+func TestLearn(t *testing.T) {
+	r := newResolver(Config{}, &fakeTree{paths: map[uint64]string{12: "/system.slice/sshd.service"}})
+	if got := r.Local(10, 0, "sh", netip.Addr{}); got.Kind != KindProcess {
+		t.Fatalf("identity %+v", got)
+	}
+	p := "/kubepods/pod" + uid + "/" + id1
+	r.Learn(10, p)
+	r.Learn(11, p)
+	for _, cgroup := range []uint64{10, 11} {
+		if got := r.Local(cgroup, 0, "sh", netip.Addr{}); got.ContainerID != id1 || got.PodUID != uid {
+			t.Errorf("cgroup %d: %+v", cgroup, got)
+		}
+	}
+	known := r.Local(12, 0, "sshd", netip.Addr{})
+	r.Learn(12, p)
+	r.Learn(rootCgroup, p)
+	if r.Local(12, 0, "sshd", netip.Addr{}) != known || r.Local(rootCgroup, 0, "", netip.Addr{}) != r.kernel {
+		t.Error("a name that was known has changed")
+	}
+}

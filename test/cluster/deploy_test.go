@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,8 +35,8 @@ func (l *lab) deploy(ctx context.Context) error {
 		func() error { return l.createStatefulSet(ctx, "far", second) },
 		func() (err error) { l.client1, err = l.newPod(ctx, "client-1", l.podSpec(first, "wait")); return },
 		func() (err error) { l.client2, err = l.newPod(ctx, "client-2", l.podSpec(second, "wait")); return },
-		func() (err error) { l.hostA, err = l.newPod(ctx, "host-a", l.hostSpec(first, portHostA)); return },
-		func() (err error) { l.hostB, err = l.newPod(ctx, "host-b", l.hostSpec(first, portHostB)); return },
+		func() (err error) { l.hostA, err = l.newPod(ctx, "host-a", l.hostSpec(ctx, first, portHostA)); return },
+		func() (err error) { l.hostB, err = l.newPod(ctx, "host-b", l.hostSpec(ctx, first, portHostB)); return },
 		func() (err error) { l.near, err = l.podOf(ctx, "near", "Deployment"); return },
 		func() (err error) { l.far, err = l.podOf(ctx, "far", "StatefulSet"); return },
 	}
@@ -67,8 +68,16 @@ func (l *lab) listening(ctx context.Context) error {
 	return nil
 }
 
-func (l *lab) hostSpec(node string, port int) corev1.PodSpec {
-	spec := l.podSpec(node, "serve", "-listen", fmt.Sprintf(":%d", port))
+// hostSpec serves at the node's own addresses: a UDP server that listens on all
+// of them would answer from the one nearest to the client.
+func (l *lab) hostSpec(ctx context.Context, node string, port int) corev1.PodSpec {
+	var listen []string
+	for _, family := range []int{4, 6} {
+		if ip := l.nodeIP(ctx, node, family); ip != "" {
+			listen = append(listen, joined(ip, port))
+		}
+	}
+	spec := l.podSpec(node, "serve", "-listen", strings.Join(listen, ","))
 	spec.HostNetwork = true
 	spec.Containers[0].Ports = []corev1.ContainerPort{
 		{Name: "tcp", ContainerPort: int32(port)},
@@ -139,17 +148,17 @@ func (l *lab) nodePort(t *testing.T, name, node, protocol string, family int) st
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Name == protocol {
-			return joined(l.nodeIP(t, node, family), int(p.NodePort))
+			return joined(l.nodeIP(t.Context(), node, family), int(p.NodePort))
 		}
 	}
 	return ""
 }
 
-func (l *lab) nodeIP(t *testing.T, node string, family int) string {
-	t.Helper()
-	n, err := l.client.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+// nodeIP returns a node's address of a family, or an empty string.
+func (l *lab) nodeIP(ctx context.Context, node string, family int) string {
+	n, err := l.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	if err != nil {
-		t.Fatal(err)
+		return ""
 	}
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP && (net.ParseIP(a.Address).To4() != nil) == (family == 4) {

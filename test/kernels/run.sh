@@ -13,7 +13,8 @@
 #   ORB8_KERNEL_OFFLINE   1: use the kernels in the cache, ask no mirror
 #   ORB8_KERNEL_TIMEOUT   seconds for one kernel [900]
 #   ORB8_KERNEL_SILENCE   seconds without a word from a test or the kernel, after
-#                         which the emulated machine is taken to hang [200]
+#                         which the emulated machine is taken to hang [330]: more
+#                         than ORB8_TEST_TIMEOUT, as a test that hangs tells where
 #   ORB8_TEST_TIMEOUT     the -test.timeout of one package [5m]
 #   ORB8_TEST_PACKAGES    packages to test instead of all, and
 #   ORB8_TEST_RUN         their -test.run: with either of them the result is not
@@ -171,7 +172,7 @@ boot() {
 		said=$({ cat "$2/console" "$2/tests" 2>/dev/null || true; } | wc -c)
 		if ((said != said_before)); then said_before=$said silent_since=$SECONDS; fi
 		if ((SECONDS >= deadline)); then outcome=timeout; fi
-		if ((SECONDS - silent_since >= ${ORB8_KERNEL_SILENCE:-200})); then outcome=hang; fi
+		if ((SECONDS - silent_since >= ${ORB8_KERNEL_SILENCE:-330})); then outcome=hang; fi
 		[[ $outcome == "done" ]] || break
 		sleep 0.5
 	done

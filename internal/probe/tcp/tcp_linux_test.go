@@ -818,6 +818,7 @@ func TestPartOfTheCgroups(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { server.Close() }) // else the process waits for ever
 		if _, err := server.Read(make([]byte, 77)); err != nil {
 			t.Fatal(err)
 		}

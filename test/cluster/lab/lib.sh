@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # What the lab's scripts share: places, names, daemons. To be sourced.
+# shellcheck disable=SC2034 # most of it is for those
 
 set -euo pipefail
 

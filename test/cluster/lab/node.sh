@@ -5,13 +5,13 @@
 #
 #     node.sh start|stop NUMBER
 #     node.sh proxy NUMBER MODE           restart kube-proxy in that mode
-#     node.sh last-ip NUMBER ADDRESS      the next pod gets the address after that
+#     node.sh next-ip NUMBER ADDRESS      the next pod gets that IPv4 address
 #     node.sh exec NUMBER COMMAND...      in the node's namespaces
 
 # shellcheck source=test/cluster/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-number=${2:?usage: node.sh start|stop|proxy|last-ip|exec NUMBER ...}
+number=${2:?usage: node.sh start|stop|proxy|next-ip|exec NUMBER ...}
 name=n$number
 netns=orb8lab-$name
 # A kubelet removes the pods' cgroups below its root that it does not know, so
@@ -50,9 +50,10 @@ stop_network() {
 }
 
 make_cgroups() {
-	local c f
+	local c f controllers
 	mkdir -p "$cgroup2$podgroup" "$cgroup2$sysgroup"
-	for c in $(cat "$cgroup2/cgroup.controllers"); do
+	read -ra controllers <"$cgroup2/cgroup.controllers" || true
+	for c in "${controllers[@]}"; do
 		echo "+$c" >"$cgroup2/cgroup.subtree_control" || true
 		echo "+$c" >"$cgroup2$podgroup/cgroup.subtree_control" || true
 	done 2>>"$logs/$name-init.log"
@@ -126,10 +127,15 @@ stop)
 	remove_cgroups
 	;;
 proxy) start_proxy "${3:?usage: node.sh proxy NUMBER MODE}" ;;
-last-ip) echo -n "${3:?usage: node.sh last-ip NUMBER ADDRESS}" >"$dir/cni/networks/orb8lab/last_reserved_ip.0" ;;
+next-ip)
+	ip=${3:?usage: node.sh next-ip NUMBER ADDRESS} taken=$dir/cni/networks/orb8lab
+	# Its last pod's network may still be there when the pod itself has gone.
+	until_true 30 "$ip to be free" test ! -e "$taken/$ip"
+	echo -n "${ip%.*}.$((${ip##*.} - 1))" >"$taken/last_reserved_ip.0"
+	;;
 exec)
 	shift 2
 	inside "$@"
 	;;
-*) die "usage: node.sh start|stop|proxy|last-ip|exec NUMBER ..." ;;
+*) die "usage: node.sh start|stop|proxy|next-ip|exec NUMBER ..." ;;
 esac

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"time"
 )
@@ -61,10 +60,11 @@ func clientUDP(ctx context.Context, t *traffic) error {
 	}
 	defer c.Close()
 	r := Result{Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()}
-	return exchange(ctx, t, r, func() ([]byte, error) {
+	send := func() error {
 		_, err := c.Write(make([]byte, t.size))
-		return nil, err
-	}, c)
+		return err
+	}
+	return exchange(ctx, t, r, send, c, func(b []byte) bool { return len(b) == t.size })
 }
 
 // conn is what exchange reads answers from.
@@ -73,9 +73,8 @@ type conn interface {
 	SetReadDeadline(t time.Time) error
 }
 
-// exchange sends t.count messages and waits for the answer to each. If send
-// returns a prefix, the answer must have it.
-func exchange(ctx context.Context, t *traffic, r Result, send func() ([]byte, error), from conn) error {
+// exchange sends t.count messages and waits for the answer to each.
+func exchange(ctx context.Context, t *traffic, r Result, send func() error, from conn, isAnswer func([]byte) bool) error {
 	if err := r.print(); err != nil {
 		return err
 	}
@@ -84,8 +83,7 @@ func exchange(ctx context.Context, t *traffic, r Result, send func() ([]byte, er
 		if i > 0 {
 			sleep(ctx, t.pause)
 		}
-		want, err := send()
-		if err != nil {
+		if err := send(); err != nil {
 			return err
 		}
 		r.Sent += t.size
@@ -97,8 +95,8 @@ func exchange(ctx context.Context, t *traffic, r Result, send func() ([]byte, er
 			if err != nil {
 				return fmt.Errorf("answer %d of %d: %w", i+1, t.count, err)
 			}
-			if strings.HasPrefix(string(buf[:n]), string(want)) {
-				r.Received += n - max(0, n-t.size)
+			if isAnswer(buf[:n]) {
+				r.Received += t.size
 				break
 			}
 		}
@@ -138,11 +136,10 @@ func ping(ctx context.Context, t *traffic) error {
 		return err
 	}
 	defer p.Close()
-	id := os.Getpid() ^ int(time.Now().UnixNano())&0xfff0
-	id &= 0xffff
+	id := int(uint16(time.Now().UnixNano()>>10) | 1)
 	seq := uint16(0)
 	r := Result{Local: p.LocalAddr().String(), Remote: t.to, ID: id}
-	return exchange(ctx, t, r, func() ([]byte, error) {
+	send := func() error {
 		seq++
 		m := make([]byte, echoHeader+t.size)
 		m[0] = request
@@ -152,8 +149,12 @@ func ping(ctx context.Context, t *traffic) error {
 			binary.BigEndian.PutUint16(m[2:], checksum(m))
 		}
 		_, err := p.WriteTo(m, &net.IPAddr{IP: to})
-		return []byte{reply}, err
-	}, packets{p})
+		return err
+	}
+	return exchange(ctx, t, r, send, packets{p}, func(b []byte) bool {
+		return len(b) == echoHeader+t.size && b[0] == reply &&
+			binary.BigEndian.Uint16(b[4:]) == uint16(id) && binary.BigEndian.Uint16(b[6:]) == seq
+	})
 }
 
 // checksum is that of RFC 1071.

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+)
+
+// TestNodes: what comes from several nodes says from which, at every width.
+func TestNodes(t *testing.T) {
+	now := time.Unix(0, 1795426872000000000)
+	for _, tt := range formats {
+		var b bytes.Buffer
+		o := Options{Format: tt.format, Width: tt.width, Location: time.UTC, Nodes: true}
+		r := NewEvents(&b, o)
+		if err := r.Titles(); err != nil {
+			t.Fatal(err)
+		}
+		for _, ev := range events(t) {
+			if err := r.Write(ev); err != nil {
+				t.Fatal(err)
+			}
+		}
+		golden(t, nameOf("events_nodes", tt.format, tt.width), b.String())
+		fits(t, b.String(), tt.format, tt.width)
+		b.Reset()
+		if err := Flows(&b, o, now, tableRows(t)); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, nameOf("flows_nodes", tt.format, tt.width), b.String())
+		fits(t, b.String(), tt.format, tt.width)
+	}
+}
+
+func TestStatuses(t *testing.T) {
+	away := &orb8v1.AgentStatus{NodeName: "gpu-pool-a100-7f3k", HealthMessage: "unreachable: no answer in time"}
+	sick := &orb8v1.AgentStatus{NodeName: "web-2", Version: "0.1.0", HealthMessage: "no probe runs: tcp is in state off: no BTF"}
+	well := status()
+	well.NodeName, well.Probes, well.PodsTracked = "web-3", well.Probes[:1], 31
+	nodes := []NodeStatus{{Status: away, Agent: "orb8-agent-x2x9q", Away: "no answer in time"},
+		{Status: status(), Agent: "orb8-agent-abcde"}, {Status: sick, Agent: "orb8-agent-12345"}, {Status: well}}
+	for _, tt := range formats {
+		var b bytes.Buffer
+		if err := Statuses(&b, Options{Format: tt.format, Width: tt.width, Location: time.UTC}, nodes); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, nameOf("statuses", tt.format, tt.width), b.String())
+		if tt.width >= 60 {
+			fits(t, b.String(), tt.format, tt.width)
+		}
+	}
+}
+
+func TestHeaderOfNodes(t *testing.T) {
+	second := status()
+	second.NodeName, second.KernelRelease = "web-2", "6.12.0"
+	second.Probes = second.Probes[:1]
+	var b bytes.Buffer
+	h := Header{What: "network flows", Source: "2 nodes of context prod", Statuses: []*orb8v1.AgentStatus{status(), second},
+		Warnings: []string{"node web-3 does not answer: no answer in time"}}
+	if err := h.Write(&b, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "header_nodes", b.String())
+}
+
+// TestSummaryOfNodes: a node that is away, or was, is in the summary.
+func TestSummaryOfNodes(t *testing.T) {
+	s := NewSummary()
+	state := func(node string, state orb8v1.NodeState, why string) {
+		s.Add(&orb8v1.Event{NodeName: node, Event: &orb8v1.Event_NodeStatus{
+			NodeStatus: &orb8v1.NodeStatus{NodeName: node, State: state, Message: why}}})
+	}
+	state("n1", orb8v1.NodeState_NODE_STATE_CONNECTED, "")
+	state("n2", orb8v1.NodeState_NODE_STATE_UNAVAILABLE, "the agent is stopping")
+	state("n3", orb8v1.NodeState_NODE_STATE_UNAVAILABLE, "no answer in time")
+	state("n2", orb8v1.NodeState_NODE_STATE_CONNECTED, "")
+	var b bytes.Buffer
+	if err := s.Write(&b, Options{}, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	want := "0 flows in 1s: 0 B sent, 0 B received; 0 events; nothing lost\n" +
+		"NODE n2 was away for a time\nNODE n3 is unavailable: no answer in time\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
