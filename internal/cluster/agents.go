@@ -30,7 +30,8 @@ type Agent struct {
 // replaces another, it is the one to ask. Errors: *UnreachableError,
 // *CredentialsError, *ForbiddenError; none is found: *NoAgentsError.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
-	list, err := c.core.Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: Selector})
+	var list v1.PodList
+	err := c.core.Get().Namespace(c.Namespace).Resource("pods").Param("labelSelector", Selector).Do(ctx).Into(&list)
 	if err != nil {
 		return nil, c.explain(err, "list", "pods")
 	}

@@ -13,7 +13,10 @@ import (
 	"os"
 	"slices"
 
-	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -51,7 +54,7 @@ type Cluster struct {
 	Namespace string
 
 	config *rest.Config
-	core   *corev1.CoreV1Client
+	core   rest.Interface
 }
 
 // Connect reads the configuration; it does not talk to the cluster. It returns
@@ -69,10 +72,28 @@ func Connect(o Options) (*Cluster, error) {
 	// Warnings of the API server concern those who keep things in it.
 	c.config.WarningHandler = rest.NoWarnings{}
 	var err error
-	if c.core, err = corev1.NewForConfig(c.config); err != nil {
+	if c.core, err = coreClient(c.config); err != nil {
 		return nil, &ConfigError{Err: err}
 	}
 	return c, nil
+}
+
+// coreClient knows the API group v1 only: the types of all groups would cost an
+// agent, which is the same program, some MiB.
+func coreClient(base *rest.Config) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register API types: %w", err)
+	}
+	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
+	cfg := rest.CopyConfig(base)
+	cfg.APIPath, cfg.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make client of %s: %w", cfg.Host, err)
+	}
+	return client, nil
 }
 
 func (c *Cluster) configure(o Options) error {

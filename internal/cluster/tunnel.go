@@ -81,7 +81,7 @@ func (c *Cluster) open(ctx context.Context, pod string, broken func(error)) (net
 // SPDY, which is all that API servers before 1.31 know and for which the right
 // to create is enough.
 func (c *Cluster) connect(ctx context.Context, pod string) (*tunnel, error) {
-	where := c.core.RESTClient().Post().Namespace(c.Namespace).Resource("pods").Name(pod).SubResource("portforward").URL()
+	where := c.core.Post().Namespace(c.Namespace).Resource("pods").Name(pod).SubResource("portforward").URL()
 	conn, err := c.overWebSocket(ctx, where)
 	if httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err) {
 		conn, err = c.overSPDY(ctx, where)

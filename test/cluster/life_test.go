@@ -89,7 +89,7 @@ func TestPodDeletedWhileConnected(t *testing.T) {
 			if end == "server" {
 				n = 3
 				srv := l.testPod(t, name, l.podSpec(l.nodes[0], "serve"))
-				l.untilServing(t, srv)
+				l.untilServing(t, l.client1, srv)
 				args, tx, rx := l.transferTo(srv, n, "-hold", "30s")
 				cl := l.testPod(t, name+"-client", l.once(l.nodes[len(l.nodes)-1], args...))
 				res := l.resultOf(t, cl.Name, "main")
@@ -120,11 +120,11 @@ func (l *lab) untilGone(t *testing.T, name string) {
 	})
 }
 
-func (l *lab) untilServing(t *testing.T, p *pod) {
+func (l *lab) untilServing(t *testing.T, from, p *pod) {
 	t.Helper()
-	// Neighbours may hold on to the hardware address of an earlier pod.
-	eventually(t, 90*time.Second, func() error {
-		_, err := l.exec(t.Context(), l.client1, "", "tcp", "-timeout", "1s", joined(p.Status.PodIP, port))
+	// A neighbour may hold on to the hardware address of an earlier pod.
+	eventually(t, 60*time.Second, func() error {
+		_, err := l.exec(t.Context(), from, "", "tcp", "-timeout", "1s", joined(p.Status.PodIP, port))
 		return err
 	})
 }
@@ -132,7 +132,7 @@ func (l *lab) untilServing(t *testing.T, p *pod) {
 func TestContainerRestart(t *testing.T) {
 	l := shared
 	p := l.testPod(t, "restarter", l.podSpec(l.nodes[0], "serve"))
-	l.untilServing(t, p)
+	l.untilServing(t, l.client1, p)
 	containers := map[string]bool{}
 	for n := range 2 {
 		args, tx, rx := l.transferTo(p, 10+n)
@@ -148,7 +148,7 @@ func TestContainerRestart(t *testing.T) {
 				}
 				return err
 			})
-			l.untilServing(t, p)
+			l.untilServing(t, l.client1, p)
 		}
 	}
 	if len(containers) != 2 || containers[""] {
@@ -163,7 +163,7 @@ func TestSameAddress(t *testing.T) {
 		t.Skip("needs the cluster that test/cluster/run.sh makes")
 	}
 	first := l.testPod(t, "address-first", l.podSpec(l.nodes[0], "serve"))
-	l.untilServing(t, first)
+	l.untilServing(t, l.client2, first)
 	args, tx1, rx1 := l.transferTo(first, 20)
 	res1 := l.netpeer(t, l.client2, "", args...)
 	l.expectBoth(t, l.client2, first, res1, tx1, rx1)
@@ -174,7 +174,7 @@ func TestSameAddress(t *testing.T) {
 	if second.Status.PodIP != first.Status.PodIP {
 		t.Fatalf("second pod has %s, want %s", second.Status.PodIP, first.Status.PodIP)
 	}
-	l.untilServing(t, second)
+	l.untilServing(t, l.client2, second)
 	args, tx2, rx2 := l.transferTo(second, 21)
 	res2 := l.netpeer(t, l.client2, "", args...)
 	l.expectBoth(t, l.client2, second, res2, tx2, rx2)

@@ -19,6 +19,8 @@
 #   ORB8_TEST_OUTSIDE6     `netpeer serve` runs; without it those tests are skipped
 #   ORB8_TEST_ORB8         the command line to test [bin/orb8]
 #   ORB8_TEST_SOURCE       how tests ask for flows: cli or grpc [cli]
+#   ORB8_TEST_SCALE        fake so many pods and test what the agents make of them;
+#                          with -run '^TestScale$' nothing else
 #   ORB8_CLUSTER_CACHE     binaries, images and state [~/.cache/orb8/cluster]
 #   ORB8_CLUSTER_PROXY     modes of kube-proxy [iptables nftables]: all tests with
 #                          the first one, those of Services with the others
@@ -27,9 +29,8 @@
 
 set -euo pipefail
 
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-lab=$here/lab/lab.sh
+root=$(cd "$(dirname "$0")/../.." && pwd)
+lab=$root/test/cluster/lab/lab.sh
 state=${ORB8_CLUSTER_CACHE:-$HOME/.cache/orb8/cluster}/state
 ready_within=20
 
@@ -80,13 +81,13 @@ in_lab() {
 	read -ra modes <<<"${ORB8_CLUSTER_PROXY:-iptables nftables}"
 	mode=${modes[0]} rest=("${modes[@]:1}")
 	# shellcheck source=test/cluster/lab/lib.sh
-	. "$here/lab/lib.sh"
+	. "${lab%/*}/lib.sh"
 	[[ ! -e $run ]] || die "there is a cluster in $run: $lab down"
 	trap finish EXIT
 	trap 'exit 130' INT TERM
 	"$lab" up "$mode"
 	install
-	export ORB8_TEST_LAB=$here/lab ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
+	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
 	say "kube-proxy in mode $mode"
 	go_test "$@"
 	for mode in "${rest[@]}"; do

@@ -66,7 +66,18 @@ build_images() {
 	ln -sf "$tree/netpeer/netpeer" "$state/bin/netpeer"
 }
 
+# build_kwok is only for the test of scale.
+build_kwok() {
+	local version=v0.8.0
+	if [[ ! -x $bin/kwok-$version ]]; then
+		(cd / && GOBIN=$state/gobin CGO_ENABLED=0 nice -n 5 go install -trimpath "sigs.k8s.io/kwok/cmd/kwok@$version")
+		mv "$state/gobin/kwok" "$bin/kwok-$version"
+	fi
+	ln -sf "$bin/kwok-$version" "$state/bin/kwok"
+}
+
 check_host
 mkdir -p "$bin" "$images" "$state/bin"
 build_kubernetes
 build_images
+[[ ! ${ORB8_TEST_SCALE:-} ]] || build_kwok

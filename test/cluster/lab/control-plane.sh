@@ -5,6 +5,8 @@
 #
 #     control-plane.sh start|stop
 #     control-plane.sh start-apiserver|stop-apiserver    the API server alone
+#     control-plane.sh start-kwok      take nodes annotated kwok.x-k8s.io/node=fake
+#                                      and their pods for real ones
 
 # shellcheck source=test/cluster/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -79,11 +81,15 @@ start)
 	# The machine outside the cluster.
 	start outside netpeer serve -listen "$outside4:7000,[$outside6]:7000"
 	;;
+start-kwok)
+	start kwok kwok --kubeconfig="$pki/admin.kubeconfig" --cidr=10.128.0.0/9 --node-ip="$control4" \
+		--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds=200
+	;;
 stop)
-	for d in outside scheduler controllers apiserver etcd; do stop "$d" KILL; done
+	for d in kwok outside scheduler controllers apiserver etcd; do stop "$d" KILL; done
 	stop_network
 	;;
 start-apiserver) start_apiserver ;;
 stop-apiserver) stop apiserver ;;
-*) die "usage: control-plane.sh start|stop|start-apiserver|stop-apiserver" ;;
+*) die "usage: control-plane.sh start|stop|start-apiserver|stop-apiserver|start-kwok" ;;
 esac

@@ -132,6 +132,7 @@ next-ip)
 	# Its last pod's network may still be there when the pod itself has gone.
 	until_true 30 "$ip to be free" test ! -e "$taken/$ip"
 	echo -n "${ip%.*}.$((${ip##*.} - 1))" >"$taken/last_reserved_ip.0"
+	inside ip neigh flush dev cni0
 	;;
 exec)
 	shift 2
