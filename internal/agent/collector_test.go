@@ -43,10 +43,12 @@ func TestFreshIsFresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var began atomic.Int64
 		c := newCollector(func() { began.Store(time.Now().UnixNano()); time.Sleep(10 * time.Millisecond) })
+		var others sync.WaitGroup
+		defer others.Wait()
 		for i := range 50 {
 			time.Sleep(time.Duration(i*7) * time.Millisecond)
 			called := time.Now().UnixNano()
-			go func() { _ = c.fresh(t.Context()) }()
+			others.Go(func() { _ = c.fresh(t.Context()) })
 			if err := c.fresh(t.Context()); err != nil {
 				t.Fatal(err)
 			}
