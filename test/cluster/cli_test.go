@@ -21,28 +21,30 @@ import (
 )
 
 // statuses asks `orb8 status -o json`, which prints one line for each agent.
-func (l *lab) statuses(t *testing.T) map[string]*orb8v1.AgentStatus {
-	t.Helper()
-	out, err := l.cli(t.Context(), "status", "-o", "json")
+func (l *lab) statuses(ctx context.Context) (map[string]*orb8v1.AgentStatus, error) {
+	out, err := l.cli(ctx, "status", "-o", "json")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	all := map[string]*orb8v1.AgentStatus{}
 	for text := range strings.Lines(string(out)) {
 		s := &orb8v1.AgentStatus{}
 		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), s); err != nil {
-			t.Fatalf("%v: %s", err, text)
+			return nil, fmt.Errorf("%w: %s", err, text)
 		}
 		all[s.GetNodeName()] = s
 	}
-	return all
+	return all, nil
 }
 
 func TestStatus(t *testing.T) {
 	// An agent that has lost the API server, as in another test, is well again
 	// some time after that.
 	eventually(t, time.Minute, func() error {
-		all := shared.statuses(t)
+		all, err := shared.statuses(t.Context())
+		if err != nil {
+			return err
+		}
 		if d := cmp.Diff(slices.Sorted(slices.Values(shared.nodes)), slices.Sorted(maps.Keys(all))); d != "" {
 			return fmt.Errorf("nodes (-cluster +status):\n%s", d)
 		}

@@ -9,6 +9,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -75,9 +76,7 @@ type lab struct {
 var shared *lab
 
 func TestMain(m *testing.M) {
-	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code, err := run(ctx, m)
-	cancel()
+	code, err := run(context.Background(), m)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "set up: %v\n", err)
 		code = 1
@@ -90,14 +89,14 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	defer func() {
-		l.flows.close()
-		zero := int64(0)
-		if e := l.client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), l.namespace,
-			metav1.DeleteOptions{GracePeriodSeconds: &zero}); err == nil {
-			err = e
-		}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		<-interrupted
+		_ = l.remove(ctx)
+		os.Exit(130)
 	}()
+	defer func() { err = errors.Join(err, l.remove(ctx)) }()
 	began := time.Now()
 	if err := l.deploy(ctx); err != nil {
 		return 1, err
@@ -105,6 +104,15 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 	fmt.Printf("workloads ready after %.1f s on nodes %v\n", time.Since(began).Seconds(), l.nodes)
 	shared = l
 	return m.Run(), nil
+}
+
+// remove deletes what the tests have made.
+func (l *lab) remove(ctx context.Context) error {
+	l.flows.close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	zero := int64(0)
+	return l.client.CoreV1().Namespaces().Delete(ctx, l.namespace, metav1.DeleteOptions{GracePeriodSeconds: &zero})
 }
 
 // connect finds the cluster and makes the namespace.
@@ -118,7 +126,7 @@ func connect(ctx context.Context) (*lab, error) {
 	if l.client, err = kubernetes.NewForConfig(l.config); err != nil {
 		return nil, err
 	}
-	nodes, err := l.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	nodes, err := l.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/os=linux"})
 	if err != nil {
 		return nil, err
 	}

@@ -48,6 +48,7 @@ func TestScale(t *testing.T) {
 	eventually(t, 10*time.Minute, func() error { return l.fakesRun(t.Context(), pods) })
 	t.Logf("%d pods run after %.0f s", pods, time.Since(began).Seconds())
 
+	restarted := time.Now()
 	for _, p := range l.agentPods(t) {
 		if err := l.client.CoreV1().Pods(p.Namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
@@ -55,11 +56,15 @@ func TestScale(t *testing.T) {
 	}
 	synced := map[string]time.Duration{}
 	eventually(t, 2*time.Minute, func() error {
+		all, err := l.statuses(t.Context())
+		if err != nil {
+			return err
+		}
 		now := time.Now()
-		for node, s := range l.statuses(t) {
+		for node, s := range all {
 			started := time.Unix(0, s.GetStartedNs())
 			k := s.GetKubernetes()
-			if _, known := synced[node]; !known && started.After(began) && k.GetSynced() && int(k.GetPeerPods()) >= pods {
+			if _, known := synced[node]; !known && started.After(restarted) && k.GetSynced() && int(k.GetPeerPods()) >= pods {
 				synced[node] = now.Sub(started)
 			}
 		}

@@ -74,6 +74,13 @@ build_kwok() {
 		mv "$state/gobin/kwok" "$bin/kwok-$version"
 	fi
 	ln -sf "$bin/kwok-$version" "$state/bin/kwok"
+	# How it lets nodes and pods come and go, from its own sources.
+	local stages stage
+	stages=$(cd / && go mod download -json "sigs.k8s.io/kwok@$version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')/kustomize/stage
+	for stage in node/fast/node-initialize node/heartbeat-with-lease/node-heartbeat-with-lease pod/fast/pod-{ready,delete}; do
+		echo ---
+		cat "$stages/$stage.yaml"
+	done >"$state/kwok-stages.yaml"
 }
 
 check_host

@@ -82,7 +82,8 @@ start)
 	start outside netpeer serve -listen "$outside4:7000,[$outside6]:7000"
 	;;
 start-kwok)
-	start kwok kwok --kubeconfig="$pki/admin.kubeconfig" --cidr=10.128.0.0/9 --node-ip="$control4" \
+	start kwok kwok --kubeconfig="$pki/admin.kubeconfig" --config="$state/kwok-stages.yaml" \
+		--cidr=10.128.0.0/9 --node-ip=10.127.0.1 \
 		--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds=200
 	;;
 stop)
