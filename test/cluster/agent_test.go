@@ -179,4 +179,15 @@ func TestAPIServerRestart(t *testing.T) {
 	l.expectBoth(t, cl, l.far, duringRes, duringTx, duringRx)
 	l.expectBoth(t, cl, l.near, l.resultOf(t, cl.Name, "later"), laterTx, laterRx)
 	l.noRestarts(t)
+
+	// The nodes may have been taken for lost, and the Services for empty.
+	eventually(t, time.Minute, func() error {
+		for _, server := range []string{"far", "near"} {
+			_, err := l.exec(t.Context(), l.client1, "", "tcp", "-send", "16", "-receive", "16", l.clusterIP(t.Context(), server, 4))
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
