@@ -109,10 +109,19 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 // remove deletes what the tests have made.
 func (l *lab) remove(ctx context.Context) error {
 	l.flows.close()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	zero := int64(0)
-	return l.client.CoreV1().Namespaces().Delete(ctx, l.namespace, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+	err := l.client.CoreV1().Namespaces().Delete(ctx, l.namespace, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+	// The nodes' ports that its pods have are wanted by whoever tests next.
+	for err == nil {
+		list, e := l.client.CoreV1().Pods(l.namespace).List(ctx, metav1.ListOptions{LabelSelector: "fake!=yes"})
+		if err = e; err != nil || len(list.Items) == 0 {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	return err
 }
 
 // connect finds the cluster and makes the namespace.

@@ -20,7 +20,8 @@
 #   ORB8_TEST_ORB8         the command line to test [bin/orb8]
 #   ORB8_TEST_SOURCE       how tests ask for flows: cli or grpc [cli]
 #   ORB8_TEST_SCALE        fake so many pods and test what the agents make of them;
-#                          with -run '^TestScale$' nothing else
+#                          with -run '^TestScale$' nothing else; kube-proxy runs in
+#                          the first mode only
 #   ORB8_CLUSTER_CACHE     binaries, images and state [~/.cache/orb8/cluster]
 #   ORB8_CLUSTER_PROXY     modes of kube-proxy [iptables nftables]: all tests with
 #                          the first one, those of Services with the others
@@ -90,6 +91,7 @@ in_lab() {
 	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
 	say "kube-proxy in mode $mode"
 	go_test "$@"
+	[[ ! ${ORB8_TEST_SCALE:-} ]] || return 0
 	for mode in "${rest[@]}"; do
 		say "kube-proxy in mode $mode"
 		"$lab" proxy "$mode"
