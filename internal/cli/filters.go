@@ -54,6 +54,8 @@ func filterKinds() []filterKind {
 			set: func(f *orb8v1.Filter, v string) error { f.LabelSelector = v; return nil }},
 		{name: "workload", placeholder: "WORKLOAD", usage: "deployment, container, systemd unit or command, as NAME or KIND/NAME; * may stand at the end",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Workloads })},
+		{name: "service", placeholder: "SERVICE", usage: "Kubernetes Service of either end, as NAME or NAMESPACE/NAME; * may stand at the end", kubernetes: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Services })},
 		{name: "container", placeholder: "ID", usage: "container id, or its first 6 or more digits",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Containers })},
 		{name: "process", placeholder: "COMMAND|PID", usage: "process; * may stand at the end of a command", whole: true,

@@ -22,7 +22,7 @@ const (
 	wantProtocol  = "tcp, udp, icmp, icmpv6 or a protocol number from 0 to 255"
 	wantProcess   = "a command, with * allowed at the end, or a process id"
 	wantContainer = "a container id, or its first 6 or more hexadecimal digits"
-	wantService   = "the name of a service"
+	wantService   = "NAME or NAMESPACE/NAME, with * allowed at the end"
 	wantSelector  = "a label selector such as app=web,tier in (front,back),!legacy"
 )
 
@@ -81,16 +81,6 @@ func (c *compiler) compileNodes(values []string) (predicate, *Error) {
 	}, nil
 }
 
-func compileServices(values []string) (predicate, *Error) {
-	names, err := parseNames(values, wantService)
-	if err != nil {
-		return nil, err
-	}
-	return func(r *flow.Record) bool {
-		return r.Remote != nil && r.Remote.Service != "" && slices.Contains(names, r.Remote.Service)
-	}, nil
-}
-
 // qualified is a name pattern with an optional qualifier before a slash.
 type qualified struct {
 	qualifier string
@@ -121,28 +111,50 @@ func parseQualified(values []string, want string) ([]qualified, *Error) {
 	return all, nil
 }
 
-// compilePods: a pattern matches only flows of a pod, "*" thus those of any pod.
-func compilePods(values []string) (predicate, *Error) {
-	pods, err := parseQualified(values, wantPod)
+// parseNamespaced returns patterns of names that hold no slash.
+func parseNamespaced(values []string, want string) ([]qualified, *Error) {
+	all, err := parseQualified(values, want)
 	if err != nil {
 		return nil, err
 	}
-	for i := range pods {
-		if strings.Contains(pods[i].name.text, "/") {
-			return nil, &Error{Value: values[i], Want: wantPod}
+	for i := range all {
+		if strings.Contains(all[i].name.text, "/") {
+			return nil, &Error{Value: values[i], Want: want}
 		}
 	}
-	return func(r *flow.Record) bool {
-		if r.Local.Pod == "" {
-			return false
-		}
-		for i := range pods {
-			p := &pods[i]
-			if (p.qualifier == "" || p.qualifier == r.Local.Namespace) && p.name.match(r.Local.Pod) {
-				return true
-			}
-		}
+	return all, nil
+}
+
+// matchAny reports whether one of patterns is that of name in namespace; none
+// is that of an empty name.
+func matchAny(patterns []qualified, namespace, name string) bool {
+	if name == "" {
 		return false
+	}
+	return slices.ContainsFunc(patterns, func(q qualified) bool {
+		return (q.qualifier == "" || q.qualifier == namespace) && q.name.match(name)
+	})
+}
+
+// compilePods: a pattern matches only flows of a pod, "*" thus those of any pod.
+func compilePods(values []string) (predicate, *Error) {
+	pods, err := parseNamespaced(values, wantPod)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *flow.Record) bool { return matchAny(pods, r.Local.Namespace, r.Local.Pod) }, nil
+}
+
+// compileServices: a client's flow has the Service at its remote end, that of
+// the server behind it at its own.
+func compileServices(values []string) (predicate, *Error) {
+	services, err := parseNamespaced(values, wantService)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *flow.Record) bool {
+		return matchAny(services, r.Local.Namespace, r.Local.Service) ||
+			r.Remote != nil && matchAny(services, r.Remote.Namespace, r.Remote.Service)
 	}, nil
 }
 

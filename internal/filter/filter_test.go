@@ -111,6 +111,10 @@ func TestMatch(t *testing.T) {
 		{"container", []*F{{Containers: []string{"4F2D9C"}}}, true, false},
 		{"container other", []*F{{Containers: []string{"4f2d9d"}}}, false, false},
 		{"service", []*F{{Services: []string{"api"}}}, true, false},
+		{"service in its namespace", []*F{{Services: []string{"shop/a*"}}}, true, false},
+		{"service in another namespace", []*F{{Services: []string{"test/api"}}}, false, false},
+		{"service other", []*F{{Services: []string{"ap"}}}, false, false},
+		{"service any", []*F{{Services: []string{"*"}}}, true, false},
 		{"fields of one filter must all match", []*F{{Ports: []uint32{443}, Protocols: []string{"udp"}}}, false, false},
 		{"filters must all match", []*F{{Ports: []uint32{443, 53}}, {Protocols: []string{"udp"}}}, false, true},
 		{"negated together", []*F{{Negate: true, Ports: []uint32{443}, Protocols: []string{"udp"}}}, true, true},
@@ -189,7 +193,8 @@ func TestCompileErrors(t *testing.T) {
 		{&F{Processes: []string{"a*b"}}, `processes: "a*b": * may only stand at the end: ` + process},
 		{&F{Containers: []string{"abcde"}}, `containers: "abcde": ` + container},
 		{&F{Containers: []string{"nginx-1"}}, `containers: "nginx-1": ` + container},
-		{&F{Services: []string{"a*"}}, `services: "a*": want the name of a service`},
+		{&F{Services: []string{"a*b"}}, `services: "a*b": * may only stand at the end: want NAME or NAMESPACE/NAME, with * allowed at the end`},
+		{&F{Services: []string{"a/b/c"}}, `services: "a/b/c": want NAME or NAMESPACE/NAME, with * allowed at the end`},
 		{&F{LabelSelector: "a in b"}, `label_selector: "a in b": column 6: "b" where "(" should be: ` + sel},
 		{&F{LabelSelector: "a=b,"}, `label_selector: "a=b,": ends where a label key should be: ` + sel},
 	}
@@ -297,4 +302,19 @@ func FuzzCompile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The server behind a Service is asked for by the same name as its clients.
+func TestServiceOfTheServer(t *testing.T) {
+	r := host()
+	r.Local = &workload.Identity{Namespace: "shop", Pod: "api-0", Service: "api"}
+	for value, want := range map[string]bool{"api": true, "shop/api": true, "test/api": false, "api-0": false} {
+		set, err := filter.Compile([]*F{{Services: []string{value}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := set.Match(r); got != want {
+			t.Errorf("services %s: %v, want %v", value, got, want)
+		}
+	}
 }

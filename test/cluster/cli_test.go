@@ -66,6 +66,29 @@ func TestStatus(t *testing.T) {
 	})
 }
 
+// TestServiceFilter asks for a connection by the Service that it went to.
+func TestServiceFilter(t *testing.T) {
+	l := shared
+	res := l.netpeer(t, l.client1, "", "tcp", "-send", "3000", "-receive", "4000", l.clusterIP(t.Context(), "far", 4))
+	for flag, want := range map[string]bool{"far": true, l.namespace + "/far": true, "near": false, "no-such/far": false} {
+		eventually(t, 10*time.Second, func() error {
+			out, err := l.cli(t.Context(), "flows", "-o", "json", "--limit", "0", "-A", "--service", flag)
+			if err != nil {
+				return err
+			}
+			events, err := parseEvents(out)
+			if err != nil {
+				return err
+			}
+			found := slices.ContainsFunc(events, func(e *orb8v1.Event) bool { return isFrom(e.GetFlow(), res) })
+			if found != want {
+				return fmt.Errorf("--service %s: found %v, want %v", flag, found, want)
+			}
+			return nil
+		})
+	}
+}
+
 // TestFilters asks for one connection between two workloads in several ways.
 func TestFilters(t *testing.T) {
 	l := shared
@@ -86,6 +109,7 @@ func TestFilters(t *testing.T) {
 		{"--namespace " + l.namespace, client | server},
 		{"--namespace no-such", 0},
 		{"-A --not --pod client-1", server},
+		{"-A --service far", 0},
 	}
 	for _, c := range cases {
 		t.Run(c.flags, func(t *testing.T) {

@@ -1813,7 +1813,8 @@ type Filter struct {
 	Processes []string `protobuf:"bytes,10,rep,name=processes,proto3" json:"processes,omitempty"`
 	// Container id, or the first 6 or more digits of one.
 	Containers []string `protobuf:"bytes,11,rep,name=containers,proto3" json:"containers,omitempty"`
-	// Service names of the remote end.
+	// NAME, NAMESPACE/NAME, or either with * at the end; a client's flow has the
+	// Service at its remote end, that of the server behind it at its own.
 	Services      []string `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
