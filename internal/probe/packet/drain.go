@@ -19,7 +19,9 @@ import (
 
 // drainer reads the kernel's flow map. The kernel's counters stay cumulative;
 // what has been reported of each entry is kept here, and only idle entries are
-// deleted, so that nothing is lost between reading and deleting.
+// deleted, in one step with their last reading. Only a packet in the instant in
+// which its entry, idle until then, is taken out can go uncounted: its program has
+// looked the entry up and adds to it afterwards.
 type drainer struct {
 	cfg      Config
 	flows    *ebpf.Map

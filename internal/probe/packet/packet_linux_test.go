@@ -824,7 +824,10 @@ func TestPressure(t *testing.T) {
 	}
 }
 
-// Traffic while entries are read and deleted as fast as can be.
+// Traffic while entries are read and deleted as fast as can be, which is many
+// thousand times as often as for entries that are idle for seconds. Next to
+// nothing is lost: only a packet whose program has found its entry, and adds to it
+// once that has been taken out, goes uncounted. Nothing is counted twice.
 func TestNothingIsLostWhileDeleting(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
 	server := c.addr("echo 127.0.0.1:0")
@@ -861,8 +864,12 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 		t.Logf("%+v of %+v", all, want)
 		return
 	}
-	if all != want {
-		t.Errorf("%+v, want %+v", all, want)
+	const few = 3
+	if all.TxPackets > n || all.RxPackets > n || all.TxPackets+all.RxPackets+few < 2*n {
+		t.Errorf("%+v, want %+v or up to %d packets less", all, want, few)
+	}
+	if all.TxBytes != all.TxPackets*(udp4+10) || all.RxBytes != all.RxPackets*(udp4+10) {
+		t.Errorf("%+v: the bytes are not those of the packets", all)
 	}
 }
 
