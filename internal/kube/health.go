@@ -72,6 +72,10 @@ func (l *link) done(ctx context.Context, verb string, err error) {
 		}
 		l.err = nil
 		delete(l.denied, verb)
+		if verb == "watch" {
+			// It follows a list, or delivers in place of one.
+			clear(l.denied)
+		}
 	case apierrors.IsForbidden(err):
 		if _, known := l.denied[verb]; !known {
 			l.log.Warn("Kubernetes permission missing", "verb", verb, "resource", l.resource, "err", err)

@@ -43,6 +43,9 @@ func NewResolver(cfg Config) (*Resolver, error) {
 	if cfg.Root == "" && errors.Is(err, os.ErrNotExist) {
 		r := newResolver(cfg, noHierarchy{})
 		r.reduced = "no cgroup2 hierarchy is mounted: workloads are named by their commands"
+		if cfg.PodUID != "" {
+			r.reduced = notVisible("no cgroup2 hierarchy is mounted in it")
+		}
 		return r, nil
 	}
 	if err != nil {
@@ -63,8 +66,7 @@ func NewResolver(cfg Config) (*Resolver, error) {
 	}
 	switch {
 	case !visible:
-		r.reduced = fmt.Sprintf("the host's cgroups are not visible in this pod (%s shows no cgroup of it): pods have no names, "+
-			"and only TCP is seen; mount hostPath /sys/fs/cgroup at /host/sys/fs/cgroup, as deploy/orb8-daemonset.yaml does", mount.Path)
+		r.reduced = notVisible(mount.Path + " shows no cgroup of it")
 	case tree.noHandles != nil:
 		r.reduced = fmt.Sprintf("cgroups cannot be opened by their id (%v; needs CAP_DAC_READ_SEARCH): they are "+
 			"looked up in /proc and by walking %s, and short-lived ones may be named by their commands",
@@ -315,6 +317,12 @@ func (c *cgroupfs) exists(id uint64, p string) bool {
 		return true // not visible from here
 	}
 	return c.inode(rel) == id
+}
+
+// notVisible says why a pod lacks its host's cgroups, and what to do.
+func notVisible(why string) string {
+	return "the host's cgroups are not visible in this pod (" + why + "): pods have no names, and only TCP is seen; " +
+		"mount hostPath /sys/fs/cgroup at /host/sys/fs/cgroup, as deploy/orb8-daemonset.yaml does"
 }
 
 // noHierarchy stands in where no cgroup2 hierarchy is mounted.

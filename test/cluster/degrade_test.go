@@ -83,7 +83,7 @@ func TestMissingRight(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		for _, word := range []string{"list", "services", "system:serviceaccount:" + l.agents + ":orb8-agent"} {
+		for _, word := range []string{"list", "services", "service account " + l.agents + "/orb8-agent"} {
 			if !strings.Contains(text, word) {
 				return fmt.Errorf("status of %s does not name %s: %q", node, word, text)
 			}
@@ -145,7 +145,7 @@ func TestWithoutCgroups(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		const want = "the host's cgroups are not visible in this pod"
+		const want = "mount hostPath /sys/fs/cgroup at /host/sys/fs/cgroup"
 		if !strings.Contains(string(log), want) {
 			return fmt.Errorf("the log does not say %q:\n%s", want, log)
 		}

@@ -107,7 +107,7 @@ func (p *Probe) start() error {
 	if p.cfg.CgroupRoot == "" {
 		return &probe.Unsupported{
 			Reason: "no cgroup2 hierarchy is mounted",
-			Remedy: "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup-root",
+			Remedy: "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified; in a pod, hostPath /sys/fs/cgroup at /host/sys/fs/cgroup) or name it with --cgroup-root",
 		}
 	}
 	spec, err := loadBpf()
