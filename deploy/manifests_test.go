@@ -112,6 +112,10 @@ func TestPrivileges(t *testing.T) {
 	if len(spec.Containers) != 1 || len(spec.InitContainers) != 0 {
 		t.Fatal("want one container")
 	}
+	// A flag wins over the configuration, so that no key of it opens the API.
+	if !slices.Contains(spec.Containers[0].Args, "--listen=localhost:9090") {
+		t.Errorf("the API may listen beyond the pod: %q", spec.Containers[0].Args)
+	}
 	s := spec.Containers[0].SecurityContext
 	if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem {
 		t.Errorf("security context %v", s)

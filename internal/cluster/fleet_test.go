@@ -271,6 +271,48 @@ func TestComesBack(t *testing.T) {
 	}
 }
 
+// A stream that breaks before its first event goes on from where it began.
+func TestComesBackBeforeItsFirstEvent(t *testing.T) {
+	s := newServer(t)
+	dies := newAgent(t, "n1")
+	s.Set(clustertest.AgentPod("a1", "n1"), dies.dial)
+	f := newFleet(t, connect(t, s), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	stream, err := f.Observe(ctx, &orb8v1.ObserveRequest{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	greeting, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dies.server.Stop()
+	missed := greeting.GetTimeNs() + 1
+	again := newAgent(t, "n1", at("n1", greeting.GetTimeNs()-1, 1), at("n1", missed, 2))
+	s.Remove("a1")
+	s.Set(clustertest.AgentPod("b1", "n1"), again.dial)
+	for {
+		ev, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.GetFlow() != nil {
+			if ev.GetTimeNs() != missed {
+				t.Errorf("got what happened before the stream began: %v", ev)
+			}
+			break
+		}
+	}
+	if r := <-again.requests; r.GetSinceNs() != greeting.GetTimeNs() {
+		t.Errorf("asked again with %v, want since %d", r, greeting.GetTimeNs())
+	}
+	cancel()
+	for err == nil {
+		_, err = stream.Recv()
+	}
+}
+
 func TestStatus(t *testing.T) {
 	s := newServer(t)
 	s.Set(clustertest.AgentPod("a1", "n1"), newAgent(t, "n1").dial)

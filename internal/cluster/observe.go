@@ -221,8 +221,9 @@ type node struct {
 	name   string
 	// reason is why the node is away, as last told; empty while it is there.
 	reason string
-	// last is the time of its latest event, by its own clock; 0 before the first.
-	last int64
+	// last is the time of its latest event, and greeted that of its first
+	// greeting, by its own clock; 0 before the first.
+	last, greeted int64
 }
 
 // watch takes a node's events until there are no more.
@@ -320,6 +321,9 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 			n.last = max(n.last, ev.GetTimeNs())
 		} else { // dated now, but what follows may be the past
 			n.reason, rank = "", first
+			if n.greeted == 0 {
+				n.greeted = ev.GetTimeNs()
+			}
 			n.lane.expect(true)
 		}
 		if err := n.lane.push(ctx, rank, ev); err != nil {
@@ -331,15 +335,24 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 	}
 }
 
+// onlyNew reports whether nothing is asked for but what happens from now on.
+func (s *Stream) onlyNew() bool {
+	r := s.req
+	return r.GetFollow() && !r.GetSnapshot() && r.GetLast() == 0 && r.GetSinceNs() == 0
+}
+
 // request is the stream's, or what continues it where it broke.
 func (s *Stream) request(n *node) *orb8v1.ObserveRequest {
+	since := n.last + 1
 	if n.last == 0 {
-		return s.req
+		if since = n.greeted; since == 0 || !s.onlyNew() {
+			return s.req
+		}
 	}
 	req, ok := proto.Clone(s.req).(*orb8v1.ObserveRequest)
 	if !ok {
 		return s.req
 	}
-	req.Snapshot, req.Last, req.SinceNs = false, 0, n.last+1
+	req.Snapshot, req.Last, req.SinceNs = false, 0, since
 	return req
 }

@@ -104,7 +104,7 @@ func (t *Table) join(rec *Record) {
 	switch rec.Role {
 	case RoleClient:
 		server := t.names.servers[e]
-		if server == nil || server.rec.Local.Pod == "" || !nameless(rec) {
+		if server == nil || server.rec.Local.Pod == "" || !nameless(rec) || !sameConnection(rec, &server.rec) {
 			return
 		}
 		if viaService(rec) {
@@ -114,16 +114,43 @@ func (t *Table) join(rec *Record) {
 		}
 	case RoleServer:
 		client := t.names.clients[e]
-		if client == nil {
+		if client == nil || !sameConnection(&client.rec, rec) {
 			return
 		}
-		if to := client.rec.Remote; to != nil && to.Service != "" && to.Namespace == rec.Local.Namespace {
+		if to := client.rec.Remote; to != nil && to.Service != "" {
 			rec.Local = t.pair(rec.Local, to)
 		}
 		if client.rec.Local.Pod != "" && nameless(rec) {
 			rec.Remote = client.rec.Local
 		}
 	}
+}
+
+// sameConnection reports whether two records that have the client's address and
+// port in common can be the two ends of one connection. A client may use a port
+// again, or for several servers at once. Where the two ends differ in the
+// server's address, the client must have been sent on by a Service of the
+// server's namespace, or by a host port of the server's pod.
+func sameConnection(client, server *Record) bool {
+	if endedBefore(client, server) || endedBefore(server, client) {
+		return false
+	}
+	if client.Key.Remote == server.Key.Local && client.RemotePort == server.LocalPort {
+		return true
+	}
+	to, at := client.Remote, server.Local
+	if to == nil || to.Namespace != at.Namespace || to.Pod != "" && to.Pod != at.Pod {
+		return false
+	}
+	return to.Service != "" || to.Pod != ""
+}
+
+// endedBefore reports whether a was over when b began. The two ends of a short
+// connection are timed a little apart.
+func endedBefore(a, b *Record) bool {
+	const apart = int64(100 * time.Millisecond)
+	ended := a.Event >= EventClose || a.TCP.End != EndNone
+	return ended && a.Last+apart < b.First
 }
 
 // nameless reports whether the record's remote end is no known pod: nobody, a
@@ -253,7 +280,11 @@ func (t *Table) release(n int) {
 	for i := range t.names.waiting[:n] {
 		t.leave(&t.names.waiting[i])
 	}
-	t.trim(append(t.names.waiting[:0], t.names.waiting[n:]...))
+	// Nothing is moved: with many that wait this is called for each record.
+	clear(t.names.waiting[:n])
+	if t.names.waiting = t.names.waiting[n:]; len(t.names.waiting) == 0 {
+		t.names.waiting = nil
+	}
 }
 
 func (t *Table) leave(w *waiting) {

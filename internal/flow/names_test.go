@@ -219,3 +219,66 @@ func TestRemoteNameStays(t *testing.T) {
 	b.Apply(asServer(2))
 	b.want(t, named{Local: "server", Remote: "first"}, named{Local: "server", Remote: "first"})
 }
+
+// A client's port alone does not make a connection: it is used again, and for
+// several servers at once.
+func TestJoinNotByPortAlone(t *testing.T) {
+	second := int64(time.Second)
+	outside := netip.MustParseAddr("192.0.2.99")
+	for name, change := range map[string]func(b *nameBench, client, server *Sample){
+		"the server ended before": func(_ *nameBench, client, server *Sample) {
+			server.TCP, server.Last = TCPInfo{Valid: true, End: EndFIN}, second
+			client.First, client.Last = 2*second, 2*second
+		},
+		"the client ended before": func(_ *nameBench, client, server *Sample) {
+			client.TCP, client.Last = TCPInfo{Valid: true, End: EndFIN}, second
+			server.First, server.Last = 2*second, 2*second
+		},
+		"a Service of another namespace": func(b *nameBench, _, _ *Sample) {
+			b.local[2] = &workload.Identity{Namespace: "other", Pod: "server"}
+		},
+		"a Service of another pod": func(b *nameBench, _, _ *Sample) {
+			b.remote[serviceIP] = &workload.Identity{Namespace: "ns", Pod: "another", Service: "web"}
+		},
+		"somebody outside": func(_ *nameBench, client, _ *Sample) {
+			client.Key.Remote = AddrOf(outside)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, clientFirst := range []bool{false, true} {
+				b := joined()
+				client, server := asClient(10), asServer(10)
+				change(b, client, server)
+				if clientFirst {
+					b.Apply(client)
+					b.Apply(server)
+				} else {
+					b.Apply(server)
+					b.Apply(client)
+				}
+				b.Flush(time.Now().Add(nameWait))
+				for _, n := range b.told {
+					if n.Local == "server" && (n.LocalService != "" || n.Remote != "") ||
+						n.Local == "client" && n.Remote == "server" {
+						t.Errorf("joined (client first: %t): %+v", clientFirst, n)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A record that does not fit any more costs no more than one that does.
+func TestWaitingFullIsCheap(t *testing.T) {
+	fill := func(n int) time.Duration {
+		b := newNameBench()
+		began := time.Now()
+		for i := range n {
+			b.Apply(asServer(uint64(i + 1)))
+		}
+		return time.Since(began)
+	}
+	if fits, pushed := fill(maxWaiting), fill(3*maxWaiting); pushed > 30*fits {
+		t.Errorf("%d records take %v, %d take %v", maxWaiting, fits, 3*maxWaiting, pushed)
+	}
+}
