@@ -76,7 +76,7 @@ test: ## Every test that this machine can run; as root also those in the kernel
 	@[ -z '$(SUDO)' ] || echo 'not root: tests that load BPF programs are skipped; sudo env PATH="$$PATH" make test' >&2
 	$(GO) test $(RACE) -count=1 -timeout 20m $(TESTFLAGS) $(PKG)
 
-fuzz: ## Run each fuzz target for FUZZTIME (10s)
+fuzz: ## Run each fuzz target for FUZZTIME: a time (10s) or inputs (1000x)
 	@status=0; \
 	for f in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal tools); do \
 		for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$f"); do \
