@@ -109,6 +109,10 @@ func (f *fakeResolver) Degraded() string { return f.degraded }
 
 func (f *fakeResolver) Awaits(id *workload.Identity) bool { return f.awaits && id.Pod == "" }
 
+func (f *fakeResolver) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
+	return false, false
+}
+
 func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity { return f.remote[p.Addr] }
 func (f *fakeResolver) Alive(uint64) bool                         { return true }
 

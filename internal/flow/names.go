@@ -5,6 +5,7 @@ package flow
 import (
 	"time"
 
+	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -19,13 +20,16 @@ const (
 	maxWaiting = 8192
 	// maxJoined bounds the identities that joins have made.
 	maxJoined = 4096
+	// maxEnds bounds how many conversations of one client's address and port are
+	// looked at: a UDP socket may have any number.
+	maxEnds = 16
 )
 
 // names is the part of a Table that keeps its records' names up to date.
 type names struct {
-	// ends has the rows by the client's address and port: both ends of one
-	// connection have it in common, also where the client sees the address of a
-	// Service and the server that of its pod.
+	// The rows by the client's address and port: both ends of one connection have
+	// it in common, also where the client sees the address of a Service and the
+	// server that of its pod. Rows that share it are linked, the latest first.
 	clients, servers map[side]*row
 	// joined has the identities that were made of a pair of others, so that the
 	// same pair keeps the same pointer.
@@ -72,9 +76,14 @@ func clientEnd(s *Sample) (e side, ok bool) {
 }
 
 // identify names both ends of a record. The remote end keeps the name that it
-// once had, since its address may have another owner by now.
+// once had, since its address may have another owner by now, and the local end
+// the Service through which it was reached.
 func (t *Table) identify(rec *Record) {
+	before := rec.Local
 	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, rec.Comm.String(), rec.Key.Local.IP())
+	if before != nil && before.Service != "" && before.Pod == rec.Local.Pod {
+		rec.Local = t.pair(rec.Local, before)
+	}
 	if rec.Remote == nil {
 		rec.Remote = t.cfg.Resolver.Remote(workload.Peer{
 			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: rec.First,
@@ -103,46 +112,121 @@ func (t *Table) join(rec *Record) {
 	}
 	switch rec.Role {
 	case RoleClient:
-		server := t.names.servers[e]
-		if server == nil || server.rec.Local.Pod == "" || !nameless(rec) || !sameConnection(rec, &server.rec) {
+		if !nameless(rec) {
 			return
 		}
-		if viaService(rec) {
-			rec.Remote = t.pair(server.rec.Local, rec.Remote)
-		} else {
-			rec.Remote = server.rec.Local
+		server := t.serverOf(rec, e)
+		switch {
+		case server == nil:
+		case viaService(rec):
+			rec.Remote = t.pair(server.Local, rec.Remote)
+		default:
+			rec.Remote = server.Local
 		}
 	case RoleServer:
-		client := t.names.clients[e]
-		if client == nil || !sameConnection(&client.rec, rec) {
+		client := t.clientOf(rec, e)
+		if client == nil {
 			return
 		}
-		if to := client.rec.Remote; to != nil && to.Service != "" {
+		if to := client.Remote; to != nil && to.Service != "" {
 			rec.Local = t.pair(rec.Local, to)
 		}
-		if client.rec.Local.Pod != "" && nameless(rec) {
-			rec.Remote = client.rec.Local
+		if client.Local.Pod != "" && nameless(rec) {
+			rec.Remote = client.Local
 		}
 	}
 }
 
-// sameConnection reports whether two records that have the client's address and
-// port in common can be the two ends of one connection. A client may use a port
-// again, or for several servers at once. Where the two ends differ in the
-// server's address, the client must have been sent on by a Service of the
-// server's namespace, or by a host port of the server's pod.
-func sameConnection(client, server *Record) bool {
+// serverOf finds the other end of a client's record, the latest if there are
+// several that are as likely; nil if none is a known pod.
+func (t *Table) serverOf(client *Record, e side) *Record {
+	var found *Record
+	best := matchNone
+	for r, n := t.names.servers[e], 0; r != nil && n < maxEnds; r, n = r.nextEnd, n+1 {
+		if r.rec.Local.Pod == "" {
+			continue
+		}
+		m := t.match(client, &r.rec)
+		switch {
+		case m > best:
+			found, best = &r.rec, m
+		case m == best && m == matchGuessed && r.rec.Local != found.Local:
+			return nil
+		}
+	}
+	return found
+}
+
+// clientOf finds the other end of a server's record; nil if clients of several
+// Services are as likely.
+func (t *Table) clientOf(server *Record, e side) *Record {
+	var found *Record
+	best, torn := matchNone, false
+	for r, n := t.names.clients[e], 0; r != nil && n < maxEnds; r, n = r.nextEnd, n+1 {
+		m := t.match(&r.rec, server)
+		switch {
+		case m > best:
+			found, best, torn = &r.rec, m, false
+		case m == best && m != matchNone:
+			torn = torn || serviceOf(found) != serviceOf(&r.rec)
+		}
+	}
+	if torn {
+		return nil
+	}
+	return found
+}
+
+func serviceOf(client *Record) string {
+	if client.Remote == nil {
+		return ""
+	}
+	return client.Remote.Service
+}
+
+// match is how sure it is that two records are the ends of one connection.
+type match int
+
+const (
+	matchNone match = iota
+	// matchGuessed: the client's Service and the server's pod share a namespace,
+	// and no EndpointSlice is known.
+	matchGuessed
+	// matchBacked: the client's Service sends to the server's address and port.
+	matchBacked
+	// matchExact: both ends know the same addresses and ports.
+	matchExact
+)
+
+// match looks at two records that have the client's address and port in common.
+// A client may use a port again, or for several servers at once. Where the two
+// ends differ in the server's address, the client must have been sent on by a
+// Service of the server's, or by a host port of the server's pod.
+func (t *Table) match(client, server *Record) match {
 	if endedBefore(client, server) || endedBefore(server, client) {
-		return false
+		return matchNone
 	}
 	if client.Key.Remote == server.Key.Local && client.RemotePort == server.LocalPort {
-		return true
+		return matchExact
 	}
 	to, at := client.Remote, server.Local
 	if to == nil || to.Namespace != at.Namespace || to.Pod != "" && to.Pod != at.Pod {
-		return false
+		return matchNone
 	}
-	return to.Service != "" || to.Pod != ""
+	if to.Service == "" {
+		if to.Pod == "" {
+			return matchNone
+		}
+		return matchBacked
+	}
+	backs, known := t.cfg.Resolver.Backs(to, at, server.Key.Local.IP(), server.LocalPort, uint8(server.Protocol))
+	switch {
+	case backs:
+		return matchBacked
+	case known:
+		return matchNone
+	}
+	return matchGuessed
 }
 
 // endedBefore reports whether a was over when b began. The two ends of a short
@@ -192,8 +276,11 @@ func (t *Table) enlist(r *row) {
 	if r.rec.Role == RoleServer {
 		mine, theirs = theirs, mine
 	}
+	if r.nextEnd = mine[e]; r.nextEnd != nil {
+		r.nextEnd.prevEnd = r
+	}
 	mine[e] = r
-	if other := theirs[e]; other != nil {
+	for other, n := theirs[e], 0; other != nil && n < maxEnds; other, n = other.nextEnd, n+1 {
 		t.join(&other.rec)
 	}
 }
@@ -208,9 +295,20 @@ func (t *Table) delist(r *row) {
 	if r.rec.Role == RoleServer {
 		mine = t.names.servers
 	}
-	if mine[e] == r {
+	switch {
+	case r.prevEnd != nil:
+		r.prevEnd.nextEnd = r.nextEnd
+	case mine[e] != r: // it is not listed
+		return
+	case r.nextEnd == nil:
 		delete(mine, e)
+	default:
+		mine[e] = r.nextEnd
 	}
+	if r.nextEnd != nil {
+		r.nextEnd.prevEnd = r.prevEnd
+	}
+	r.prevEnd, r.nextEnd = nil, nil
 }
 
 // tell hands a record out, or has it wait for a name that is about to be known.
@@ -221,6 +319,9 @@ func (t *Table) tell(rec *Record) {
 		return
 	}
 	if len(t.names.waiting) >= maxWaiting {
+		if t.cfg.Awaits(t.names.waiting[0].rec.Local) {
+			t.cfg.Losses.Add(loss.NameWaitFull, 1)
+		}
 		t.release(1) // nameless: better than not at all
 	}
 	t.names.waiting = append(t.names.waiting, waiting{*rec, time.Now()})
@@ -258,7 +359,8 @@ func (t *Table) Flush(now time.Time) {
 		}
 		t.leave(w)
 	}
-	t.trim(kept)
+	clear(t.names.waiting[len(kept):])
+	t.keep(kept)
 }
 
 // FlushAll hands out all waiting records as they are, before the agent ends.
@@ -275,16 +377,14 @@ func (t *Table) Waiting() int {
 	return len(t.names.waiting)
 }
 
-// release hands out the n oldest records.
+// release hands out the n oldest records. Nothing is moved: with many that wait
+// this is called for each record.
 func (t *Table) release(n int) {
 	for i := range t.names.waiting[:n] {
 		t.leave(&t.names.waiting[i])
 	}
-	// Nothing is moved: with many that wait this is called for each record.
 	clear(t.names.waiting[:n])
-	if t.names.waiting = t.names.waiting[n:]; len(t.names.waiting) == 0 {
-		t.names.waiting = nil
-	}
+	t.keep(t.names.waiting[n:])
 }
 
 func (t *Table) leave(w *waiting) {
@@ -294,11 +394,9 @@ func (t *Table) leave(w *waiting) {
 	t.emit(&w.rec)
 }
 
-// trim makes kept the waiting records; a burst's memory is given back.
-func (t *Table) trim(kept []waiting) {
-	clear(t.names.waiting[len(kept):])
-	t.names.waiting = kept
-	if len(kept) == 0 {
+// keep makes rest the waiting records; a burst's memory is given back.
+func (t *Table) keep(rest []waiting) {
+	if t.names.waiting = rest; len(rest) == 0 {
 		t.names.waiting = nil
 	}
 }

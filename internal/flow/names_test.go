@@ -4,6 +4,7 @@ package flow
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 type cluster struct {
 	local  map[uint64]*workload.Identity
 	remote map[netip.Addr]*workload.Identity
+	// backs has the endpoints of the Services whose EndpointSlices are known.
+	backs map[string][]netip.AddrPort
 }
 
 func (c *cluster) Local(cgroup uint64, _ uint32, _ string, _ netip.Addr) *workload.Identity {
@@ -27,6 +30,11 @@ func (c *cluster) Local(cgroup uint64, _ uint32, _ string, _ netip.Addr) *worklo
 }
 
 func (c *cluster) Remote(p workload.Peer) *workload.Identity { return c.remote[p.Addr] }
+
+func (c *cluster) Backs(svc, _ *workload.Identity, addr netip.Addr, port uint16, _ uint8) (backs, known bool) {
+	endpoints, known := c.backs[svc.Service]
+	return slices.Contains(endpoints, netip.AddrPortFrom(addr, port)), known
+}
 
 // named is what a test looks at of one record.
 type named struct {
@@ -204,6 +212,9 @@ func TestWaitingIsBounded(t *testing.T) {
 	if b.Waiting() != maxWaiting || len(b.told) != 3 {
 		t.Errorf("%d wait, %d told", b.Waiting(), len(b.told))
 	}
+	if n := b.cfg.Losses.Get(loss.NameWaitFull); n != 3 {
+		t.Errorf("%d counted as pushed out, want 3", n)
+	}
 	b.FlushAll()
 	if b.Waiting() != 0 || len(b.told) != maxWaiting+3 {
 		t.Errorf("after the end %d wait, %d told", b.Waiting(), len(b.told))
@@ -268,17 +279,108 @@ func TestJoinNotByPortAlone(t *testing.T) {
 	}
 }
 
-// A record that does not fit any more costs no more than one that does.
-func TestWaitingFullIsCheap(t *testing.T) {
-	fill := func(n int) time.Duration {
-		b := newNameBench()
-		began := time.Now()
-		for i := range n {
-			b.Apply(asServer(uint64(i + 1)))
+// A UDP client talks from one port to two Services of one namespace.
+func TestJoinUDPByEndpoints(t *testing.T) {
+	otherIP, otherBackend := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("10.244.1.4")
+	run := func(backs map[string][]netip.AddrPort) map[named]bool {
+		b := joined()
+		b.backs = backs
+		b.local[3] = &workload.Identity{Namespace: "ns", Pod: "second"}
+		b.remote[otherIP] = &workload.Identity{Namespace: "ns", Service: "dns"}
+		samples := []*Sample{
+			asClient(10), tcpSample(1, RoleClient, at5000(clientIP), at443(otherIP), 10),
+			asServer(10), tcpSample(3, RoleServer, at443(otherBackend), at5000(clientIP), 10),
 		}
-		return time.Since(began)
+		for _, s := range samples {
+			s.Protocol = UDP
+			b.Apply(s)
+		}
+		got := make(map[named]bool)
+		for _, r := range b.Snapshot(nil) {
+			b.identify(&r)
+			got[nameOf(&r)] = true
+		}
+		return got
 	}
-	if fits, pushed := fill(maxWaiting), fill(3*maxWaiting); pushed > 30*fits {
-		t.Errorf("%d records take %v, %d take %v", maxWaiting, fits, 3*maxWaiting, pushed)
+	byEndpoints := map[named]bool{
+		{"client", "", "server", "web"}: true, {"client", "", "second", "dns"}: true,
+		{"server", "web", "client", ""}: true, {"second", "dns", "client", ""}: true,
+	}
+	if d := cmp.Diff(byEndpoints, run(map[string][]netip.AddrPort{
+		"web": {at443(backendIP)}, "dns": {at443(otherBackend)},
+	})); d != "" {
+		t.Errorf("with endpoints (-want +got):\n%s", d)
+	}
+	// Without them nothing is guessed.
+	for n := range run(nil) {
+		if n.Local != "client" && n.LocalService != "" {
+			t.Errorf("guessed: %+v", n)
+		}
+	}
+	// Nor where both Services send to the same port.
+	same := map[string][]netip.AddrPort{"web": {at443(backendIP)}, "dns": {at443(backendIP)}}
+	for n := range run(same) {
+		if n.Local != "client" && n.LocalService != "" {
+			t.Errorf("with the same endpoints, guessed: %+v", n)
+		}
+	}
+}
+
+// The Service stays on a connection whose pod left its EndpointSlices.
+func TestServiceOutlivesEndpoint(t *testing.T) {
+	b := joined()
+	b.backs = map[string][]netip.AddrPort{"web": {at443(backendIP)}}
+	b.Apply(asServer(10))
+	b.Apply(asClient(10))
+	b.told = nil
+	b.backs["web"] = nil
+	b.Apply(asServer(20))
+	b.want(t, named{"server", "web", "client", ""})
+}
+
+// Rows of one client's port are found and forgotten in any order.
+func TestEndsAreForgotten(t *testing.T) {
+	const n = maxEnds + 4
+	for first := range n {
+		b := joined()
+		var rows []*row
+		for i := range n {
+			s := asClient(uint64(i + 1))
+			s.RemotePort = uint16(1000 + i)
+			b.Apply(s)
+			rows = append(rows, b.rows[s.Key])
+		}
+		for i := range n {
+			b.delist(rows[(first+i*7)%n]) // 7 and n have no common divisor
+			count := 0
+			for r := b.names.clients[side{TCP, AddrOf(clientIP), 5000}]; r != nil; r = r.nextEnd {
+				count++
+			}
+			if count != n-1-i {
+				t.Fatalf("%d rows left after %d were taken out", count, i+1)
+			}
+		}
+		if len(b.names.clients) != 0 {
+			t.Fatalf("%d ends of flows that are gone", len(b.names.clients))
+		}
+	}
+}
+
+// A record that does not fit any more costs no more than one that does.
+func BenchmarkWaitingFull(b *testing.B) {
+	for name, fill := range map[string]int{"room": 0, "full": maxWaiting} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				nb := newNameBench()
+				for i := range fill {
+					nb.Apply(asServer(uint64(i + 1)))
+				}
+				b.StartTimer()
+				for i := range maxWaiting {
+					nb.Apply(asServer(uint64(fill + i + 1)))
+				}
+			}
+		})
 	}
 }

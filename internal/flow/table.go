@@ -18,6 +18,9 @@ type Resolver interface {
 	Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *workload.Identity
 	// Remote returns nil where nothing is known.
 	Remote(workload.Peer) *workload.Identity
+	// Backs reports whether a Service sends to an address and port of server; known
+	// is false if it cannot be told.
+	Backs(service, server *workload.Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool)
 }
 
 // Config is what a Table needs. Every field but IsSelf is required.
@@ -58,6 +61,8 @@ type row struct {
 	low        Counters
 	done       bool // the final event has been sent
 	prev, next *row
+	// Other rows with the same client's address and port, see names.
+	prevEnd, nextEnd *row
 }
 
 // NewTable returns an empty table. emit is called for every change of a flow

@@ -23,6 +23,10 @@ func (namer) Local(cgroup uint64, pid uint32, comm string, _ netip.Addr) *worklo
 	return &workload.Identity{Name: fmt.Sprintf("%d/%d/%s", cgroup, pid, comm)}
 }
 
+func (namer) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
+	return false, false
+}
+
 func (namer) Remote(p workload.Peer) *workload.Identity {
 	if p.Addr.IsPrivate() {
 		return &workload.Identity{Name: p.Addr.String()}
@@ -34,7 +38,11 @@ func (namer) Remote(p workload.Peer) *workload.Identity {
 type fixed struct{ id workload.Identity }
 
 func (f *fixed) Local(uint64, uint32, string, netip.Addr) *workload.Identity { return &f.id }
-func (f *fixed) Remote(workload.Peer) *workload.Identity                     { return nil }
+func (f *fixed) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
+	return false, false
+}
+
+func (f *fixed) Remote(workload.Peer) *workload.Identity { return nil }
 
 // told is what a test looks at of one record.
 type told struct {

@@ -5,6 +5,7 @@ package kube
 import (
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // claim makes p the owner of an address, unless a pod that started later has it.
@@ -74,8 +75,12 @@ func (s *Store) dropPorts(p *pod) {
 	}
 }
 
+// clockSkew is how far the clocks of two nodes may be apart: a pod's start is
+// told by its kubelet, a flow's begin by this node.
+const clockSkew = int64(5 * time.Second)
+
 // podAt finds the pod that has an address or, where since says that it cannot
-// be meant, the one that had it then.
+// be meant, the one that had it then: nil if that is not known.
 func (s *Store) podAt(addr netip.Addr, since int64) *pod {
 	p := s.ips[addr]
 	if p == nil || since == 0 || since >= p.started {
@@ -83,6 +88,9 @@ func (s *Store) podAt(addr netip.Addr, since int64) *pod {
 	}
 	if before := s.former(addr, since); before != nil {
 		return before
+	}
+	if since+clockSkew < p.started {
+		return nil
 	}
 	return p
 }

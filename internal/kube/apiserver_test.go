@@ -37,6 +37,7 @@ type apiServer struct {
 	gets    []string
 	lists   int
 	stop    chan struct{}
+	held    map[string]chan struct{} // by resource
 }
 
 type obj = map[string]any
@@ -50,7 +51,7 @@ type event struct {
 func newAPIServer(t *testing.T) *apiServer {
 	a := &apiServer{
 		t: t, rv: 10, objects: make(map[string]map[string]obj), events: make(map[string][]event),
-		wake: make(chan struct{}), deny: make(map[string]bool), addr: "127.0.0.1:0",
+		wake: make(chan struct{}), deny: make(map[string]bool), held: make(map[string]chan struct{}), addr: "127.0.0.1:0",
 	}
 	a.start()
 	t.Cleanup(a.shut)
@@ -143,6 +144,16 @@ func (a *apiServer) allow(what string, yes bool) {
 	a.deny[what] = !yes
 }
 
+// hold lets requests for a resource wait until the function that it returns is
+// called.
+func (a *apiServer) hold(resource string) (release func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	held := make(chan struct{})
+	a.held[resource] = held
+	return func() { close(held) }
+}
+
 // expire makes all resource versions until now too old.
 func (a *apiServer) expire() {
 	a.mu.Lock()
@@ -181,6 +192,14 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if held := a.held[resource]; held != nil {
+		a.mu.Unlock()
+		select {
+		case <-held:
+		case <-r.Context().Done():
+		}
+		a.mu.Lock()
+	}
 	if a.deny[verb+" "+resource] {
 		short, group, _ := strings.Cut(resource, ".")
 		fail(w, 403, "Forbidden", fmt.Sprintf("%s is forbidden: User %q cannot %s resource %q in API group %q at the cluster scope",

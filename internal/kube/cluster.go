@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -51,6 +53,8 @@ type Cluster struct {
 	own    *link
 	peers  PeerSource
 	begun  time.Time
+	// settled is set once all there is to know was read once.
+	settled atomic.Bool
 }
 
 var _ workload.Cluster = (*Cluster)(nil)
@@ -133,8 +137,32 @@ func (c *Cluster) Pod(containerID, podUID string) (*workload.Identity, bool) {
 	return c.store.Pod(containerID, podUID)
 }
 
-// Peer implements workload.Cluster.
-func (c *Cluster) Peer(p workload.Peer) (*workload.Identity, bool) { return c.store.Peer(p) }
+// Peer implements workload.Cluster. Until everything was read once it names pods
+// only: what looks like a node's or a Service's address may yet turn out to be a
+// pod's, and a flow keeps the name that it was given first.
+func (c *Cluster) Peer(p workload.Peer) (*workload.Identity, bool) {
+	id, ok := c.store.Peer(p)
+	if ok && id.Pod == "" && !c.isSettled() {
+		return nil, false
+	}
+	return id, ok
+}
+
+func (c *Cluster) isSettled() bool {
+	if c.settled.Load() {
+		return true
+	}
+	if !c.own.health().Settled || !c.peers.Health().Settled {
+		return false
+	}
+	c.settled.Store(true)
+	return true
+}
+
+// Backs implements workload.Cluster.
+func (c *Cluster) Backs(service, server *workload.Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool) {
+	return c.store.Backs(service, server, addr, port, protocol)
+}
 
 // Waiting implements workload.Cluster: the watch of the own node's pods stands,
 // or did less than 10 s ago.
@@ -159,12 +187,18 @@ func (c *Cluster) Status() Status {
 	all := own.and(c.peers.Health())
 	var parts []string
 	switch {
-	case all.Err != nil && own.Synced:
-		parts = append(parts, fmt.Sprintf("API server %s cannot be reached since %s (%v): names are those known then",
-			c.cfg.Clients.Host, all.Since.UTC().Format(time.RFC3339), all.Err))
 	case all.Err != nil:
-		parts = append(parts, fmt.Sprintf("API server %s cannot be reached since %s (%v): pods have no names",
-			c.cfg.Clients.Host, all.Since.UTC().Format(time.RFC3339), all.Err))
+		what, todo := trouble(all.Err)
+		effect := "pods have no names"
+		if own.Synced {
+			effect = "names are those known then"
+		}
+		said := fmt.Sprintf("API server %s %s since %s (%v): %s",
+			c.cfg.Clients.Host, what, all.Since.UTC().Format(time.RFC3339), all.Err, effect)
+		if todo != "" {
+			said += "; " + todo
+		}
+		parts = append(parts, said)
 	case !all.Synced && len(all.Missing) == 0 && c.cfg.Now().Sub(c.begun) > contactGrace:
 		parts = append(parts, fmt.Sprintf("API server %s has not told all pods, Services and nodes since %s",
 			c.cfg.Clients.Host, c.begun.UTC().Format(time.RFC3339)))

@@ -217,6 +217,35 @@ func TestClusterStartsWithoutAPIServer(t *testing.T) {
 	eventually(t, "synced", func() bool { s := c.Status(); return s.Synced && s.Degraded == "" })
 }
 
+// Until everything was read once only pods are named: a flow keeps its first
+// name, and what is a Service without a pod now may have one in a moment.
+func TestClusterNamesPodsOnlyUntilSynced(t *testing.T) {
+	for name, deny := range map[string]string{"": "", "without permission": "list services"} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPIServer(t)
+			fill(a)
+			hold := a.hold("endpointslices.discovery.k8s.io")
+			if deny != "" {
+				a.allow(deny, false)
+			}
+			c := runCluster(t, a, Config{})
+			eventually(t, "pod known", func() bool { _, ok := c.Peer(peer("10.1.0.6")); return ok })
+			eventually(t, "all else known to the store", func() bool { n := c.store.Counts(); return n.Nodes == 2 && (deny != "" || n.Services == 1) })
+			for _, addr := range []string{"10.96.0.10", "192.168.0.2"} {
+				if id, ok := c.Peer(peer(addr)); ok {
+					t.Errorf("%s is %+v before the EndpointSlices are known", addr, id)
+				}
+			}
+			hold()
+			eventually(t, "node named", func() bool { id, ok := c.Peer(peer("192.168.0.2")); return ok && id.Kind == KindNode })
+			id, ok := c.Peer(peer("10.96.0.10"))
+			if ok != (deny == "") || ok && id.Service != "web" {
+				t.Errorf("Service: %+v, %t", id, ok)
+			}
+		})
+	}
+}
+
 // Run has to return soon even where the reflectors are in their back-off.
 func TestClusterStopsWhileAway(t *testing.T) {
 	a := newAPIServer(t)

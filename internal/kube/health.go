@@ -4,9 +4,12 @@ package kube
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -21,6 +24,8 @@ import (
 type Health struct {
 	// Synced: everything was delivered once.
 	Synced bool
+	// Settled: what there is no permission for aside, everything was.
+	Settled bool
 	// Err is why nothing is delivered, since Since; nil while all is well. A
 	// permission that is missing is in Missing instead.
 	Err   error
@@ -32,7 +37,7 @@ type Health struct {
 
 // and joins two answers.
 func (h Health) and(o Health) Health {
-	h.Synced = h.Synced && o.Synced
+	h.Synced, h.Settled = h.Synced && o.Synced, h.Settled && o.Settled
 	if h.Err == nil || o.Err != nil && o.Since.Before(h.Since) {
 		h.Err, h.Since = o.Err, o.Since
 	}
@@ -120,7 +125,7 @@ func (l *link) waiting(grace time.Duration) bool {
 func (l *link) health() Health {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := Health{Synced: l.synced, Err: l.err, Since: l.since}
+	h := Health{Synced: l.synced, Settled: l.synced || len(l.denied) > 0, Err: l.err, Since: l.since}
 	if len(l.denied) == 0 {
 		return h
 	}
@@ -155,4 +160,33 @@ func short(err error) error {
 		return at.Err
 	}
 	return err
+}
+
+// trouble says in words what an error of a request to the API server means, and
+// what to do about it.
+func trouble(err error) (what, todo string) {
+	var (
+		untrusted *tls.CertificateVerificationError
+		answer    apierrors.APIStatus
+		code      int32
+	)
+	if errors.As(err, &answer) {
+		code = answer.Status().Code
+	}
+	switch {
+	case errors.As(err, &untrusted), errors.As(err, new(x509.UnknownAuthorityError)),
+		errors.As(err, new(x509.HostnameError)), errors.As(err, new(x509.CertificateInvalidError)):
+		return "has a certificate that cannot be verified",
+			"check the certificate authority that the agent was given (ConfigMap kube-root-ca.crt, or the kubeconfig) and the node's clock"
+	case apierrors.IsUnauthorized(err):
+		return "does not accept the agent's credentials",
+			"check that the service account exists and its token has not expired, then restart the agent's pod"
+	case code == http.StatusTooManyRequests:
+		return "refuses requests as too many", "it is asked again; see its logs if that goes on"
+	case code >= http.StatusInternalServerError:
+		return "answers with an error", "it may be starting or overloaded; see its logs if that goes on"
+	case code != 0:
+		return "refuses requests", "see its logs"
+	}
+	return "cannot be reached", "check the address and the network between the node and it"
 }

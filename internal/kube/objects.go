@@ -2,7 +2,11 @@
 
 package kube
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+	"strings"
+)
 
 // Pod is what a Store is told of a pod.
 type Pod struct {
@@ -68,8 +72,8 @@ type ServicePort struct {
 	NodePort uint16
 }
 
-// EndpointSlice is what a Store is told of an EndpointSlice: its ready
-// endpoints.
+// EndpointSlice is what a Store is told of an EndpointSlice. The Store keeps the
+// slices that it is given.
 type EndpointSlice struct {
 	Namespace, Name string
 	// Service that the slice belongs to.
@@ -89,6 +93,12 @@ type EndpointPort struct {
 type Endpoint struct {
 	PodUID string
 	Addr   netip.Addr
+	// Away: it gets no new connections; those that it has may go on.
+	Away bool
+}
+
+func compareEndpoints(a, b Endpoint) int {
+	return cmp.Or(strings.Compare(a.PodUID, b.PodUID), a.Addr.Compare(b.Addr))
 }
 
 // Node is what a Store is told of a node.

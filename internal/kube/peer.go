@@ -178,8 +178,11 @@ func (s *Store) byPort(addr netip.Addr, n *node, port HostPort) *workload.Identi
 			return s.identity(p)
 		}
 	}
-	if t, ok := s.bare[endpoint{addr, port}]; ok && t.svc.known {
-		return s.answer(t.svc, t.svc.named(t.name))
+	// Of several Services with the same endpoint, the first by name.
+	for _, t := range s.bare[endpoint{addr, port}] {
+		if t.svc.known {
+			return s.answer(t.svc, t.svc.named(t.name))
+		}
 	}
 	return nil
 }

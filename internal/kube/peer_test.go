@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -202,5 +203,97 @@ func TestHostPortsGoWithTheirPod(t *testing.T) {
 	s.DeletePeer("uid-proxy")
 	if got := who(s, workload.Peer{Addr: nodeB, Port: 10256, Protocol: protoTCP}); got != "Node b" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// An endpoint without a pod may be that of several Services: the first by name
+// answers, whatever came first, and when it goes, the next.
+func TestEndpointOfSeveralServices(t *testing.T) {
+	addr := netip.MustParseAddr("198.51.100.9")
+	ask := workload.Peer{Addr: addr, Port: 5432, Protocol: protoTCP}
+	for _, order := range [][]string{{"one", "two"}, {"two", "one"}} {
+		s, _ := newTestStore()
+		for _, name := range order {
+			s.UpsertService(&Service{Namespace: "shop", Name: name, Ports: []ServicePort{{"", protoTCP, 5432, 0}}})
+			s.UpsertSlice(&EndpointSlice{
+				Namespace: "shop", Name: name + "-x", Service: name, Ports: []EndpointPort{{"", protoTCP, 5432}},
+				Endpoints: []Endpoint{{Addr: addr}},
+			})
+		}
+		if got := who(s, ask); got != "svc one Service one" {
+			t.Errorf("%v: %q", order, got)
+		}
+		s.DeleteSlice("shop", "one-x")
+		if got := who(s, ask); got != "svc two Service two" {
+			t.Errorf("%v, without the first: %q", order, got)
+		}
+		s.DeleteSlice("shop", "two-x")
+		if got := who(s, ask); got != "" || len(s.bare) != 0 {
+			t.Errorf("%v, without both: %q, %d left", order, got, len(s.bare))
+		}
+	}
+}
+
+func TestBacks(t *testing.T) {
+	s := testCluster()
+	s.UpsertSlice(&EndpointSlice{
+		Namespace: "shop", Name: "api-x", Service: "api", Ports: []EndpointPort{{"", protoTCP, 8443}},
+		Endpoints: []Endpoint{{PodUID: "uid-web-2", Away: true}, {PodUID: "uid-db-0"}, {Addr: nodeA}},
+	})
+	static := testPod("static")
+	static.HostNetwork, static.ConfigHash, static.IPs = true, "hash", []netip.Addr{nodeA}
+	s.UpsertOwn(static)
+	s.UpsertSlice(&EndpointSlice{
+		Namespace: "shop", Name: "db-y", Service: "db", Ports: []EndpointPort{{"", protoTCP, 0}},
+		Endpoints: []Endpoint{{PodUID: static.UID}},
+	})
+	for _, tt := range []struct {
+		name, service, uid, addr string
+		port                     uint16
+		protocol                 uint8
+		backs, known             bool
+	}{
+		{"endpoint", "web", "uid-web-2", "10.1.0.6", 8080, protoTCP, true, true},
+		{"another port", "web", "uid-web-2", "10.1.0.6", 8081, protoTCP, false, true},
+		{"another protocol", "web", "uid-web-2", "10.1.0.6", 8080, protoUDP, false, true},
+		{"port of another slice", "web", "uid-db-0", "10.1.0.9", 8080, protoTCP, false, true},
+		{"the other slice", "web", "uid-db-0", "10.1.0.9", 53, protoUDP, true, true},
+		{"not ready any more", "api", "uid-web-2", "10.1.0.6", 8443, protoTCP, true, true},
+		{"by address", "api", "", "192.168.0.1", 8443, protoTCP, true, true},
+		{"static pod, any port", "db", "hash", "192.168.0.1", 5432, protoTCP, true, true},
+		{"no such Service", "none", "uid-web-2", "10.1.0.6", 8080, protoTCP, false, false},
+	} {
+		backs, known := s.Backs(&workload.Identity{Namespace: "shop", Service: tt.service},
+			&workload.Identity{PodUID: tt.uid}, netip.MustParseAddr(tt.addr), tt.port, tt.protocol)
+		if backs != tt.backs || known != tt.known {
+			t.Errorf("%s: %t, known %t", tt.name, backs, known)
+		}
+	}
+	s.ReplaceSlices(nil)
+	if backs, known := s.Backs(&workload.Identity{Namespace: "shop", Service: "web"}, &workload.Identity{PodUID: "uid-web-2"},
+		addrB, 8080, protoTCP); backs || known {
+		t.Error("known without EndpointSlices")
+	}
+	if got := who(s, workload.Peer{Addr: vip, Port: 80, Protocol: protoTCP}); got != "svc web Service web" {
+		t.Errorf("without EndpointSlices: %q", got)
+	}
+}
+
+func BenchmarkBacks(b *testing.B) {
+	s, _ := newTestStore()
+	s.UpsertService(&Service{Namespace: "shop", Name: "big", Ports: []ServicePort{{"", protoTCP, 80, 0}}})
+	for i := range 50 {
+		in := &EndpointSlice{
+			Namespace: "shop", Name: fmt.Sprint("big-", i), Service: "big", Ports: []EndpointPort{{"", protoTCP, 8080}},
+		}
+		for j := range 100 {
+			in.Endpoints = append(in.Endpoints, Endpoint{PodUID: fmt.Sprintf("%08x-0000-0000-0000-%012x", i*j, 100*i+j)})
+		}
+		s.UpsertSlice(in)
+	}
+	service, server := &workload.Identity{Namespace: "shop", Service: "big"}, &workload.Identity{PodUID: "none"}
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Backs(service, server, addrA, 8080, protoTCP)
 	}
 }

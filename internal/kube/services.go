@@ -3,9 +3,11 @@
 package kube
 
 import (
+	"cmp"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -36,6 +38,13 @@ type slice struct {
 type target struct {
 	svc  *service
 	name string
+}
+
+func compareTargets(a, b target) int {
+	return cmp.Or(
+		strings.Compare(a.svc.namespace, b.svc.namespace), strings.Compare(a.svc.name, b.svc.name),
+		strings.Compare(a.name, b.name),
+	)
 }
 
 // endpoint is an address that no pod has.
@@ -198,6 +207,7 @@ func (s *Store) upsertSlice(in *EndpointSlice) {
 		s.dropSlice(key)
 		return
 	}
+	slices.SortFunc(in.Endpoints, compareEndpoints)
 	old := s.slices[key]
 	if old != nil && old.svc.object == (object{in.Namespace, in.Service}) &&
 		slices.Equal(old.ports, in.Ports) && slices.Equal(old.endpoints, in.Endpoints) {
@@ -219,7 +229,9 @@ func (s *Store) upsertSlice(in *EndpointSlice) {
 	svc.slices = append(svc.slices, sl)
 	svc.version++
 	sl.each(func(e endpoint, name string) {
-		s.bare[e] = target{svc, name}
+		all := append(s.bare[e], target{svc, name})
+		slices.SortFunc(all, compareTargets)
+		s.bare[e] = all
 		s.arrived(e.addr)
 	})
 }
@@ -230,8 +242,12 @@ func (s *Store) dropSlice(key object) {
 		return
 	}
 	delete(s.slices, key)
-	sl.each(func(e endpoint, _ string) {
-		if s.bare[e].svc == sl.svc {
+	sl.each(func(e endpoint, name string) {
+		rest := s.bare[e]
+		if i := slices.Index(rest, target{sl.svc, name}); i >= 0 { // one of them: slices may repeat it
+			rest = slices.Delete(rest, i, i+1)
+		}
+		if s.bare[e] = rest; len(rest) == 0 {
 			delete(s.bare, e)
 		}
 	})
@@ -243,7 +259,7 @@ func (s *Store) dropSlice(key object) {
 // each calls f with all endpoints that no pod is named for.
 func (sl *slice) each(f func(e endpoint, name string)) {
 	for _, e := range sl.endpoints {
-		if e.PodUID != "" {
+		if e.PodUID != "" || e.Away {
 			continue
 		}
 		for _, p := range sl.ports {
@@ -286,6 +302,9 @@ func (s *Store) serve(svc *service, index int) *answer {
 			continue
 		}
 		for _, e := range sl.endpoints {
+			if e.Away {
+				continue
+			}
 			p := s.pods[e.PodUID]
 			if e.PodUID == "" {
 				p = s.ips[e.Addr]
@@ -334,4 +353,37 @@ func (svc *service) port(port HostPort) int {
 // named finds a port by its name, or returns -1.
 func (svc *service) named(name string) int {
 	return slices.IndexFunc(svc.ports, func(p ServicePort) bool { return p.Name == name })
+}
+
+// Backs reports whether a Service sends to a port of a server, by its
+// EndpointSlices; see workload.Cluster.
+func (s *Store) Backs(service, server *workload.Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	svc := s.services[object{service.Namespace, service.Service}]
+	if svc == nil || !svc.known || len(svc.slices) == 0 {
+		return false, false
+	}
+	uid := server.PodUID
+	if p := s.hashes[uid]; p != nil {
+		uid = p.uid
+	}
+	for _, sl := range svc.slices {
+		if sl.has(port, protocol) && (sl.lists(Endpoint{PodUID: uid}) || sl.lists(Endpoint{Addr: addr.Unmap()})) {
+			return true, true
+		}
+	}
+	return false, true
+}
+
+// has reports whether a slice has a port; one without a number stands for any.
+func (sl *slice) has(port uint16, protocol uint8) bool {
+	return slices.ContainsFunc(sl.ports, func(p EndpointPort) bool {
+		return p.Protocol == protocol && (p.Port == port || p.Port == 0)
+	})
+}
+
+func (sl *slice) lists(e Endpoint) bool {
+	_, found := slices.BinarySearchFunc(sl.endpoints, e, compareEndpoints)
+	return found
 }

@@ -77,7 +77,7 @@ type Store struct {
 	clusterIPs map[netip.Addr]*service
 	external   map[netip.Addr][]*service
 	nodePorts  map[HostPort]target
-	bare       map[endpoint]target
+	bare       map[endpoint][]target
 	// owners and arrivals count changes that answers for Services depend on.
 	owners, arrivals uint64
 }
@@ -116,7 +116,7 @@ func NewStore(cfg StoreConfig) *Store {
 		clusterIPs: make(map[netip.Addr]*service),
 		external:   make(map[netip.Addr][]*service),
 		nodePorts:  make(map[HostPort]target),
-		bare:       make(map[endpoint]target),
+		bare:       make(map[endpoint][]target),
 	}
 }
 

@@ -184,7 +184,8 @@ func TestAddressReused(t *testing.T) {
 
 	clock.set(160)
 	s.Sweep(clock.now)
-	check("old one forgotten", at(50), "pod new")
+	check("old one forgotten", at(50), "")
+	check("clocks apart", at(106), "pod new")
 }
 
 func TestAddressContested(t *testing.T) {

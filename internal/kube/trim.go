@@ -155,17 +155,15 @@ func trimSlice(s *discoveryv1.EndpointSlice) *EndpointSlice {
 	}
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		if e.Conditions.Ready != nil && !*e.Conditions.Ready {
-			continue
-		}
+		away := e.Conditions.Ready != nil && !*e.Conditions.Ready
 		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" && ref.UID != "" {
-			out.Endpoints = append(out.Endpoints, Endpoint{PodUID: string(ref.UID)})
+			out.Endpoints = append(out.Endpoints, Endpoint{PodUID: string(ref.UID), Away: away})
 			continue
 		}
 		// All addresses of an endpoint are the same thing (KEP-752).
 		for _, a := range e.Addresses {
 			if addr, err := netip.ParseAddr(a); err == nil {
-				out.Endpoints = append(out.Endpoints, Endpoint{Addr: addr.Unmap()})
+				out.Endpoints = append(out.Endpoints, Endpoint{Addr: addr.Unmap(), Away: away})
 			}
 		}
 	}

@@ -21,6 +21,7 @@ const (
 	CgroupUntold
 	DecodeFailed
 	FlowTableFull
+	NameWaitFull
 	SubscriberSlow
 	MetricSeriesCapped
 	numStages
@@ -38,6 +39,7 @@ var stages = [numStages]struct {
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
 	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
+	NameWaitFull:       {"name_wait_full", "records that went out before the name of their pod was known, since 8192 later ones waited as well", true},
 	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},
 	MetricSeriesCapped: {"metric_series_capped", "workloads counted under \"other\" because the cap on metric series was reached", true},
 }

@@ -82,6 +82,8 @@ type cgroupfs struct {
 	dir   *os.File
 	// real is the mount point as the kernel names it, without symbolic links.
 	real string
+	// whole: the mount shows the root of the kernel's hierarchy.
+	whole bool
 	// noHandles is nil where cgroups can be opened by their ids.
 	noHandles error
 
@@ -117,6 +119,7 @@ func (c *cgroupfs) probe() error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", c.mount.Path, err)
 	}
+	c.whole = st.Ino == rootCgroup
 	var err error
 	if c.real, err = pathOf(fd); err != nil {
 		return err
@@ -316,7 +319,26 @@ func (c *cgroupfs) exists(id uint64, p string) bool {
 	if !ok || (rel != "" && rel[0] != '/') || strings.HasPrefix(p, "/../") {
 		return true // not visible from here
 	}
-	return c.inode(rel) == id
+	if c.inode(rel) == id {
+		return true
+	}
+	if c.whole {
+		return false
+	}
+	_, ok = c.byWalk(id) // a path that place could not turn
+	return ok
+}
+
+// place: where only a part of the hierarchy is seen, what lies above it has no
+// name here.
+func (c *cgroupfs) place(id uint64, p string) string {
+	if c.whole || c.noHandles != nil {
+		return p
+	}
+	if seen, ok := c.byHandle(id); ok {
+		return seen
+	}
+	return p
 }
 
 // notVisible says why a pod lacks its host's cgroups, and what to do.
@@ -330,4 +352,5 @@ type noHierarchy struct{}
 
 func (noHierarchy) find(uint64, uint32) (string, bool) { return "", false }
 func (noHierarchy) exists(uint64, string) bool         { return true }
+func (noHierarchy) place(_ uint64, p string) string    { return p }
 func (noHierarchy) close() error                       { return nil }

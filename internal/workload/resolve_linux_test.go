@@ -294,6 +294,25 @@ func TestPartOfTheTree(t *testing.T) {
 	}
 }
 
+// learnsFromInside: the kernel tells whole paths, of which only the end is seen.
+func learnsFromInside(t *testing.T, c *cgroupfs, id uint64, inside string) {
+	const above = "/machine.slice/node.scope"
+	if got := c.place(id, above+inside); got != inside {
+		t.Errorf("learned path is placed at %q, want %q", got, inside)
+	}
+	if got := c.place(1<<60, above+"/gone"); got != above+"/gone" {
+		t.Errorf("path of a cgroup that is gone is placed at %q", got)
+	}
+	c.mount.Root, c.noHandles = "/", errors.New("no handles") // as in a cgroup namespace
+	defer func() { c.mount.Root, c.noHandles = inside, nil }()
+	if !c.exists(id, c.place(id, above+inside)) {
+		t.Error("a cgroup whose path was learned is said to be gone")
+	}
+	if c.exists(1<<60, above+"/gone") {
+		t.Error("a cgroup that is gone is said to be there")
+	}
+}
+
 func lookFromInside(t *testing.T, inside, outside string) {
 	mount, err := FindCgroupMount("/proc", "")
 	if err != nil {
@@ -329,6 +348,7 @@ func lookFromInside(t *testing.T, inside, outside string) {
 	if !r.Alive(outsideID) {
 		t.Error("the cgroup outside is said to be gone")
 	}
+	learnsFromInside(t, c, inode(t, part), inside)
 	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
 		t.Error(err)
 	}

@@ -37,6 +37,10 @@ type Cluster interface {
 	Pod(containerID, podUID string) (*Identity, bool)
 	// Peer finds the pod, Service or node that an address and port belong to.
 	Peer(Peer) (*Identity, bool)
+	// Backs reports whether a Service sends to an address and port of server: they
+	// are among the endpoints of its EndpointSlices. known is false if the Service
+	// or its EndpointSlices are not known.
+	Backs(service, server *Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool)
 	// Waiting says that a pod which is not known yet may still become known
 	// soon: the API server answers, or did a moment ago.
 	Waiting() bool
@@ -59,9 +63,12 @@ type hierarchy interface {
 	// find returns the path of a cgroup below the root of the tree, beginning
 	// with a slash. pid is a process that is likely to be in it, or 0.
 	find(id uint64, pid uint32) (path string, ok bool)
-	// exists reports whether the cgroup is there; path is what find returned, or
-	// empty.
+	// exists reports whether the cgroup is there; path is what find or place
+	// returned, or empty.
 	exists(id uint64, path string) bool
+	// place turns a cgroup's path below the root of the kernel's hierarchy into
+	// what find returns, as far as that can be told.
+	place(id uint64, path string) string
 	close() error
 }
 
@@ -198,7 +205,7 @@ func (r *Resolver) Learn(id uint64, cgroupPath string) {
 	if old != nil && old.retry.IsZero() {
 		return
 	}
-	r.store(key, known(id, cgroupPath), old)
+	r.store(key, known(id, r.tree.place(id, cgroupPath)), old)
 }
 
 // known makes the entry of a cgroup whose path is known.
@@ -218,6 +225,15 @@ func (r *Resolver) Remote(p Peer) *Identity {
 		return id
 	}
 	return nil
+}
+
+// Backs reports whether a Service sends to an address and port of server; known
+// is false where that cannot be told.
+func (r *Resolver) Backs(service, server *Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool) {
+	if r.cluster == nil {
+		return false, false
+	}
+	return r.cluster.Backs(service, server, addr, port, protocol)
 }
 
 // Awaits reports whether id is that of a pod whose name is not known yet but may

@@ -35,6 +35,8 @@ func (f *fakeTree) exists(id uint64, _ string) bool {
 	return ok
 }
 
+func (f *fakeTree) place(_ uint64, p string) string { return p }
+
 func (f *fakeTree) close() error { return nil }
 
 func (f *fakeTree) remove(id uint64) {
@@ -68,6 +70,10 @@ func (f *fakeCluster) Pod(containerID, podUID string) (*Identity, bool) {
 func (f *fakeCluster) Peer(p Peer) (*Identity, bool) {
 	id, ok := f.peers[p.Addr]
 	return id, ok
+}
+
+func (f *fakeCluster) Backs(_, _ *Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
+	return false, false
 }
 
 func (f *fakeCluster) Waiting() bool { return f.waiting }

@@ -375,4 +375,8 @@ type nobody struct{}
 func (nobody) Local(uint64, uint32, string, netip.Addr) *workload.Identity {
 	return new(workload.Identity)
 }
+func (nobody) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
+	return false, false
+}
+
 func (nobody) Remote(workload.Peer) *workload.Identity { return nil }
