@@ -96,7 +96,7 @@ func TestConnectionEvent(t *testing.T) {
 // TestEveryFieldIsFilled: fullFlow leaves nothing out that the API has, so that
 // a new field cannot be forgotten here; icmp has its own test.
 func TestEveryFieldIsFilled(t *testing.T) {
-	event := flowEvent(fullRecord(), "n").ProtoReflect()
+	event := (&update{rec: *fullRecord(), node: "n", seq: 7}).event(&everything).ProtoReflect()
 	rows := networkFlow(fullRecord(), egressOf(fullRecord()), "n").ProtoReflect()
 	events := networkEvents(fullRecord())[0].ProtoReflect()
 	skip := map[protoreflect.FullName]bool{

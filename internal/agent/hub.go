@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
@@ -25,7 +26,7 @@ type hub struct {
 	mu     sync.Mutex
 	subs   []*subscription
 	closed bool
-	// history is a ring: seen records have been written to it so far.
+	// history is a ring of the latest records; seen have been published so far.
 	history []flow.Record
 	seen    uint64
 }
@@ -72,6 +73,8 @@ func (i *interest) asConnection(r *flow.Record) bool {
 type update struct {
 	rec  flow.Record
 	node string
+	// seq is the record's place among all that were published, from 1.
+	seq uint64
 	// other is set for events that are not about a flow.
 	other *orb8v1.Event
 
@@ -95,9 +98,14 @@ func (u *update) event(i *interest) *orb8v1.Event {
 	case u.other != nil:
 		return u.other
 	case i.asConnection(&u.rec):
-		return u.connection.get(func() *orb8v1.Event { return connectionEvent(&u.rec, u.node) })
+		return u.connection.get(func() *orb8v1.Event { return u.number(connectionEvent(&u.rec, u.node)) })
 	}
-	return u.flow.get(func() *orb8v1.Event { return flowEvent(&u.rec, u.node) })
+	return u.flow.get(func() *orb8v1.Event { return u.number(flowEvent(&u.rec, u.node)) })
+}
+
+func (u *update) number(e *orb8v1.Event) *orb8v1.Event {
+	e.Sequence = u.seq
+	return e
 }
 
 func (u *update) networkEvents() []*orb8v1.NetworkEvent {
@@ -109,6 +117,11 @@ type subscription struct {
 	hub      *hub
 	interest interest
 	queue    chan queued
+	// idle is after how long without an event next tells how far things have
+	// gone; 0 for never.
+	idle time.Duration
+	// told is how far was told.
+	told uint64
 	// lost counts what did not fit into the queue since the last event that did;
 	// the hub's lock guards it.
 	lost uint64
@@ -119,6 +132,8 @@ type subscription struct {
 type queued struct {
 	update *update
 	lost   uint64
+	// reached, if not 0: there is nothing up to this place that has not been sent.
+	reached uint64
 }
 
 // publish hands r to all who want it and puts it into the history. r is copied.
@@ -128,15 +143,15 @@ func (h *hub) publish(r *flow.Record) {
 	defer h.mu.Unlock()
 	if n := uint64(len(h.history)); n > 0 {
 		h.history[h.seen%n] = *r
-		h.seen++
 	}
+	h.seen++
 	var u *update
 	for _, s := range h.subs {
 		if !s.interest.wants(r) {
 			continue
 		}
 		if u == nil {
-			u = &update{rec: *r, node: h.node}
+			u = &update{rec: *r, node: h.node, seq: h.seen}
 		}
 		h.send(s, u)
 	}
@@ -157,7 +172,7 @@ func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
 // send is called with h.mu held.
 func (h *hub) send(s *subscription, u *update) {
 	select {
-	case s.queue <- queued{u, s.lost}:
+	case s.queue <- queued{update: u, lost: s.lost}:
 		s.lost = 0
 	default:
 		s.lost++
@@ -171,12 +186,23 @@ type past struct {
 	since int64
 	// last is how many of the latest events, 0 for all since.
 	last int
+	// resume: those after the one of that place.
+	resume bool
+	after  uint64
+}
+
+// history is the part of the past that was asked for, oldest first.
+type history struct {
+	updates []*update
+	// missing is how many events are no longer kept that a resume would have gone
+	// on with.
+	missing uint64
 }
 
 // subscribe adds a subscriber whose queue holds size events, and returns the
 // part of the history that it wants, oldest first. Between the two nothing is
 // missing and nothing doubled. The caller must call unsubscribe.
-func (h *hub) subscribe(i interest, size int, p past) (*subscription, []flow.Record) {
+func (h *hub) subscribe(i interest, size int, p past) (*subscription, history) {
 	s := &subscription{hub: h, interest: i, queue: make(chan queued, size)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -197,31 +223,44 @@ func (h *hub) unsubscribe(s *subscription) {
 	h.notify()
 }
 
-// past returns the part of the history that i wants, oldest first.
-func (h *hub) past(i *interest, p past) []flow.Record {
+// past returns the part of the history that i wants.
+func (h *hub) past(i *interest, p past) history {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.recent(i, p)
 }
 
+// place is that of the latest record.
+func (h *hub) place() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.seen
+}
+
 // recent is called with h.mu held.
-func (h *hub) recent(i *interest, p past) []flow.Record {
+func (h *hub) recent(i *interest, p past) history {
 	if p == (past{}) {
-		return nil
+		return history{}
 	}
 	size := uint64(len(h.history))
-	var found []flow.Record
-	for n := uint64(1); n <= min(h.seen, size); n++ {
-		r := &h.history[(h.seen-n)%size]
+	kept := min(h.seen, size)
+	var found history
+	if p.resume && p.after < h.seen-kept {
+		found.missing = h.seen - kept - p.after
+		h.losses.Add(loss.ResumeGap, found.missing)
+	}
+	for n := uint64(0); n < kept && (!p.resume || h.seen-n > p.after); n++ {
+		seq := h.seen - n
+		r := &h.history[(seq-1)%size]
 		if r.Time < p.since || !i.wants(r) {
 			continue
 		}
-		found = append(found, *r)
-		if len(found) == p.last {
+		found.updates = append(found.updates, &update{rec: *r, node: h.node, seq: seq})
+		if len(found.updates) == p.last {
 			break
 		}
 	}
-	slices.Reverse(found)
+	slices.Reverse(found.updates)
 	return found
 }
 
@@ -270,12 +309,36 @@ func (s *subscription) next(ctx context.Context) (queued, bool) {
 	if lost := s.takeLost(); lost > 0 {
 		return queued{lost: lost}, true
 	}
-	select {
-	case q, ok := <-s.queue:
-		return s.received(q, ok)
-	case <-ctx.Done():
-		return queued{}, false
+	var quiet <-chan time.Time
+	if s.idle > 0 {
+		timer := time.NewTicker(s.idle)
+		defer timer.Stop()
+		quiet = timer.C
 	}
+	for {
+		select {
+		case q, ok := <-s.queue:
+			return s.received(q, ok)
+		case <-ctx.Done():
+			return queued{}, false
+		case <-quiet:
+			if at := s.reached(); at > s.told {
+				s.told = at
+				return queued{reached: at}, true
+			}
+		}
+	}
+}
+
+// reached returns the place up to which all was sent that is wanted, 0 if
+// something is on its way.
+func (s *subscription) reached() uint64 {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	if len(s.queue) > 0 || s.lost > 0 {
+		return 0
+	}
+	return s.hub.seen
 }
 
 func (s *subscription) received(q queued, ok bool) (queued, bool) {

@@ -46,10 +46,10 @@ func took(t *testing.T, s *subscription, n int) []int {
 	return got
 }
 
-func ports(rs []flow.Record) []int {
+func ports(h history) []int {
 	var p []int
-	for i := range rs {
-		p = append(p, int(rs[i].LocalPort))
+	for _, u := range h.updates {
+		p = append(p, int(u.rec.LocalPort))
 	}
 	return p
 }
@@ -126,6 +126,11 @@ func TestHistory(t *testing.T) {
 		{"since and last", everything, past{since: second(4), last: 2}, []int{5, 6}},
 		{"last that match", interest{flows: true, filters: even}, past{last: 2}, []int{4, 6}},
 		{"connections only", interest{connections: true}, past{last: 2}, nil},
+		{"resume", everything, past{resume: true, after: 4}, []int{5, 6}},
+		{"resume from the oldest", everything, past{resume: true, after: 2}, []int{3, 4, 5, 6}},
+		{"resume at the end", everything, past{resume: true, after: 6}, nil},
+		{"resume what matches", interest{flows: true, filters: even}, past{resume: true, after: 4}, []int{6}},
+		{"all since the start", everything, past{resume: true, since: second(5)}, []int{5, 6}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -139,10 +144,50 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// What is no longer kept is counted and told.
+func TestResumeGap(t *testing.T) {
+	losses := new(loss.Counters)
+	h := newHub("n", 4, losses)
+	for n := 1; n <= 10; n++ {
+		h.publish(numbered(n))
+	}
+	for _, tt := range []struct{ after, missing uint64 }{{6, 0}, {5, 1}, {0, 6}} {
+		before := losses.Get(loss.ResumeGap)
+		got := h.past(&everything, past{resume: true, after: tt.after})
+		if got.missing != tt.missing || losses.Get(loss.ResumeGap)-before != tt.missing || len(got.updates) != 4 {
+			t.Errorf("after %d: %d missing, %d sent, want %d missing", tt.after, got.missing, len(got.updates), tt.missing)
+		}
+	}
+	off := newHub("n", 0, losses)
+	off.publish(numbered(1))
+	if got := off.past(&everything, past{resume: true}); got.missing != 1 || got.updates != nil {
+		t.Errorf("without history: %+v", got)
+	}
+}
+
+// A subscriber that nothing matches for is told how far things have gone, once.
+func TestQuietStreamIsToldHowFar(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub("n", 4, new(loss.Counters))
+		s, _ := h.subscribe(interest{connections: true}, 1, past{})
+		s.idle = time.Second
+		h.publish(numbered(1))
+		h.publish(numbered(2))
+		if q, ok := s.next(t.Context()); !ok || q.reached != 2 || q.update != nil {
+			t.Errorf("%+v, %t", q, ok)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if q, ok := s.next(ctx); ok {
+			t.Errorf("told again: %+v", q)
+		}
+	})
+}
+
 func TestHistoryOff(t *testing.T) {
 	h := newHub("n", 0, new(loss.Counters))
 	h.publish(numbered(1))
-	if got := h.past(&everything, past{last: 1}); got != nil || h.kept() != 0 {
+	if got := h.past(&everything, past{last: 1}); got.updates != nil || h.kept() != 0 {
 		t.Errorf("got %v", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,6 +25,9 @@ const (
 	maxRows     = 10_000
 	// maxStreams bounds the queues that clients can make the agent keep.
 	maxStreams = 256
+	// progressEvery is how often a stream that asks for it is told how far things
+	// have gone although nothing has matched.
+	progressEvery = 10 * time.Second
 )
 
 // server answers the API from the agent's table and hub.
@@ -124,7 +128,7 @@ func (s *server) StreamEvents(req *orb8v1.StreamEventsRequest, stream grpc.Serve
 	if err != nil {
 		return err
 	}
-	return s.follow(stream.Context(), i, past{}, nil, func(q queued) error {
+	return s.follow(stream.Context(), following{interest: i}, nil, func(q queued) error {
 		if q.update == nil {
 			return nil
 		}
@@ -144,20 +148,43 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 		return err
 	}
 	i.setKinds(req.GetKinds())
-	if err := stream.Send(s.agent.nodeEvent()); err != nil {
+	greeting := s.agent.nodeEvent()
+	greeting.Sequence = s.agent.hub.place()
+	if err := stream.Send(greeting); err != nil {
 		return err
 	}
-	p := past{since: req.GetSinceNs(), last: int(req.GetLast())}
-	if req.GetSnapshot() || p != (past{}) {
+	if req.GetSnapshot() || req.GetSinceNs() != 0 || req.GetLast() != 0 {
 		if err := s.agent.collector.fresh(stream.Context()); err != nil {
 			return status.FromContextError(err).Err()
 		}
 	}
-	begin := func(recent []flow.Record) error { return s.begin(req, &i, recent, stream) }
+	f := following{interest: i, past: s.agent.pastOf(req, greeting.Sequence)}
+	begin := func(h history) error { return s.begin(req, &i, h, stream) }
 	if !req.GetFollow() {
-		return begin(s.agent.hub.past(&i, p))
+		return begin(s.agent.hub.past(&i, f.past))
 	}
-	return s.follow(stream.Context(), i, p, begin, func(q queued) error { return s.send(stream, &i, q) })
+	if req.GetProgress() {
+		f.idle = progressEvery
+	}
+	return s.follow(stream.Context(), f, begin, func(q queued) error { return s.send(stream, &i, q) })
+}
+
+// pastOf returns what of the past a request wants; now is the place that its
+// stream was told of. What happens from then on belongs to a stream that only
+// follows.
+func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) past {
+	p := past{since: req.GetSinceNs(), last: int(req.GetLast())}
+	r := req.GetResume()
+	switch {
+	case r == nil:
+		if p == (past{}) && req.GetFollow() && !req.GetSnapshot() {
+			return past{resume: true, after: now}
+		}
+		return p
+	case r.GetStartedNs() == a.started.UnixNano():
+		return past{resume: true, after: r.GetAfter()}
+	}
+	return past{resume: true, since: p.since} // all since this agent's start
 }
 
 // setKinds takes over a request's kinds. Losses and node states come unless
@@ -171,7 +198,7 @@ func (i *interest) setKinds(kinds []orb8v1.EventKind) {
 }
 
 // begin sends the snapshot and the history that were asked for.
-func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, recent []flow.Record, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	if req.GetSnapshot() {
 		for _, r := range s.snapshot(i, req.GetSort(), int(req.GetLimit())) {
 			if err := stream.Send(flowEvent(&r, s.agent.node)); err != nil {
@@ -179,8 +206,12 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, recent []flow.Re
 			}
 		}
 	}
-	for n := range recent {
-		u := update{rec: recent[n], node: s.agent.node}
+	if h.missing > 0 {
+		if err := stream.Send(s.agent.lostEvent(loss.ResumeGap, h.missing)); err != nil {
+			return err
+		}
+	}
+	for _, u := range h.updates {
 		if err := stream.Send(u.event(i)); err != nil {
 			return err
 		}
@@ -237,22 +268,33 @@ func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *intere
 			return err
 		}
 	}
-	if q.update == nil {
-		return nil
+	switch {
+	case q.update != nil:
+		return stream.Send(q.update.event(i))
+	case q.reached > 0:
+		return stream.Send(s.agent.event(&orb8v1.Event{Sequence: q.reached}))
 	}
-	return stream.Send(q.update.event(i))
+	return nil
 }
 
 var errStopping = errors.New("the agent is stopping")
 
+// following is what a stream that follows is to bring.
+type following struct {
+	interest
+	past past
+	idle time.Duration
+}
+
 // follow subscribes, calls begin, if there is one, with the part of the history
-// that p asks for, and then send with whatever happens, until ctx is done or the
+// that is asked for, and then send with whatever happens, until ctx is done or the
 // agent stops.
-func (s *server) follow(ctx context.Context, i interest, p past, begin func([]flow.Record) error, send func(queued) error) error {
+func (s *server) follow(ctx context.Context, f following, begin func(history) error, send func(queued) error) error {
 	if s.agent.hub.subscribers() >= maxStreams {
 		return status.Errorf(codes.ResourceExhausted, "%d streams are being served, which is the most", maxStreams)
 	}
-	sub, recent := s.agent.hub.subscribe(i, s.agent.config().SubscriberQueue, p)
+	sub, recent := s.agent.hub.subscribe(f.interest, s.agent.config().SubscriberQueue, f.past)
+	sub.idle = f.idle
 	defer s.agent.hub.unsubscribe(sub)
 	var lost uint64
 	defer func() {

@@ -154,7 +154,7 @@ func (a *Agent) nodeStatus() *orb8v1.NodeStatus {
 	state, message := a.nodeHealth(probes)
 	return &orb8v1.NodeStatus{
 		NodeName: a.node, State: state, Message: message, Version: a.deps.Version,
-		Probes: probesPB(probes),
+		Probes: probesPB(probes), StartedNs: a.started.UnixNano(),
 	}
 }
 
@@ -210,7 +210,9 @@ func (w *watch) look() {
 
 // concernsAll is false for what loses no events and for what only one stream
 // has lost, which is told to that stream.
-func concernsAll(s loss.Stage) bool { return !s.Harmless() && s != loss.SubscriberSlow }
+func concernsAll(s loss.Stage) bool {
+	return !s.Harmless() && s != loss.SubscriberSlow && s != loss.ResumeGap
+}
 
 // sweep forgets, every few seconds, what is long gone.
 func (w *watch) sweep(now time.Time) {

@@ -28,6 +28,8 @@ type Fleet struct {
 	finder  Finder
 	nodes   []string
 	timeout time.Duration
+	// goneAfter is goneAfter but in tests.
+	goneAfter time.Duration
 
 	mu    sync.Mutex
 	conns map[string]member // by node
@@ -45,7 +47,7 @@ func NewFleet(f Finder, nodes []string, timeout time.Duration) *Fleet {
 	if timeout <= 0 {
 		timeout = DefaultTimeout
 	}
-	return &Fleet{finder: f, nodes: nodes, timeout: timeout, conns: map[string]member{}}
+	return &Fleet{finder: f, nodes: nodes, timeout: timeout, goneAfter: goneAfter, conns: map[string]member{}}
 }
 
 // Close closes all connections.

@@ -29,6 +29,8 @@ type fakeAgent struct {
 	orb8v1.UnimplementedOrbitAgentServiceServer
 	node   string
 	events []*orb8v1.Event
+	// started is when it began; 0 for an agent that does not tell.
+	started int64
 	// hang keeps it from answering.
 	hang     bool
 	requests chan *orb8v1.ObserveRequest
@@ -67,11 +69,11 @@ func (a *fakeAgent) Observe(r *orb8v1.ObserveRequest, stream grpc.ServerStreamin
 		return stream.Context().Err()
 	}
 	if err := stream.Send(&orb8v1.Event{TimeNs: time.Now().UnixNano(), NodeName: a.node, Event: &orb8v1.Event_NodeStatus{
-		NodeStatus: &orb8v1.NodeStatus{NodeName: a.node, State: orb8v1.NodeState_NODE_STATE_CONNECTED}}}); err != nil {
+		NodeStatus: &orb8v1.NodeStatus{NodeName: a.node, State: orb8v1.NodeState_NODE_STATE_CONNECTED, StartedNs: a.started}}}); err != nil {
 		return err
 	}
 	for _, ev := range a.events {
-		if ev.GetTimeNs() < r.GetSinceNs() {
+		if ev.GetTimeNs() < r.GetSinceNs() || r.GetResume().GetStartedNs() == a.started && ev.GetSequence() <= r.GetResume().GetAfter() && a.started != 0 {
 			continue
 		}
 		if err := stream.Send(ev); err != nil {
@@ -220,54 +222,114 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-// TestComesBack: an agent that goes is named, and what its successor has is
-// fetched; a node that joins is taken in.
-func TestComesBack(t *testing.T) {
-	s := newServer(t)
-	now := time.Now().UnixNano()
-	s.Set(clustertest.AgentPod("a1", "n1"), newAgent(t, "n1", at("n1", now, 1)).dial)
-	dies := newAgent(t, "n2", at("n2", now+1, 1))
-	s.Set(clustertest.AgentPod("a2", "n2"), dies.dial)
+// numbered numbers events as an agent does.
+func numbered(events ...*orb8v1.Event) []*orb8v1.Event {
+	for i, ev := range events {
+		ev.Sequence = uint64(i + 1)
+	}
+	return events
+}
+
+// live is a stream that follows, and what it has said.
+type live struct {
+	*Stream
+	t    *testing.T
+	seen []string
+}
+
+func follow(t *testing.T, s *clustertest.Server, change func(*Fleet), req *orb8v1.ObserveRequest) *live {
+	t.Helper()
 	f := newFleet(t, connect(t, s), 5*time.Second)
+	if change != nil {
+		change(f)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	stream, err := f.Observe(ctx, &orb8v1.ObserveRequest{Follow: true})
+	req.Follow = true
+	stream, err := f.Observe(ctx, req)
 	if err != nil {
+		cancel()
 		t.Fatal(err)
 	}
-	seen := map[string]bool{}
-	await := func(want string) {
-		t.Helper()
-		for !seen[want] {
-			ev, err := stream.Recv()
-			if err != nil {
-				t.Fatalf("%v, before %q", err, want)
-			}
-			seen[words(ev)] = true
-			seen[strings.SplitAfter(words(ev), ": ")[0]] = true
+	t.Cleanup(func() {
+		cancel()
+		var err error
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("ends with %v", err)
+		}
+	})
+	return &live{Stream: stream, t: t}
+}
+
+// await reads until an event's words begin so.
+func (l *live) await(want string) *orb8v1.Event {
+	l.t.Helper()
+	for {
+		ev, err := l.Recv()
+		if err != nil {
+			l.t.Fatalf("%v, before %q; got %q", err, want, l.seen)
+		}
+		l.seen = append(l.seen, words(ev))
+		if strings.HasPrefix(words(ev), want) {
+			return ev
 		}
 	}
-	await("n1 " + time.Duration(now).String())
-	await("n2 " + time.Duration(now+1).String())
+}
+
+// An agent that goes is named, and what its successor has is fetched; a node that
+// joins is taken in.
+func TestComesBack(t *testing.T) {
+	s := newServer(t)
+	dies := newAgent(t, "n2", numbered(at("n2", 7, 1), at("n2", 8, 1))...)
+	dies.started = 1
+	s.Set(clustertest.AgentPod("a2", "n2"), dies.dial)
+	stream := follow(t, s, nil, &orb8v1.ObserveRequest{})
+	stream.await("n2 8ns")
 	dies.server.Stop()
-	await("n2 unavailable: ")
-	again := newAgent(t, "n2", at("n2", now, 1), at("n2", now+5, 1))
+	stream.await("n2 unavailable: ")
+	again := newAgent(t, "n2", numbered(at("n2", 3, 1), at("n2", 9, 1))...)
+	again.started = 2
 	s.Remove("a2")
 	s.Set(clustertest.AgentPod("b2", "n2"), again.dial)
 	s.Set(clustertest.AgentPod("a3", "n3"), newAgent(t, "n3").dial)
-	delete(seen, "n2 connected")
-	await("n2 connected")
-	if r := <-again.requests; r.GetSinceNs() != now+2 || !r.GetFollow() {
-		t.Errorf("asked again with %v, want since %d", r, now+2)
+	stream.await("n2 connected")
+	if r := <-again.requests; r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 2 || !r.GetFollow() || !r.GetProgress() {
+		t.Errorf("asked again with %v", r)
 	}
-	await("n2 " + time.Duration(now+5).String())
-	await("n3 connected")
-	cancel()
-	for err == nil {
-		_, err = stream.Recv()
+	stream.await("n2 3ns") // whatever its time
+	stream.await("n2 9ns")
+	if !slices.Contains(stream.seen, "n3 connected") {
+		stream.await("n3 connected")
 	}
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("ends with %v", err)
+}
+
+// A stream that breaks goes on after the last event that came, although the next
+// ones may be of earlier times, or of the same.
+func TestBreaksBetweenEvents(t *testing.T) {
+	s := newServer(t)
+	events := numbered(at("n1", 50, 1), at("n1", 90, 2), at("n1", 90, 3), at("n1", 40, 4), at("n1", 91, 5))
+	first := newAgent(t, "n1", events[:2]...)
+	first.started = 7
+	s.Set(clustertest.AgentPod("a1", "n1"), first.dial)
+	stream := follow(t, s, nil, &orb8v1.ObserveRequest{})
+	if ev := stream.await("n1 90ns"); ev.GetSequence() != 2 {
+		t.Fatalf("%v", ev)
+	}
+	first.server.Stop()
+	// The same agent, by another way.
+	second := newAgent(t, "n1", events...)
+	second.started = 7
+	s.Set(clustertest.AgentPod("a1", "n1"), second.dial)
+	var got []uint64
+	for len(got) < 3 {
+		if ev := stream.await("n1 "); ev.GetFlow() != nil {
+			got = append(got, ev.GetSequence())
+		}
+	}
+	if diff := cmp.Diff([]uint64{3, 4, 5}, got); diff != "" {
+		t.Errorf("after the break (-want +got):\n%s", diff)
 	}
 }
 
@@ -275,41 +337,72 @@ func TestComesBack(t *testing.T) {
 func TestComesBackBeforeItsFirstEvent(t *testing.T) {
 	s := newServer(t)
 	dies := newAgent(t, "n1")
+	dies.started = 1
 	s.Set(clustertest.AgentPod("a1", "n1"), dies.dial)
-	f := newFleet(t, connect(t, s), 5*time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	stream, err := f.Observe(ctx, &orb8v1.ObserveRequest{Follow: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	greeting, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := follow(t, s, nil, &orb8v1.ObserveRequest{})
+	stream.await("n1 connected")
 	dies.server.Stop()
-	missed := greeting.GetTimeNs() + 1
-	again := newAgent(t, "n1", at("n1", greeting.GetTimeNs()-1, 1), at("n1", missed, 2))
-	s.Remove("a1")
-	s.Set(clustertest.AgentPod("b1", "n1"), again.dial)
-	for {
-		ev, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if ev.GetFlow() != nil {
-			if ev.GetTimeNs() != missed {
-				t.Errorf("got what happened before the stream began: %v", ev)
-			}
+	again := newAgent(t, "n1", numbered(at("n1", 5, 1))...)
+	again.started = 1
+	s.Set(clustertest.AgentPod("a1", "n1"), again.dial)
+	stream.await("n1 5ns")
+	if r := <-again.requests; r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 0 {
+		t.Errorf("asked again with %v", r)
+	}
+}
+
+// History that breaks before anything came is asked for again.
+func TestHistoryThatBreaksAtOnce(t *testing.T) {
+	s := newServer(t)
+	dies := newAgent(t, "n1")
+	dies.started = 1
+	s.Set(clustertest.AgentPod("a1", "n1"), dies.dial)
+	stream := follow(t, s, nil, &orb8v1.ObserveRequest{SinceNs: 3})
+	stream.await("n1 connected")
+	dies.server.Stop()
+	again := newAgent(t, "n1", numbered(at("n1", 5, 1))...)
+	s.Set(clustertest.AgentPod("a1", "n1"), again.dial)
+	stream.await("n1 5ns")
+	if r := <-again.requests; r.GetResume() != nil || r.GetSinceNs() != 3 {
+		t.Errorf("asked again with %v", r)
+	}
+}
+
+// Nodes that are gone for good are forgotten, and taken in again where they were
+// left if they come back after all.
+func TestGoneForGood(t *testing.T) {
+	s := newServer(t)
+	s.Set(clustertest.AgentPod("a1", "n1"), newAgent(t, "n1").dial)
+	goes := newAgent(t, "n2", numbered(at("n2", 7, 1))...)
+	goes.started = 4
+	s.Set(clustertest.AgentPod("a2", "n2"), goes.dial)
+	stream := follow(t, s, func(f *Fleet) { f.goneAfter = time.Millisecond }, &orb8v1.ObserveRequest{})
+	stream.await("n2 7ns")
+	goes.server.Stop()
+	s.Remove("a2")
+	stream.await("n2 unavailable: ")
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		stream.mu.Lock()
+		nodes := len(stream.now)
+		stream.mu.Unlock()
+		if nodes == 1 {
 			break
 		}
+		if time.Now().After(end) {
+			t.Fatalf("%d nodes, want 1", nodes)
+		}
 	}
-	if r := <-again.requests; r.GetSinceNs() != greeting.GetTimeNs() {
-		t.Errorf("asked again with %v, want since %d", r, greeting.GetTimeNs())
+	back := newAgent(t, "n2", numbered(at("n2", 7, 1), at("n2", 8, 1))...)
+	back.started = 4
+	s.Set(clustertest.AgentPod("b2", "n2"), back.dial)
+	stream.await("n2 8ns")
+	if r := <-back.requests; r.GetResume().GetAfter() != 1 {
+		t.Errorf("asked again with %v", r)
 	}
-	cancel()
-	for err == nil {
-		_, err = stream.Recv()
+	stream.merge.mu.Lock()
+	defer stream.merge.mu.Unlock()
+	if n := len(stream.merge.lanes); n != 2 {
+		t.Errorf("%d lanes, want 2", n)
 	}
 }
 

@@ -53,6 +53,8 @@ type lane struct {
 	last  int64
 	// due: the node is expected to send more; without that nobody waits for it.
 	due bool
+	// removed: it goes once it is empty.
+	removed bool
 }
 
 type queued struct {
@@ -104,6 +106,22 @@ func (l *lane) expect(due bool) {
 	token(l.merge.changed)
 }
 
+// remove takes the lane out as soon as what is in it has been.
+func (l *lane) remove() {
+	l.merge.mu.Lock()
+	l.due, l.removed = false, true
+	l.merge.drop(l)
+	l.merge.mu.Unlock()
+	token(l.merge.changed)
+}
+
+// drop is called with m.mu held.
+func (m *merge) drop(l *lane) {
+	if l.removed && len(l.queue) == 0 {
+		m.lanes = slices.DeleteFunc(m.lanes, func(o *lane) bool { return o == l })
+	}
+}
+
 // next takes out the event whose turn it is. Without one it returns how long
 // from now it may be until there is, 0 for until something changes. With flush
 // nothing waits.
@@ -151,6 +169,7 @@ func (l *lane) pop() *orb8v1.Event {
 	l.queue[0] = queued{}
 	l.queue = l.queue[1:]
 	token(l.room)
+	l.merge.drop(l)
 	return ev
 }
 

@@ -20,6 +20,9 @@ import (
 const (
 	// relistEvery is how often a stream that goes on looks for other agents.
 	relistEvery = 5 * time.Second
+	// goneAfter is after how long a node without an agent is given up. If it gets
+	// one again, that is taken in.
+	goneAfter = 5 * time.Minute
 	// minRetry and maxRetry bound the time between two attempts at a node.
 	minRetry = 500 * time.Millisecond
 	maxRetry = 8 * time.Second
@@ -48,6 +51,17 @@ type Stream struct {
 	// map takes its place.
 	now   map[string]Agent
 	newer chan struct{}
+	// absent says since when nodes have had no agent, parked how far the streams of
+	// those had come that were given up.
+	absent map[string]time.Time
+	parked map[string]place
+}
+
+// place is how far a node's stream has come: the agent's start and the last event's
+// sequence. The zero value is the beginning.
+type place struct {
+	started int64
+	after   uint64
 }
 
 // Observe asks every agent for its events and merges them: a snapshot exactly
@@ -65,6 +79,7 @@ func (f *Fleet) Observe(ctx context.Context, req *orb8v1.ObserveRequest) (*Strea
 	s := &Stream{
 		fleet: f, req: req, merge: newMerge(0), rank: ranking(req),
 		ended: make(chan struct{}), left: -1, newer: make(chan struct{}),
+		absent: make(map[string]time.Time), parked: make(map[string]place),
 	}
 	if req.GetFollow() {
 		s.merge.window = liveWindow
@@ -160,20 +175,41 @@ func (s *Stream) update(ctx context.Context, agents []Agent) {
 	s.now = make(map[string]Agent, len(agents))
 	for _, a := range agents {
 		s.now[a.Node] = a
+		delete(s.absent, a.Node)
 	}
 	for node := range known { // a node whose agent is gone may get another
 		if _, ok := s.now[node]; !ok {
 			s.now[node] = Agent{Node: node, Reason: "its agent is gone"}
+			if s.absent[node].IsZero() {
+				s.absent[node] = time.Now()
+			}
 		}
 	}
 	close(s.newer)
 	s.newer = make(chan struct{})
 	for _, a := range agents {
 		if _, ok := known[a.Node]; !ok {
-			l := s.merge.lane(a.Node)
-			s.wg.Go(func() { s.watch(ctx, &node{stream: s, lane: l, name: a.Node}) })
+			n := &node{stream: s, lane: s.merge.lane(a.Node), name: a.Node, at: s.parked[a.Node]}
+			delete(s.parked, a.Node)
+			s.wg.Go(func() { s.watch(ctx, n) })
 		}
 	}
+}
+
+// giveUp forgets a node that has been without an agent for long enough, and
+// reports whether it did.
+func (s *Stream) giveUp(n *node) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := s.absent[n.name]
+	if since.IsZero() || time.Since(since) < s.fleet.goneAfter {
+		return false
+	}
+	delete(s.now, n.name)
+	delete(s.absent, n.name)
+	s.parked[n.name] = n.at
+	n.lane.remove()
+	return true
 }
 
 // agent returns who the node's agent is now, and what is closed when that may
@@ -221,9 +257,8 @@ type node struct {
 	name   string
 	// reason is why the node is away, as last told; empty while it is there.
 	reason string
-	// last is the time of its latest event, and greeted that of its first
-	// greeting, by its own clock; 0 before the first.
-	last, greeted int64
+	// at is where to go on if the stream breaks.
+	at place
 }
 
 // watch takes a node's events until there are no more.
@@ -247,7 +282,7 @@ func (s *Stream) watch(ctx context.Context, n *node) {
 			return
 		}
 		n.away(ctx, Reason(err))
-		if !s.req.GetFollow() {
+		if !s.req.GetFollow() || s.giveUp(n) {
 			return
 		}
 		if time.Since(began) > maxRetry {
@@ -310,6 +345,7 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 	if err != nil {
 		return because(err)
 	}
+	started := int64(0)
 	for greeted := false; ; greeted = true {
 		ev, err := stream.Recv()
 		if err != nil {
@@ -317,21 +353,35 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 		}
 		late.Stop()
 		rank := s.rank(ev)
-		if greeted {
-			n.last = max(n.last, ev.GetTimeNs())
-		} else { // dated now, but what follows may be the past
+		if !greeted { // dated now, but what follows may be the past
 			n.reason, rank = "", first
-			if n.greeted == 0 {
-				n.greeted = ev.GetTimeNs()
-			}
+			started = ev.GetNodeStatus().GetStartedNs()
 			n.lane.expect(true)
 		}
-		if err := n.lane.push(ctx, rank, ev); err != nil {
-			return err
+		if ev.GetEvent() != nil { // else it only tells how far things have gone
+			if err := n.lane.push(ctx, rank, ev); err != nil {
+				return err
+			}
 		}
+		n.reached(s, started, ev, !greeted)
 		if !s.req.GetFollow() {
 			late.Reset(s.fleet.timeout)
 		}
+	}
+}
+
+// reached notes how far a node's stream has come.
+func (n *node) reached(s *Stream, started int64, ev *orb8v1.Event, greeting bool) {
+	switch {
+	case started == 0: // an agent that does not tell
+	case !greeting:
+		if seq := ev.GetSequence(); seq != 0 {
+			n.at = place{started, seq}
+		}
+	case n.at.started == 0 && s.onlyNew():
+		n.at = place{started, ev.GetSequence()}
+	case n.at.started != 0 && n.at.started != started: // it sends all it has
+		n.at = place{started, 0}
 	}
 }
 
@@ -343,16 +393,14 @@ func (s *Stream) onlyNew() bool {
 
 // request is the stream's, or what continues it where it broke.
 func (s *Stream) request(n *node) *orb8v1.ObserveRequest {
-	since := n.last + 1
-	if n.last == 0 {
-		if since = n.greeted; since == 0 || !s.onlyNew() {
-			return s.req
-		}
-	}
 	req, ok := proto.Clone(s.req).(*orb8v1.ObserveRequest)
 	if !ok {
 		return s.req
 	}
-	req.Snapshot, req.Last, req.SinceNs = false, 0, since
+	req.Progress = req.GetFollow()
+	if n.at.started != 0 {
+		req.Snapshot, req.Last = false, 0
+		req.Resume = &orb8v1.Resume{StartedNs: n.at.started, After: n.at.after}
+	}
 	return req
 }

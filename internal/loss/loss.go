@@ -23,6 +23,7 @@ const (
 	FlowTableFull
 	NameWaitFull
 	SubscriberSlow
+	ResumeGap
 	MetricSeriesCapped
 	numStages
 )
@@ -41,6 +42,7 @@ var stages = [numStages]struct {
 	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
 	NameWaitFull:       {"name_wait_full", "records that went out before the name of their pod was known, since 8192 later ones waited as well", true},
 	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},
+	ResumeGap:          {"resume_gap", "events that were no longer kept when a client came back for them, whether it had asked for such or not", false},
 	MetricSeriesCapped: {"metric_series_capped", "workloads counted under \"other\" because the cap on metric series was reached", true},
 }
 

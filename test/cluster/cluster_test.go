@@ -70,6 +70,7 @@ type lab struct {
 	near             *pod // of Deployment near, on the first node
 	far              *pod // of StatefulSet far, on the second node
 	hostA, hostB     *pod // with hostNetwork, on the first node
+	ported           *pod // with a port of the second node
 }
 
 // shared is set by TestMain before any test runs.

@@ -70,14 +70,7 @@ func TestMissingRight(t *testing.T) {
 		}
 	})
 	node := l.client1.Spec.NodeName
-	for _, p := range l.agentPods(t) {
-		if p.Spec.NodeName != node {
-			continue
-		}
-		if err := l.client.CoreV1().Pods(p.Namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	l.replaceAgents(t, node)
 	eventually(t, time.Minute, func() error {
 		text, err := l.degraded(t.Context(), node)
 		if err != nil {

@@ -22,7 +22,12 @@ const (
 	port        = 7000 // of every server that has its own network
 	portHostA   = 17101
 	portHostB   = 17102
+	portPorted  = 17103
 	servicePort = 80
+
+	// Of the Service open; nobody else has them.
+	external4, external6 = "203.0.113.10", "2001:db8:10::10"
+	balancer4, balancer6 = "203.0.113.20", "2001:db8:20::20"
 )
 
 // deploy starts the workloads that most tests use.
@@ -31,12 +36,14 @@ func (l *lab) deploy(ctx context.Context) error {
 	steps := []func() error{
 		func() error { return l.createService(ctx, "near", corev1.ServiceTypeClusterIP) },
 		func() error { return l.createService(ctx, "far", corev1.ServiceTypeNodePort) },
+		func() error { return l.createOpen(ctx) },
 		func() error { return l.createDeployment(ctx, "near", first) },
 		func() error { return l.createStatefulSet(ctx, "far", second) },
 		func() (err error) { l.client1, err = l.newPod(ctx, "client-1", l.podSpec(first, "wait")); return },
 		func() (err error) { l.client2, err = l.newPod(ctx, "client-2", l.podSpec(second, "wait")); return },
 		func() (err error) { l.hostA, err = l.newPod(ctx, "host-a", l.hostSpec(ctx, first, portHostA)); return },
 		func() (err error) { l.hostB, err = l.newPod(ctx, "host-b", l.hostSpec(ctx, first, portHostB)); return },
+		func() (err error) { l.ported, err = l.newPod(ctx, "ported", l.portedSpec(second)); return },
 		func() (err error) { l.near, err = l.podOf(ctx, "near", "Deployment"); return },
 		func() (err error) { l.far, err = l.podOf(ctx, "far", "StatefulSet"); return },
 	}
@@ -55,7 +62,8 @@ func (l *lab) listening(ctx context.Context) error {
 		net.JoinHostPort(l.far.Status.PodIP, fmt.Sprint(port)),
 		net.JoinHostPort(l.hostA.Status.HostIP, fmt.Sprint(portHostA)),
 		net.JoinHostPort(l.hostB.Status.HostIP, fmt.Sprint(portHostB)),
-		l.clusterIP(ctx, "near", 4), l.clusterIP(ctx, "far", 4),
+		net.JoinHostPort(l.ported.Status.PodIP, fmt.Sprint(port)),
+		l.clusterIP(ctx, "near", 4), l.clusterIP(ctx, "far", 4), l.clusterIP(ctx, "open", 4),
 	} {
 		err := poll(ctx, 30*time.Second, func() error {
 			_, err := l.exec(ctx, l.client1, "", "tcp", "-timeout", "1s", to)
@@ -66,6 +74,36 @@ func (l *lab) listening(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// createOpen makes a Service in front of far with addresses from outside, some of
+// them a load balancer's.
+func (l *lab) createOpen(ctx context.Context) error {
+	if err := l.createService(ctx, "open", corev1.ServiceTypeLoadBalancer); err != nil {
+		return err
+	}
+	services := l.client.CoreV1().Services(l.namespace)
+	s, err := services.Get(ctx, "open", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	s.Spec.Selector = map[string]string{"app": "far"}
+	s.Spec.ExternalIPs = []string{external4, external6}
+	if s, err = services.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+		return err
+	}
+	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: balancer4}, {IP: balancer6}}
+	_, err = services.UpdateStatus(ctx, s, metav1.UpdateOptions{})
+	return err
+}
+
+func (l *lab) portedSpec(node string) corev1.PodSpec {
+	spec := l.podSpec(node, "serve")
+	spec.Containers[0].Ports = []corev1.ContainerPort{
+		{Name: "tcp", ContainerPort: port, HostPort: portPorted},
+		{Name: "udp", ContainerPort: port, HostPort: portPorted, Protocol: corev1.ProtocolUDP},
+	}
+	return spec
 }
 
 // hostSpec serves at the node's own addresses: a UDP server that listens on all

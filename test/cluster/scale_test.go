@@ -49,11 +49,7 @@ func TestScale(t *testing.T) {
 	t.Logf("%d pods run after %.0f s", pods, time.Since(began).Seconds())
 
 	restarted := time.Now()
-	for _, p := range l.agentPods(t) {
-		if err := l.client.CoreV1().Pods(p.Namespace).Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	l.deleteAgents(t)
 	synced := map[string]time.Duration{}
 	eventually(t, 2*time.Minute, func() error {
 		all, err := l.statuses(t.Context())

@@ -29,6 +29,8 @@ type route struct {
 	// way changes the client's address this is who has that one.
 	server *pod
 	client identity
+	// translated: the server does not see the client's address.
+	translated bool
 }
 
 func (l *lab) direct(p *pod, port int) func(*testing.T, string, int) string {
@@ -46,18 +48,27 @@ func nodeIdentity(name string) identity { return identity{Kind: "Node", Name: na
 func (l *lab) podRoutes() []route {
 	c1, c2 := l.client1, l.client2
 	return []route{
-		{"same node", c1, l.direct(l.near, port), with(l.near.identity(), ""), l.near, c1.identity()},
-		{"other node", c1, l.direct(l.far, port), with(l.far.identity(), ""), l.far, c1.identity()},
-		{"other node, back", c2, l.direct(l.near, port), with(l.near.identity(), ""), l.near, c2.identity()},
+		{"same node", c1, l.direct(l.near, port), l.near.identity(), l.near, c1.identity(), false},
+		{"other node", c1, l.direct(l.far, port), l.far.identity(), l.far, c1.identity(), false},
+		{"other node, back", c2, l.direct(l.near, port), l.near.identity(), l.near, c2.identity(), false},
 		// On one node the agent sees both ends, which tells the two pods apart
 		// that share the node's addresses.
-		{"from host network a", l.hostA, l.direct(l.near, port), l.near.identity(), l.near, l.hostA.identity()},
-		{"from host network b", l.hostB, l.direct(l.near, port), l.near.identity(), l.near, l.hostB.identity()},
-		{"from host network, other node", l.hostA, l.direct(l.far, port), l.far.identity(), l.far, nodeIdentity(l.nodes[0])},
-		{"to host network a", c1, l.direct(l.hostA, portHostA), l.hostA.identity(), l.hostA, c1.identity()},
-		{"to host network b", c1, l.direct(l.hostB, portHostB), l.hostB.identity(), l.hostB, c1.identity()},
-		{"to host network, other node", c2, l.direct(l.hostA, portHostA), l.hostA.identity(), l.hostA, c2.identity()},
+		{"from host network a", l.hostA, l.direct(l.near, port), l.near.identity(), l.near, l.hostA.identity(), false},
+		{"from host network b", l.hostB, l.direct(l.near, port), l.near.identity(), l.near, l.hostB.identity(), false},
+		{"from host network, other node", l.hostA, l.direct(l.far, port), l.far.identity(), l.far, nodeIdentity(l.nodes[0]), false},
+		{"to host network a", c1, l.direct(l.hostA, portHostA), l.hostA.identity(), l.hostA, c1.identity(), false},
+		{"to host network b", c1, l.direct(l.hostB, portHostB), l.hostB.identity(), l.hostB, c1.identity(), false},
+		{"to host network, other node", c2, l.direct(l.hostA, portHostA), l.hostA.identity(), l.hostA, c2.identity(), false},
+		{"host port, other node", c1, l.hostPort, l.ported.identity(), l.ported, c1.identity(), false},
 	}
+}
+
+// hostPort is where the pod ported is reached by its node's address.
+func (l *lab) hostPort(t *testing.T, protocol string, family int) string {
+	if protocol == "ping" { // the node would answer
+		return ""
+	}
+	return joined(l.nodeIP(t.Context(), l.ported.Spec.NodeName, family), portPorted)
 }
 
 func (l *lab) serviceRoutes(t *testing.T) []route {
@@ -69,14 +80,23 @@ func (l *lab) serviceRoutes(t *testing.T) []route {
 			return l.nodePort(t, "far", node, protocol, family)
 		}
 	}
+	fixed := func(ip4, ip6 string) func(*testing.T, string, int) string {
+		return func(_ *testing.T, _ string, family int) string {
+			return joined(map[int]string{4: ip4, 6: ip6}[family], servicePort)
+		}
+	}
 	c1, c2, hosts := l.client1, l.client2, l.nodes
+	// The node that takes the connection puts its own address in front: towards
+	// another node the one that it is known by, towards its own pods that of their
+	// bridge, which nobody is known by.
 	return []route{
-		{"ClusterIP, same node", c1, service("near"), with(l.near.identity(), "near"), l.near, c1.identity()},
-		{"ClusterIP, other node", c1, service("far"), with(l.far.identity(), "far"), l.far, c1.identity()},
-		{"ClusterIP, client on the other node", c2, service("near"), with(l.near.identity(), "near"), l.near, c2.identity()},
-		// The node that takes the connection puts its own address in front.
-		{"NodePort of the backend's node", c1, nodePort(hosts[len(hosts)-1]), with(l.far.identity(), "far"), l.far, identity{}},
-		{"NodePort of the client's node", c1, nodePort(hosts[0]), with(l.far.identity(), "far"), l.far, identity{}},
+		{"ClusterIP, same node", c1, service("near"), with(l.near.identity(), "near"), l.near, c1.identity(), false},
+		{"ClusterIP, other node", c1, service("far"), with(l.far.identity(), "far"), l.far, c1.identity(), false},
+		{"ClusterIP, client on the other node", c2, service("near"), with(l.near.identity(), "near"), l.near, c2.identity(), false},
+		{"NodePort of the backend's node", c1, nodePort(hosts[len(hosts)-1]), with(l.far.identity(), "far"), l.far, identity{}, true},
+		{"NodePort of the client's node", c1, nodePort(hosts[0]), with(l.far.identity(), "far"), l.far, nodeIdentity(hosts[0]), true},
+		{"external IP", c1, fixed(external4, external6), with(l.far.identity(), "open"), l.far, c1.identity(), false},
+		{"load balancer", c1, fixed(balancer4, balancer6), with(l.far.identity(), "open"), l.far, c1.identity(), false},
 	}
 }
 
@@ -127,13 +147,12 @@ func (l *lab) runRoute(t *testing.T, r route, protocol string, family, size int)
 		// The kernel answers, and of what it answers it shows what it sends.
 		want.RxBytes = 0
 	}
-	masqueraded := r.client == identity{}
 	l.expect(t, x.protocol, r.server.Spec.NodeName, want, func(f *orb8v1.Flow) bool {
-		if masqueraded { // found by its size alone, and only that is compared
+		if r.translated { // found by its size alone
 			return f.GetRole() == orb8v1.Role_ROLE_SERVER && f.GetTotal().GetTxBytes() == want.TxBytes && f.GetTotal().GetRxBytes() == want.RxBytes
 		}
 		return isTo(f, res, r)
-	}, ignoreRemote(masqueraded))
+	}, ignoreRemote(r.translated && l.lab == "")) // elsewhere other addresses are in front
 }
 
 func ignoreRemote(yes bool) cmp.Option {

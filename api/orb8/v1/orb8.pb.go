@@ -1691,8 +1691,14 @@ type ObserveRequest struct {
 	// History: at most so many of the latest matching events.
 	Last uint32 `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`
 	// Also orb8's own traffic.
-	IncludeSelf   bool `protobuf:"varint,8,opt,name=include_self,json=includeSelf,proto3" json:"include_self,omitempty"`
-	Sort          Sort `protobuf:"varint,9,opt,name=sort,proto3,enum=orb8.v1.Sort" json:"sort,omitempty"`
+	IncludeSelf bool `protobuf:"varint,8,opt,name=include_self,json=includeSelf,proto3" json:"include_self,omitempty"`
+	Sort        Sort `protobuf:"varint,9,opt,name=sort,proto3,enum=orb8.v1.Sort" json:"sort,omitempty"`
+	// Instead of history: go on where another stream of the same request broke.
+	Resume *Resume `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
+	// With follow: when nothing has matched for ten seconds, send an event with
+	// nothing but a time and the sequence reached, so that a later resume does not
+	// ask for what cannot match.
+	Progress      bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1790,6 +1796,77 @@ func (x *ObserveRequest) GetSort() Sort {
 	return Sort_SORT_UNSPECIFIED
 }
 
+func (x *ObserveRequest) GetResume() *Resume {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *ObserveRequest) GetProgress() bool {
+	if x != nil {
+		return x.Progress
+	}
+	return false
+}
+
+// Resume names the last event that has arrived. What followed it is sent, as far
+// as it is kept; how much is not comes as LostEvents with the stage resume_gap. An
+// agent that has been started since sends all that it keeps, from since_ns on.
+type Resume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// NodeStatus.started_ns of the event that opened the stream.
+	StartedNs int64 `protobuf:"varint,1,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	// Event.sequence of the last event that had one.
+	After         uint64 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resume) Reset() {
+	*x = Resume{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resume) ProtoMessage() {}
+
+func (x *Resume) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resume.ProtoReflect.Descriptor instead.
+func (*Resume) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Resume) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
+func (x *Resume) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
 // Filter matches a flow if, for every field that is set, one of its values
 // matches. Several filters must all match. negate turns the result round.
 type Filter struct {
@@ -1822,7 +1899,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1911,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1924,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -1939,6 +2016,11 @@ type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TimeNs   int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
 	NodeName string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	// Flow and connection events as they happen count from 1 in the order in which
+	// their agent told of them, which is not always that of their times: a record
+	// may wait for the name of its pod. The opening NodeStatus has the number of the
+	// latest. 0 for all else.
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Types that are valid to be assigned to Event:
 	//
 	//	*Event_Flow
@@ -1952,7 +2034,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2046,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2059,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -1992,6 +2074,13 @@ func (x *Event) GetNodeName() string {
 		return x.NodeName
 	}
 	return ""
+}
+
+func (x *Event) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2097,7 +2186,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2198,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2211,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -2248,7 +2337,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2349,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2362,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -2301,7 +2390,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2402,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2415,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -2379,7 +2468,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2480,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2493,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -2517,7 +2606,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2618,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2631,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -2584,7 +2673,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +2685,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +2698,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2655,7 +2744,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2756,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2769,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -2787,7 +2876,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2888,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2901,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -2838,19 +2927,21 @@ func (x *IcmpInfo) GetEchoId() uint32 {
 
 // NodeStatus opens every Observe stream and tells of changes in a node's state.
 type NodeStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeName      string                 `protobuf:"bytes,1,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	State         NodeState              `protobuf:"varint,2,opt,name=state,proto3,enum=orb8.v1.NodeState" json:"state,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	Probes        []*ProbeStatus         `protobuf:"bytes,5,rep,name=probes,proto3" json:"probes,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeName string                 `protobuf:"bytes,1,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	State    NodeState              `protobuf:"varint,2,opt,name=state,proto3,enum=orb8.v1.NodeState" json:"state,omitempty"`
+	Message  string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Version  string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Probes   []*ProbeStatus         `protobuf:"bytes,5,rep,name=probes,proto3" json:"probes,omitempty"`
+	// When the agent started; tells a restarted one from the one before.
+	StartedNs     int64 `protobuf:"varint,6,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +2953,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +2966,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -2913,6 +3004,13 @@ func (x *NodeStatus) GetProbes() []*ProbeStatus {
 	return nil
 }
 
+func (x *NodeStatus) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
 // LostEvents says that something was lost since the last such event.
 type LostEvents struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2924,7 +3022,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +3034,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +3047,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -3071,7 +3169,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xa4\x02\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xe9\x02\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -3081,7 +3179,14 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bsnapshot\x18\x06 \x01(\bR\bsnapshot\x12\x12\n" +
 	"\x04last\x18\a \x01(\rR\x04last\x12!\n" +
 	"\finclude_self\x18\b \x01(\bR\vincludeSelf\x12!\n" +
-	"\x04sort\x18\t \x01(\x0e2\r.orb8.v1.SortR\x04sort\"\xcf\x02\n" +
+	"\x04sort\x18\t \x01(\x0e2\r.orb8.v1.SortR\x04sort\x12'\n" +
+	"\x06resume\x18\n" +
+	" \x01(\v2\x0f.orb8.v1.ResumeR\x06resume\x12\x1a\n" +
+	"\bprogress\x18\v \x01(\bR\bprogress\"=\n" +
+	"\x06Resume\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xcf\x02\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -3099,10 +3204,11 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
-	"\bservices\x18\f \x03(\tR\bservices\"\x92\x02\n" +
+	"\bservices\x18\f \x03(\tR\bservices\"\xae\x02\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
-	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12#\n" +
+	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12#\n" +
 	"\x04flow\x18\n" +
 	" \x01(\v2\r.orb8.v1.FlowH\x00R\x04flow\x125\n" +
 	"\n" +
@@ -3192,14 +3298,16 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bIcmpInfo\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code\x12\x17\n" +
-	"\aecho_id\x18\x03 \x01(\rR\x06echoId\"\xb5\x01\n" +
+	"\aecho_id\x18\x03 \x01(\rR\x06echoId\"\xd4\x01\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12(\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x12.orb8.v1.NodeStateR\x05state\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12,\n" +
-	"\x06probes\x18\x05 \x03(\v2\x14.orb8.v1.ProbeStatusR\x06probes\"8\n" +
+	"\x06probes\x18\x05 \x03(\v2\x14.orb8.v1.ProbeStatusR\x06probes\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\x06 \x01(\x03R\tstartedNs\"8\n" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
@@ -3293,7 +3401,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -3316,74 +3424,76 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*ProbeStatus)(nil),         // 18: orb8.v1.ProbeStatus
 	(*LossCount)(nil),           // 19: orb8.v1.LossCount
 	(*ObserveRequest)(nil),      // 20: orb8.v1.ObserveRequest
-	(*Filter)(nil),              // 21: orb8.v1.Filter
-	(*Event)(nil),               // 22: orb8.v1.Event
-	(*Flow)(nil),                // 23: orb8.v1.Flow
-	(*Connection)(nil),          // 24: orb8.v1.Connection
-	(*Endpoint)(nil),            // 25: orb8.v1.Endpoint
-	(*Workload)(nil),            // 26: orb8.v1.Workload
-	(*Counters)(nil),            // 27: orb8.v1.Counters
-	(*Process)(nil),             // 28: orb8.v1.Process
-	(*TcpInfo)(nil),             // 29: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 30: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 31: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 32: orb8.v1.LostEvents
-	nil,                         // 33: orb8.v1.Workload.LabelsEntry
+	(*Resume)(nil),              // 21: orb8.v1.Resume
+	(*Filter)(nil),              // 22: orb8.v1.Filter
+	(*Event)(nil),               // 23: orb8.v1.Event
+	(*Flow)(nil),                // 24: orb8.v1.Flow
+	(*Connection)(nil),          // 25: orb8.v1.Connection
+	(*Endpoint)(nil),            // 26: orb8.v1.Endpoint
+	(*Workload)(nil),            // 27: orb8.v1.Workload
+	(*Counters)(nil),            // 28: orb8.v1.Counters
+	(*Process)(nil),             // 29: orb8.v1.Process
+	(*TcpInfo)(nil),             // 30: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 31: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 32: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 33: orb8.v1.LostEvents
+	nil,                         // 34: orb8.v1.Workload.LabelsEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	21, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	22, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	14, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	21, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	26, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	26, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	22, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	27, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	27, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	28, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	29, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	26, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	26, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	29, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	30, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	27, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	27, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
 	18, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
 	19, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
 	17, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
 	0,  // 14: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	21, // 15: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	22, // 15: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
 	2,  // 16: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
 	1,  // 17: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	23, // 18: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	24, // 19: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	31, // 20: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	32, // 21: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	3,  // 22: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	25, // 23: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	25, // 24: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 25: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 26: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	27, // 27: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	27, // 28: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	28, // 29: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	29, // 30: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	30, // 31: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 32: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	23, // 33: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	26, // 34: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	33, // 35: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 36: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 37: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 38: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	18, // 39: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	10, // 40: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 41: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 42: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	20, // 43: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 44: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 45: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 46: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	22, // 47: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	44, // [44:48] is the sub-list for method output_type
-	40, // [40:44] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	21, // 18: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	24, // 19: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	25, // 20: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	32, // 21: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	33, // 22: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	3,  // 23: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	26, // 24: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	26, // 25: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 26: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 27: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	28, // 28: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	28, // 29: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	29, // 30: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	30, // 31: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	31, // 32: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 33: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	24, // 34: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	27, // 35: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	34, // 36: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 37: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 38: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 39: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	18, // 40: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	10, // 41: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	12, // 42: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	13, // 43: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	20, // 44: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	11, // 45: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	15, // 46: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	16, // 47: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	23, // 48: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	45, // [45:49] is the sub-list for method output_type
+	41, // [41:45] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -3391,7 +3501,7 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[12].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[13].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
@@ -3403,7 +3513,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

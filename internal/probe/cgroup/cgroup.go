@@ -56,13 +56,7 @@ func (p *Probe) Hooks() []string { return p.hooks }
 func (p *Probe) Degraded() []string { return nil }
 
 // Start loads and attaches the program.
-func (p *Probe) Start() error {
-	err := p.start()
-	if err != nil {
-		err = errors.Join(err, p.Close())
-	}
-	return err
-}
+func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
 
 func (p *Probe) start() error {
 	spec, err := loadBpf()

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -19,26 +20,35 @@ import (
 
 // drainer reads the kernel's flow map. The kernel's counters stay cumulative;
 // what has been reported of each entry is kept here, and only idle entries are
-// deleted, in one step with their last reading. Only a packet in the instant in
-// which its entry, idle until then, is taken out can go uncounted: its program has
-// looked the entry up and adds to it afterwards.
+// deleted. Before their last reading they are retired, so that no program adds to
+// them afterwards, see retire.
 type drainer struct {
 	cfg      Config
-	flows    *ebpf.Map
+	kernel   kernel
 	keys     []bpfPacketKey
 	values   []bpfPacketFlow
 	reported map[bpfPacketKey]reported
 	idleFor  uint64      // after so many nanoseconds an entry goes, as of this drain
 	idle     []idleEntry // scratch
-	sample   flow.Sample
-	// twoSteps is set where the kernel cannot look up and delete in one step
-	// (hash maps before 5.14): a packet in between is not counted.
-	twoSteps bool
+	// retired is when entries were last taken out.
+	retired uint64
+	sample  flow.Sample
+}
+
+// kernel is what the drainer shares with the programs.
+type kernel struct {
+	flows, late  *ebpf.Map
+	retireBefore *ebpf.Variable
+	// settle waits until every program has ended that was running when it was
+	// called.
+	settle func() error
 }
 
 type reported struct {
 	start uint64
 	total flow.Counters
+	// late is what came while the entry was taken out; not in total.
+	late flow.Counters
 }
 
 type idleEntry struct {
@@ -46,9 +56,19 @@ type idleEntry struct {
 	last uint64
 }
 
-func newDrainer(flows *ebpf.Map, cfg Config) drainer {
+const (
+	// retireMargin is how long an entry has been without packets at least when it
+	// is taken out: more than the clocks that the programs read are apart, one of
+	// which moves with the kernel's tick.
+	retireMargin = uint64(20 * time.Millisecond)
+	// retireEvery is the longest time between two rounds of taking entries out:
+	// in each the kernel is waited for twice.
+	retireEvery = 4 * time.Second
+)
+
+func newDrainer(k kernel, cfg Config) drainer {
 	return drainer{
-		cfg: cfg, flows: flows,
+		cfg: cfg, kernel: k,
 		keys: make([]bpfPacketKey, cfg.Batch), values: make([]bpfPacketFlow, cfg.Batch),
 		reported: make(map[bpfPacketKey]reported),
 	}
@@ -73,7 +93,7 @@ func (d *drainer) drain() (news uint64, err error) {
 	if err != nil {
 		return news, err
 	}
-	return news, d.deleteIdle(now)
+	return news, d.takeOut(now)
 }
 
 // crowded reports whether there are so many entries that the longest idle go
@@ -87,7 +107,7 @@ func (d *drainer) read(now uint64, anyAge bool) (news uint64, err error) {
 	d.idle = d.idle[:0]
 	var cursor ebpf.MapBatchCursor
 	for {
-		n, err := d.flows.BatchLookup(&cursor, d.keys, d.values, nil)
+		n, err := d.kernel.flows.BatchLookup(&cursor, d.keys, d.values, nil)
 		done := errors.Is(err, ebpf.ErrKeyNotExist)
 		if errors.Is(err, unix.ENOSPC) {
 			d.grow()
@@ -122,66 +142,133 @@ func (d *drainer) grow() {
 func (d *drainer) report(k *bpfPacketKey, f *bpfPacketFlow) bool {
 	old := d.reported[*k]
 	if old.start != f.StartNs {
-		old = reported{}
+		old = reported{start: f.StartNs}
 	}
 	total := counters(f)
 	if total == old.total {
 		return false
 	}
-	decode(k, f, old.total, &d.sample, d.cfg.Clock)
-	d.cfg.Apply(&d.sample)
-	d.reported[*k] = reported{f.StartNs, total}
+	d.apply(k, f, old, reported{f.StartNs, total, old.late})
 	return true
 }
 
-// deleteIdle removes the entries without traffic for the idle time; while the
-// map is filling up also younger ones, the longest idle first, down to half.
-func (d *drainer) deleteIdle(now uint64) error {
+func (d *drainer) apply(k *bpfPacketKey, f *bpfPacketFlow, from, to reported) {
+	decode(k, f, from.total.Add(from.late), &d.sample, d.cfg.Clock)
+	d.sample.Total = to.total.Add(to.late)
+	d.cfg.Apply(&d.sample)
+	d.reported[*k] = to
+}
+
+// takeOut removes the entries without traffic for the idle time; while the map is
+// filling up also younger ones, the longest idle first, down to half.
+func (d *drainer) takeOut(now uint64) error {
 	slices.SortFunc(d.idle, func(a, b idleEntry) int { return cmp.Compare(a.last, b.last) })
-	surplus := len(d.reported) - int(d.cfg.MapEntries)/2
-	for i, e := range d.idle {
-		expired := e.last+d.idleFor <= now
-		if !expired && i >= surplus {
-			break
-		}
-		if err := d.delete(&e.key); err != nil {
-			return err
+	before := now - min(max(d.idleFor, retireMargin), now)
+	surplus := min(len(d.reported)-int(d.cfg.MapEntries)/2, len(d.idle))
+	n, _ := slices.BinarySearchFunc(d.idle, before+1, func(e idleEntry, t uint64) int { return cmp.Compare(e.last, t) })
+	crowded := surplus > n
+	if crowded {
+		n, before = surplus, d.idle[surplus-1].last
+		if age := now - min(before, now); age < retireMargin {
+			time.Sleep(time.Duration(retireMargin - age))
 		}
 	}
+	rest := min(uint64(retireEvery), d.idleFor/8)
+	if n == 0 || !crowded && now-d.retired < rest {
+		return nil
+	}
+	d.retired = now
+	err := d.retire(before, d.idle[:n])
 	if len(d.reported) == 0 {
 		d.reported = make(map[bpfPacketKey]reported) // a Go map never shrinks
 	}
-	return nil
+	return err
 }
 
-// delete takes an entry out and reports what came in since it was read.
-func (d *drainer) delete(k *bpfPacketKey) error {
+// retire takes out entries that had no packet after before. From when every
+// program knows of that, nothing is added to such entries: these are read for the
+// last time and deleted. What comes for them in the meantime is counted in another
+// map, and that is read when no program writes to it any more.
+func (d *drainer) retire(before uint64, entries []idleEntry) (err error) {
+	set := func(t uint64) error {
+		if err := d.kernel.retireBefore.Set(t); err != nil {
+			return fmt.Errorf("set which flows are taken out of the packet map: %w", err)
+		}
+		return d.kernel.settle()
+	}
+	// Whatever happens, the programs must not be left with entries retired.
+	gone := make(map[bpfPacketKey]bpfPacketFlow, len(entries))
+	err = set(before)
+	for i := 0; err == nil && i < len(entries); i++ {
+		err = d.delete(&entries[i].key, before, gone)
+	}
+	if err = errors.Join(err, set(0)); err != nil {
+		return err
+	}
+	err = d.readLate(gone)
+	for k, f := range gone {
+		// It may have a new entry already, which has another start.
+		if d.reported[k].start == f.StartNs {
+			delete(d.reported, k)
+		}
+	}
+	return err
+}
+
+// delete takes an entry out, unless there has been traffic, and reports what came
+// in since it was read. It puts the last reading into gone.
+func (d *drainer) delete(k *bpfPacketKey, before uint64, gone map[bpfPacketKey]bpfPacketFlow) error {
 	var last bpfPacketFlow
-	err := d.lookupAndDelete(k, &last)
+	err := d.kernel.flows.Lookup(k, &last)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		delete(d.reported, *k)
 		return nil
 	}
+	if err == nil && last.LastNs > before {
+		return nil
+	}
+	if err == nil {
+		d.report(k, &last)
+		err = d.kernel.flows.Delete(k)
+	}
 	if err != nil {
 		return fmt.Errorf("delete an idle flow from the packet map: %w", err)
 	}
-	d.report(k, &last)
-	delete(d.reported, *k)
+	gone[*k] = last
 	return nil
 }
 
-func (d *drainer) lookupAndDelete(k *bpfPacketKey, last *bpfPacketFlow) error {
-	if !d.twoSteps {
-		err := d.flows.LookupAndDelete(k, last)
-		if !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL) {
-			return err
+// readLate reports what came for entries while they were taken out, as theirs.
+func (d *drainer) readLate(gone map[bpfPacketKey]bpfPacketFlow) error {
+	var (
+		k    bpfPacketKey
+		late bpfPacketFlow
+		keys []bpfPacketKey
+	)
+	all := d.kernel.late.Iterate()
+	for all.Next(&k, &late) {
+		f, ok := gone[k]
+		if !ok && d.kernel.flows.Lookup(&k, &f) != nil { // one that was as old, but not to go
+			f = late
 		}
-		d.twoSteps = true
+		f.LastNs = max(f.LastNs, late.LastNs)
+		old := d.reported[k]
+		if old.start != f.StartNs {
+			old = reported{start: f.StartNs}
+		}
+		to := old
+		to.late = old.late.Add(counters(&late))
+		d.apply(&k, &f, old, to)
+		keys = append(keys, k)
 	}
-	if err := d.flows.Lookup(k, last); err != nil {
-		return err
+	err := all.Err()
+	for i := range keys {
+		err = errors.Join(err, d.kernel.late.Delete(&keys[i]))
 	}
-	return d.flows.Delete(k)
+	if err != nil {
+		return fmt.Errorf("read late packets: %w", err)
+	}
+	return nil
 }
 
 func bootNow() (uint64, error) {

@@ -310,6 +310,15 @@ func (c *commands) do(f []string) (string, error) {
 		return c.exchange(number(1), number(2), f[3])
 	case "many": // SOCKETS SIZE ADDRESS
 		return "", c.many(number(1), number(2), f[3])
+	case "pausing": // ROUNDS SOCKETS SIZE MICROSECONDS ADDRESS
+		for i := range number(1) {
+			if err := c.many(number(2), number(3), f[5]); err != nil {
+				return "", err
+			}
+			// From nothing to twice as long.
+			time.Sleep(time.Duration(number(4)) * time.Microsecond * time.Duration(i%50) / 25)
+		}
+		return "", nil
 	case "truncated": // ADDRESS
 		return "", sendTruncated(netip.MustParseAddr(f[1]))
 	}

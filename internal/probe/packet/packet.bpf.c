@@ -90,6 +90,15 @@ struct {
 	__type(value, struct packet_flow);
 } packet_flows SEC(".maps");
 
+/* What comes for entries of packet_flows while they are taken out, see
+ * retire_before. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct packet_key);
+	__type(value, struct packet_flow);
+} packet_late SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -110,6 +119,12 @@ volatile const bool count_tcp = false;
 /* Boot time less monotonic time, which a suspended machine moves; kept up to
  * date from outside. */
 volatile u64 boot_offset;
+
+/* Entries that had no packet after this time are being taken out: nothing is
+ * added to them any more, so that their last reading is exact. 0 for none. It is
+ * set from outside, which then waits for the programs that may not have seen it,
+ * and is always well in the past: whoever has seen it writes a later last_ns. */
+volatile u64 retire_before;
 
 /* When a flow last had a packet need not be exact: the clock that the kernel
  * itself reads at each tick costs a fifth of the other one. */
@@ -377,12 +392,34 @@ static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, b
 	f->last_ns = coarse_boot_ns();
 }
 
+/* Fills in the first packet of f and puts it into the map. */
+static __always_inline void insert(void *map, struct packet_key *k, struct packet_flow *f,
+				   u64 bytes, u64 packets, bool out)
+{
+	struct packet_flow *other;
+
+	f->start_ns = f->last_ns = bpf_ktime_get_boot_ns();
+	if (out) {
+		f->tx_bytes = bytes;
+		f->tx_packets = packets;
+	} else {
+		f->rx_bytes = bytes;
+		f->rx_packets = packets;
+	}
+	if (!bpf_map_update_elem(map, k, f, BPF_NOEXIST))
+		return;
+	/* Either another CPU was first, or the map is full. */
+	other = bpf_map_lookup_elem(map, k);
+	if (other)
+		add(other, bytes, packets, out);
+	else
+		count(STAT_MAP_FULL, packets);
+}
+
 static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
 				  u64 cookie, u64 bytes, u64 packets, bool out)
 {
-	u64 now = bpf_ktime_get_boot_ns();
-	struct packet_flow f = { .start_ns = now, .last_ns = now, .cookie = cookie };
-	struct packet_flow *other;
+	struct packet_flow f = { .cookie = cookie };
 	struct owner *o;
 
 	f.role = first_role(k->protocol, p, out);
@@ -393,21 +430,19 @@ static __always_inline void begin(struct packet_key *k, struct packet *p, struct
 			__builtin_memcpy(f.comm, o->comm, sizeof(f.comm));
 		}
 	}
-	if (out) {
-		f.tx_bytes = bytes;
-		f.tx_packets = packets;
-	} else {
-		f.rx_bytes = bytes;
-		f.rx_packets = packets;
-	}
-	if (!bpf_map_update_elem(&packet_flows, k, &f, BPF_NOEXIST))
-		return;
-	/* Either another CPU was first, or the map is full. */
-	other = bpf_map_lookup_elem(&packet_flows, k);
-	if (other)
-		add(other, bytes, packets, out);
+	insert(&packet_flows, k, &f, bytes, packets, out);
+}
+
+/* A packet of a flow whose entry is being taken out. */
+static __always_inline void add_late(struct packet_key *k, u64 bytes, u64 packets, bool out)
+{
+	struct packet_flow *f = bpf_map_lookup_elem(&packet_late, k);
+	struct packet_flow first = {};
+
+	if (f)
+		add(f, bytes, packets, out);
 	else
-		count(STAT_MAP_FULL, packets);
+		insert(&packet_late, k, &first, bytes, packets, out);
 }
 
 /* Every raw ICMP socket gets a copy of every echo. Only the one that takes part
@@ -455,7 +490,9 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 	f = bpf_map_lookup_elem(&packet_flows, &k);
 	if (cookie && !takes_echo(f, cookie, &p, out))
 		return 1;
-	if (f)
+	if (f && f->last_ns <= retire_before)
+		add_late(&k, bytes, packets, out);
+	else if (f)
 		add(f, bytes, packets, out);
 	else
 		begin(&k, &p, sk, cookie, bytes, packets, out);

@@ -38,6 +38,9 @@ type Config struct {
 	CgroupRoot string
 	// MapEntries is DefaultMapEntries if 0.
 	MapEntries uint32
+	// LateEntries bounds the flows that have packets while their entries are taken
+	// out; 1024 if 0.
+	LateEntries uint32
 	// Idle, asked at each reading, says how long an entry stays in the kernel
 	// without traffic: the flow table's expiry time. Always 30 s if nil.
 	Idle func() time.Duration
@@ -95,13 +98,7 @@ func (p *Probe) Received() uint64 { return p.received.Load() }
 func (p *Probe) CountsTCP() bool { return p.tcp }
 
 // Start loads and attaches the programs.
-func (p *Probe) Start() error {
-	err := p.start()
-	if err != nil {
-		err = errors.Join(err, p.Close())
-	}
-	return err
-}
+func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
 
 func (p *Probe) start() error {
 	if p.cfg.CgroupRoot == "" {
@@ -128,7 +125,15 @@ func (p *Probe) start() error {
 	if err := p.setBootOffset(); err != nil {
 		return err
 	}
-	p.drainer = newDrainer(p.flows, p.cfg)
+	settle, err := probe.NewSettler()
+	if err != nil {
+		return probe.Explain("wait for the packet probe's programs", err)
+	}
+	p.closers = append(p.closers, settle)
+	p.drainer = newDrainer(kernel{
+		flows: p.flows, late: core.Maps[bpfMapPacketLate],
+		retireBefore: core.Variables[bpfVarRetireBefore], settle: settle.Settle,
+	}, p.cfg)
 	// Owners first, so that the first packet's flow already has one.
 	p.startOwners(spec, core)
 	if err := p.attach(core.Programs[bpfProgPacketIngress], ebpf.AttachCGroupInetIngress, "cgroup_skb/ingress"); err != nil {
@@ -139,6 +144,9 @@ func (p *Probe) start() error {
 
 func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	spec.Maps[bpfMapPacketFlows].MaxEntries = p.cfg.MapEntries
+	if n := p.cfg.LateEntries; n != 0 {
+		spec.Maps[bpfMapPacketLate].MaxEntries = n
+	}
 	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
 		return fmt.Errorf("set whether TCP is counted: %w", err)
 	}

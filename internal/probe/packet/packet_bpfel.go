@@ -81,6 +81,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapPacketFlows       = "packet_flows"
+	bpfMapPacketLate        = "packet_late"
 	bpfMapPacketOwners      = "packet_owners"
 	bpfMapPacketStats       = "packet_stats"
 	bpfProgPacketEgress     = "packet_egress"
@@ -90,6 +91,7 @@ const (
 	bpfVarBootOffset        = "boot_offset"
 	bpfVarCountTcp          = "count_tcp"
 	bpfVarMirrored          = "mirrored"
+	bpfVarRetireBefore      = "retire_before"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -145,6 +147,7 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	PacketFlows  *ebpf.MapSpec `ebpf:"packet_flows"`
+	PacketLate   *ebpf.MapSpec `ebpf:"packet_late"`
 	PacketOwners *ebpf.MapSpec `ebpf:"packet_owners"`
 	PacketStats  *ebpf.MapSpec `ebpf:"packet_stats"`
 }
@@ -153,9 +156,10 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	BootOffset *ebpf.VariableSpec `ebpf:"boot_offset"`
-	CountTcp   *ebpf.VariableSpec `ebpf:"count_tcp"`
-	Mirrored   *ebpf.VariableSpec `ebpf:"mirrored"`
+	BootOffset   *ebpf.VariableSpec `ebpf:"boot_offset"`
+	CountTcp     *ebpf.VariableSpec `ebpf:"count_tcp"`
+	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
+	RetireBefore *ebpf.VariableSpec `ebpf:"retire_before"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -179,6 +183,7 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	PacketFlows  *ebpf.Map `ebpf:"packet_flows"`
+	PacketLate   *ebpf.Map `ebpf:"packet_late"`
 	PacketOwners *ebpf.Map `ebpf:"packet_owners"`
 	PacketStats  *ebpf.Map `ebpf:"packet_stats"`
 }
@@ -186,6 +191,7 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.PacketFlows,
+		m.PacketLate,
 		m.PacketOwners,
 		m.PacketStats,
 	)
@@ -195,9 +201,10 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	BootOffset *ebpf.Variable `ebpf:"boot_offset"`
-	CountTcp   *ebpf.Variable `ebpf:"count_tcp"`
-	Mirrored   *ebpf.Variable `ebpf:"mirrored"`
+	BootOffset   *ebpf.Variable `ebpf:"boot_offset"`
+	CountTcp     *ebpf.Variable `ebpf:"count_tcp"`
+	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
+	RetireBefore *ebpf.Variable `ebpf:"retire_before"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -105,13 +105,7 @@ func optional() []struct{ prog, hook, effect string } {
 
 // Start loads and attaches the programs and takes in the sockets that are
 // already open.
-func (p *Probe) Start() error {
-	err := p.start()
-	if err != nil {
-		err = errors.Join(err, p.Close())
-	}
-	return err
-}
+func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
 
 func (p *Probe) start() error {
 	spec, err := loadBpf()
