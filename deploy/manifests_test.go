@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package deploy has the ways to install orb8 in a cluster. Its test reads every
-// rendered manifest with the API's own types, strictly: of the version in go.mod
-// as usual, of the oldest one that is supported with
-//
-//	go test -modfile=deploy/kubernetes-1.25.mod ./deploy/
+// Package deploy has the ways to install orb8 in a cluster. Its tests read every
+// rendered manifest with the API's own types, strictly, and hold them to the
+// published schemas of the oldest and the newest supported version of Kubernetes.
 package deploy
 
 import (
@@ -126,6 +124,17 @@ func TestPrivileges(t *testing.T) {
 	}
 	if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("seccomp profile %v", p)
+	}
+	// On every node, whatever is wrong with it.
+	if len(spec.Tolerations) != 1 || spec.Tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}) {
+		t.Errorf("tolerations %v", spec.Tolerations)
+	}
+	c := spec.Containers[0]
+	if r := c.Resources; r.Requests.Cpu().IsZero() || r.Requests.Memory().IsZero() || r.Limits.Memory().IsZero() {
+		t.Errorf("resources %v", r)
+	}
+	if c.LivenessProbe == nil || c.ReadinessProbe == nil {
+		t.Error("want a liveness and a readiness probe")
 	}
 	for _, m := range spec.Containers[0].VolumeMounts {
 		if !m.ReadOnly {
