@@ -33,7 +33,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver) *probe.Manager
 	m := probe.NewManager(s.Log)
 
 	// First, so that the others' records find names.
-	m.Add(cgroup.New(cgroup.Config{Made: names.Learn, Losses: s.Losses}))
+	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}))
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
 		CgroupID: part.CgroupID,

@@ -280,8 +280,26 @@ func (t *Table) enlist(r *row) {
 		r.nextEnd.prevEnd = r
 	}
 	mine[e] = r
-	for other, n := theirs[e], 0; other != nil && n < maxEnds; other, n = other.nextEnd, n+1 {
-		t.join(&other.rec)
+	t.joinAll(theirs[e])
+}
+
+// name identifies a row, and tells the other end of its connection if that can
+// learn from what has become known of the remote end.
+func (t *Table) name(r *row) {
+	before := r.rec.Remote
+	t.identify(&r.rec)
+	if r.rec.Remote == before || r.rec.Role != RoleClient {
+		return
+	}
+	if e, ok := clientEnd(&r.rec.Sample); ok {
+		t.joinAll(t.names.servers[e])
+	}
+}
+
+// joinAll looks for the other ends of rows that are linked.
+func (t *Table) joinAll(r *row) {
+	for n := 0; r != nil && n < maxEnds; r, n = r.nextEnd, n+1 {
+		t.join(&r.rec)
 	}
 }
 

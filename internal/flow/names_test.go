@@ -338,6 +338,24 @@ func TestServiceOutlivesEndpoint(t *testing.T) {
 	b.want(t, named{"server", "web", "client", ""})
 }
 
+// A Service that becomes known late, as after a start, is known at both ends, also
+// of connections that are over.
+func TestServiceKnownLate(t *testing.T) {
+	b := joined()
+	service := b.remote[serviceIP]
+	delete(b.remote, serviceIP)
+	client, server := asClient(10), asServer(10)
+	client.TCP, server.TCP = TCPInfo{Valid: true, End: EndFIN}, TCPInfo{Valid: true, End: EndFIN}
+	b.Apply(server)
+	b.Apply(client)
+	b.remote[serviceIP] = service
+	for _, r := range b.Snapshot(nil) {
+		if r.Role == RoleServer && r.Local.Service != "web" || r.Role == RoleClient && nameOf(&r) != (named{"client", "", "server", "web"}) {
+			t.Errorf("%+v", nameOf(&r))
+		}
+	}
+}
+
 // Rows of one client's port are found and forgotten in any order.
 func TestEndsAreForgotten(t *testing.T) {
 	const n = maxEnds + 4

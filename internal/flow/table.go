@@ -155,7 +155,7 @@ func (t *Table) update(r *row, s *Sample) {
 		rec.TCP = s.TCP
 	}
 	if changed || renamed {
-		t.identify(rec)
+		t.name(r)
 	}
 	if !changed {
 		return
@@ -227,8 +227,10 @@ func (t *Table) Snapshot(dst []Record) []Record {
 	defer t.mu.Unlock()
 	for r := t.head.next; r != &t.head; r = r.next {
 		if r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local)) {
-			t.identify(&r.rec)
+			t.name(r)
 		}
+	}
+	for r := t.head.next; r != &t.head; r = r.next {
 		dst = append(dst, r.rec)
 	}
 	return dst

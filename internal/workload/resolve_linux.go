@@ -341,6 +341,16 @@ func (c *cgroupfs) place(id uint64, p string) string {
 	return p
 }
 
+func (c *cgroupfs) all() map[uint64]string {
+	paths := walk(c.real, walkDirs)
+	for id, rel := range paths {
+		if p, ok := c.belowRoot(c.real + rel); ok {
+			paths[id] = p
+		}
+	}
+	return paths
+}
+
 // notVisible says why a pod lacks its host's cgroups, and what to do.
 func notVisible(why string) string {
 	return "the host's cgroups are not visible in this pod (" + why + "): pods have no names, and only TCP is seen; " +
@@ -353,4 +363,5 @@ type noHierarchy struct{}
 func (noHierarchy) find(uint64, uint32) (string, bool) { return "", false }
 func (noHierarchy) exists(uint64, string) bool         { return true }
 func (noHierarchy) place(_ uint64, p string) string    { return p }
+func (noHierarchy) all() map[uint64]string             { return nil }
 func (noHierarchy) close() error                       { return nil }

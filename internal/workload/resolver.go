@@ -69,6 +69,8 @@ type hierarchy interface {
 	// place turns a cgroup's path below the root of the kernel's hierarchy into
 	// what find returns, as far as that can be told.
 	place(id uint64, path string) string
+	// all returns the paths of all cgroups, up to a bound, as find does.
+	all() map[uint64]string
 	close() error
 }
 
@@ -197,15 +199,29 @@ func (r *Resolver) Local(cgroupID uint64, pid uint32, comm string, addr netip.Ad
 // Learn is told of a new cgroup and its path below the root of the hierarchy, so
 // that its name is known although it may be gone in a moment.
 func (r *Resolver) Learn(id uint64, cgroupPath string) {
-	if isRoot(id) {
-		return
+	if !isRoot(id) {
+		r.learn(id, r.tree.place(id, cgroupPath))
 	}
+}
+
+func (r *Resolver) learn(id uint64, seen string) {
 	key := entryKey{cgroup: id}
 	old := r.cached(key)
 	if old != nil && old.retry.IsZero() {
 		return
 	}
-	r.store(key, known(id, r.tree.place(id, cgroupPath)), old)
+	r.store(key, known(id, seen), old)
+}
+
+// LearnAll notes the names of all containers' cgroups that are there now: of those
+// that were made before anybody told, and may be gone when their first record is
+// read.
+func (r *Resolver) LearnAll() {
+	for id, p := range r.tree.all() {
+		if info := ParseCgroup(p); (info.ContainerID != "" || info.PodUID != "") && !isRoot(id) {
+			r.learn(id, p)
+		}
+	}
 }
 
 // known makes the entry of a cgroup whose path is known.

@@ -4,6 +4,7 @@ package workload
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -33,6 +34,12 @@ func (f *fakeTree) exists(id uint64, _ string) bool {
 	defer f.mu.Unlock()
 	_, ok := f.paths[id]
 	return ok
+}
+
+func (f *fakeTree) all() map[uint64]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.paths)
 }
 
 func (f *fakeTree) place(_ uint64, p string) string { return p }
@@ -409,5 +416,27 @@ func TestLearn(t *testing.T) {
 	r.Learn(rootCgroup, p)
 	if r.Local(12, 0, "sshd", netip.Addr{}) != known || r.Local(rootCgroup, 0, "", netip.Addr{}) != r.kernel {
 		t.Error("a name that was known has changed")
+	}
+}
+
+// Containers that are there from the beginning are named although they are gone
+// when their first record comes; nothing else is looked at.
+func TestLearnAll(t *testing.T) {
+	tree := &fakeTree{paths: map[uint64]string{
+		rootCgroup: "/", 10: "/kubepods/pod" + uid + "/" + id1, 11: "/system.slice/sshd.service", 12: "/kubepods/pod" + uid,
+	}}
+	r := newResolver(Config{}, tree)
+	r.LearnAll()
+	if len(r.entries) != 2 {
+		t.Errorf("%d entries, want 2", len(r.entries))
+	}
+	for _, id := range []uint64{10, 11, 12} {
+		tree.remove(id)
+	}
+	if got := r.Local(10, 0, "sh", netip.Addr{}); got.ContainerID != id1 || got.PodUID != uid {
+		t.Errorf("container: %+v", got)
+	}
+	if got := r.Local(12, 0, "sh", netip.Addr{}); got.PodUID != uid {
+		t.Errorf("pod: %+v", got)
 	}
 }

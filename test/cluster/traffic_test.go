@@ -95,8 +95,8 @@ func (l *lab) serviceRoutes(t *testing.T) []route {
 		{"ClusterIP, client on the other node", c2, service("near"), with(l.near.identity(), "near"), l.near, c2.identity(), false},
 		{"NodePort of the backend's node", c1, nodePort(hosts[len(hosts)-1]), with(l.far.identity(), "far"), l.far, identity{}, true},
 		{"NodePort of the client's node", c1, nodePort(hosts[0]), with(l.far.identity(), "far"), l.far, nodeIdentity(hosts[0]), true},
-		{"external IP", c1, fixed(external4, external6), with(l.far.identity(), "open"), l.far, c1.identity(), false},
-		{"load balancer", c1, fixed(balancer4, balancer6), with(l.far.identity(), "open"), l.far, c1.identity(), false},
+		{"external IP", c1, fixed(external4, external6), with(l.far.identity(), "open"), l.far, nodeIdentity(hosts[0]), true},
+		{"load balancer", c1, fixed(balancer4, balancer6), with(l.far.identity(), "open"), l.far, nodeIdentity(hosts[0]), true},
 	}
 }
 

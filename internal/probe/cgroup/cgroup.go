@@ -25,8 +25,11 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
-// Config of the probe. Both fields are required.
+// Config of the probe. Made and Losses are required.
 type Config struct {
+	// Ready, if set, is called by Start once new cgroups are told of, or cannot be:
+	// those that are there already may be looked at.
+	Ready func()
 	// Made is told of a new cgroup: its id, and its path below the root of the
 	// cgroup2 hierarchy, beginning with a slash. It is called from Run.
 	Made   func(id uint64, path string)
@@ -56,7 +59,12 @@ func (p *Probe) Hooks() []string { return p.hooks }
 func (p *Probe) Degraded() []string { return nil }
 
 // Start loads and attaches the program.
-func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
+func (p *Probe) Start() error {
+	if p.cfg.Ready != nil {
+		defer p.cfg.Ready()
+	}
+	return probe.OrClose(p.start(), p.Close)
+}
 
 func (p *Probe) start() error {
 	spec, err := loadBpf()
