@@ -141,7 +141,7 @@ func (t *Table) join(rec *Record) {
 // several that are as likely; nil if none is a known pod.
 func (t *Table) serverOf(client *Record, e side) *Record {
 	var found *Record
-	best := matchNone
+	best, torn := matchNone, false
 	for r, n := t.names.servers[e], 0; r != nil && n < maxEnds; r, n = r.nextEnd, n+1 {
 		if r.rec.Local.Pod == "" {
 			continue
@@ -149,10 +149,13 @@ func (t *Table) serverOf(client *Record, e side) *Record {
 		m := t.match(client, &r.rec)
 		switch {
 		case m > best:
-			found, best = &r.rec, m
-		case m == best && m == matchGuessed && r.rec.Local != found.Local:
-			return nil
+			found, best, torn = &r.rec, m, false
+		case m == matchGuessed && best == matchGuessed && r.rec.Local != found.Local:
+			torn = true
 		}
+	}
+	if torn {
+		return nil
 	}
 	return found
 }

@@ -229,9 +229,8 @@ func (s *Store) upsertSlice(in *EndpointSlice) {
 	svc.slices = append(svc.slices, sl)
 	svc.version++
 	sl.each(func(e endpoint, name string) {
-		all := append(s.bare[e], target{svc, name})
-		slices.SortFunc(all, compareTargets)
-		s.bare[e] = all
+		s.bare[e] = append(s.bare[e], target{svc, name})
+		slices.SortFunc(s.bare[e], compareTargets)
 		s.arrived(e.addr)
 	})
 }

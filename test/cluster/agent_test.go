@@ -317,7 +317,7 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		_, err := l.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
 		return err
 	})
-	t.Cleanup(func() { l.replaceAgents(t, first) }) // so that none has restarts
+	defer l.replaceAgents(t, first) // so that none has restarts
 	res := l.resultOf(t, cl.Name, "main")
 	var told []*orb8v1.Event
 	eventually(t, 20*time.Second, func() error {

@@ -64,7 +64,9 @@ type lab struct {
 	namespace string
 	// nodes that are ready, at least one.
 	nodes []string
-	flows source
+	// nested: nodes share a kernel, as in this lab and in kind.
+	nested bool
+	flows  source
 
 	client1, client2 *pod // bare pods on the first and the second node
 	near             *pod // of Deployment near, on the first node
@@ -140,7 +142,10 @@ func connect(ctx context.Context) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	boots := map[string]bool{}
 	for _, n := range nodes.Items {
+		l.nested = l.nested || l.lab != "" || boots[n.Status.NodeInfo.BootID]
+		boots[n.Status.NodeInfo.BootID] = true
 		if ready(n.Status.Conditions) && !n.Spec.Unschedulable {
 			l.nodes = append(l.nodes, n.Name)
 		}

@@ -10,6 +10,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -56,7 +57,7 @@ func run(version string) error {
 
 // definitions downloads the module and reads its OpenAPI document.
 func definitions(version string) (map[string]any, error) {
-	cmd := exec.Command("go", "mod", "download", "-json", "k8s.io/kubernetes@"+version)
+	cmd := exec.CommandContext(context.Background(), "go", "mod", "download", "-json", "k8s.io/kubernetes@"+version)
 	cmd.Dir = os.TempDir()
 	text, err := cmd.Output()
 	if err != nil {
