@@ -8,8 +8,12 @@
 package accel
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -183,3 +187,30 @@ func (e *Unsupported) Error() string {
 }
 
 func (e *Unsupported) Unwrap() error { return e.Err }
+
+// CompareDevices orders devices by vendor and index, parts after their device.
+func CompareDevices(a, b *Device) int {
+	if c := cmp.Compare(a.Vendor, b.Vendor); c != 0 {
+		return c
+	}
+	aDevice, aPart := splitIndex(a.Index)
+	bDevice, bPart := splitIndex(b.Index)
+	return cmp.Or(cmp.Compare(aDevice, bDevice), cmp.Compare(aPart, bPart), cmp.Compare(a.Index, b.Index), cmp.Compare(a.ID, b.ID))
+}
+
+// splitIndex returns the numbers of a device and its part; the part is -1 where
+// there is none.
+func splitIndex(index string) (device, part int) {
+	head, tail, divided := strings.Cut(index, ":")
+	number := func(s string) int {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return math.MaxInt
+		}
+		return n
+	}
+	if !divided {
+		return number(head), -1
+	}
+	return number(head), number(tail)
+}
