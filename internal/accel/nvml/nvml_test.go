@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && cgo
+
+package nvml
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/nvml/nvmltest"
+)
+
+// one is a GPU that says all there is.
+const one = `count 1
+driver 570.124.06
+gpu0.uuid GPU-11111111-2222-3333-4444-555555555555
+gpu0.name NVIDIA H200
+gpu0.minor 3
+gpu0.bus 59
+gpu0.util 80
+gpu0.memutil 40
+gpu0.mem.used 1000
+gpu0.mem.reserved 200
+gpu0.mem.total 10000
+gpu0.power 350000
+gpu0.powerlimit 700000
+gpu0.energy 123456
+gpu0.temp 61
+gpu0.smclock 1980
+gpu0.memclock 3201
+gpu0.clockevents 0x45
+gpu0.ecc.corrected 3
+gpu0.ecc.uncorrected 1
+gpu0.remap.corrected 2
+gpu0.remap.pending 1
+gpu0.field82 70
+gpu0.field186 355000
+gpu0.field197 5000
+gpu0.field198 6000
+gpu0.field138 7
+gpu0.field139 8
+gpu0.gpm 1
+gpu0.gpm2 75
+gpu0.gpm3 50
+gpu0.gpm5 140
+gpu0.gpm10 -3
+gpu0.gpm11 nan
+gpu0.proc0 1001 600 30 -1
+gpu0.proc1 1002 -1 50 -1
+gpu0.proc2 1003 10 150 -1
+gpu0.proc3 1004 10 20 1000
+gpu0.proc4 0 10 20 0
+`
+
+// newBackend reads the driver's devices until the test ends, and checks then that
+// all handles were given back.
+func newBackend(t *testing.T, d *nvmltest.Driver, change ...func(*Config)) *Backend {
+	t.Helper()
+	cfg := Config{Library: d.Library, Kmsg: "-"}
+	for _, f := range change {
+		f(&cfg)
+	}
+	b := New(cfg)
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if n := d.Open(); n != 0 {
+			t.Errorf("left open: %d libraries, %d GPM samples, %d event sets", n/10000, n/100%100, n%100)
+		}
+	})
+	return b
+}
+
+func read(t *testing.T, b *Backend) []accel.Sample {
+	t.Helper()
+	all, err := b.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// values writes those that are known.
+func values(v *accel.Values) map[string]string {
+	all := make(map[string]string)
+	for m := range accel.NumMetrics {
+		if v[m].Known() {
+			all[m.String()] = v[m].String()
+		}
+	}
+	return all
+}
+
+func TestOneGPU(t *testing.T) {
+	d := nvmltest.New(t)
+	d.Set(one)
+	b := newBackend(t, d)
+	first := read(t, b)
+	time.Sleep(gpmWindow + 10*time.Millisecond)
+	second := read(t, b)
+	if len(first) != 1 || len(second) != 1 {
+		t.Fatalf("%d and %d samples", len(first), len(second))
+	}
+	s := &second[0]
+	wantDevice := &accel.Device{
+		Vendor: accel.NVIDIA, ID: "GPU-11111111-2222-3333-4444-555555555555", Index: "0", Model: "NVIDIA H200",
+		PCI: "0000:3b:00.0", Driver: "570.124.06", Minor: 3,
+	}
+	if diff := cmp.Diff(wantDevice, s.Device); diff != "" {
+		t.Errorf("device (-want +got):\n%s", diff)
+	}
+	want := map[string]string{
+		"utilization_ratio": "0.8 (driver)", "memory_busy_ratio": "0.4 (driver)",
+		"memory_used_bytes": "1200 (driver)", "memory_total_bytes": "10000 (driver)",
+		"power_watts": "355 (driver)", "power_limit_watts": "700 (driver)", "energy_joules": "123.456 (driver)",
+		"temperature_celsius": "61 (driver)", "memory_temperature_celsius": "70 (driver)",
+		"sm_clock_hertz": "1.98e+09 (driver)", "memory_clock_hertz": "3.201e+09 (driver)",
+		"ecc_corrected_errors": "3 (driver)", "ecc_uncorrected_errors": "1 (driver)",
+		"rows_remapped_correctable": "2 (driver)", "rows_remapped_uncorrectable": "0 (driver)",
+		"row_remap_pending": "1 (driver)", "row_remap_failure": "0 (driver)",
+		"pcie_sent_bytes": "5000 (driver)", "pcie_received_bytes": "6000 (driver)",
+		"nvlink_sent_bytes": "7168 (driver)", "nvlink_received_bytes": "8192 (driver)",
+		// GPM, cut to what a ratio can be; what is no number is absent.
+		"sm_active_ratio": "0.75 (gpm)", "sm_occupancy_ratio": "0.5 (gpm)", "tensor_active_ratio": "1 (gpm)",
+		"dram_active_ratio": "0 (gpm)",
+	}
+	if diff := cmp.Diff(want, values(&s.Values)); diff != "" {
+		t.Errorf("values (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"sw_power_cap", "hw_thermal_slowdown"}, s.ClockEvents); diff != "" {
+		t.Errorf("clock events (-want +got):\n%s", diff)
+	}
+	// Of the process samples one claims too much, one is old, and of one process
+	// nobody knows the memory.
+	processes := []accel.Process{
+		{PID: 1001, Memory: accel.Of(600, accel.PerProcess), Utilization: accel.Of(0.3, accel.PerProcess)},
+		{PID: 1002, Utilization: accel.Of(0.5, accel.PerProcess)},
+		{PID: 1003, Memory: accel.Of(10, accel.PerProcess), Utilization: accel.Of(0, accel.PerProcess)},
+		{PID: 1004, Memory: accel.Of(10, accel.PerProcess), Utilization: accel.Of(0, accel.PerProcess)},
+	}
+	if diff := cmp.Diff(processes, s.Processes); diff != "" || !s.ProcessesKnown {
+		t.Errorf("processes, known %t (-want +got):\n%s", s.ProcessesKnown, diff)
+	}
+	if first[0].Values[accel.SMActive].Known() || first[0].Processes[0].Utilization.Known() || s.Window < gpmWindow {
+		t.Errorf("the first reading has a window: %v; the second %v", values(&first[0].Values), s.Window)
+	}
+	// Too soon for another GPM window.
+	if third := read(t, b); third[0].Values[accel.SMActive].Known() {
+		t.Error("a GPM value of a window that is too short")
+	}
+}
+
+// An older driver lacks much of it, and calling what a library lacks would end
+// the process.
+func TestOldDriver(t *testing.T) {
+	d := nvmltest.New(t, "-DOLD")
+	d.Set(one)
+	b := newBackend(t, d)
+	read(t, b)
+	s := read(t, b)[0]
+	want := map[string]string{
+		"utilization_ratio": "0.8 (driver)", "memory_busy_ratio": "0.4 (driver)",
+		"memory_used_bytes": "1000 (driver)", "memory_total_bytes": "10000 (driver)",
+		"power_watts": "350 (driver)", "power_limit_watts": "700 (driver)", "energy_joules": "123.456 (driver)",
+		"temperature_celsius": "61 (driver)", "sm_clock_hertz": "1.98e+09 (driver)", "memory_clock_hertz": "3.201e+09 (driver)",
+	}
+	if diff := cmp.Diff(want, values(&s.Values)); diff != "" {
+		t.Errorf("values (-want +got):\n%s", diff)
+	}
+	if len(s.Device.Limits) != 1 || !strings.Contains(s.Device.Limits[0], "GPM") {
+		t.Errorf("limits %q", s.Device.Limits)
+	}
+}
+
+// What the driver does not tell is absent, and not 0.
+func TestNothingSupported(t *testing.T) {
+	d := nvmltest.New(t)
+	d.Set("count 1\ngpu0.uuid GPU-1\ngpu0.mem.used 0xffffffffffffffff\ngpu0.mem.total 0xffffffffffffffff\n")
+	if got := values(&read(t, newBackend(t, d))[0].Values); len(got) != 0 {
+		t.Errorf("values %v", got)
+	}
+}
+
+func TestEightGPUs(t *testing.T) {
+	d := nvmltest.New(t)
+	var all strings.Builder
+	fmt.Fprintln(&all, "count 8")
+	for i := range 8 {
+		fmt.Fprintf(&all, "gpu%d.uuid GPU-%d\ngpu%d.util %d\ngpu%d.proc0 %d 10 %d -1\n", i, i, i, 10*i, i, 100+i, 10*i)
+	}
+	d.Set(all.String())
+	b := newBackend(t, d)
+	read(t, b)
+	for i, s := range read(t, b) {
+		if s.Device.Index != fmt.Sprint(i) || s.Values[accel.Utilization].V != float64(i)/10 ||
+			len(s.Processes) != 1 || s.Processes[0].Utilization.V != float64(i)/10 {
+			t.Errorf("GPU %d: %+v, %v, %+v", i, s.Device, values(&s.Values), s.Processes)
+		}
+	}
+}
+
+// A device that is lost is left out, the others go on, and it is there again when
+// it is.
+func TestLostGPU(t *testing.T) {
+	d := nvmltest.New(t)
+	const two = "count 2\ngpu0.uuid GPU-0\ngpu0.util 1\ngpu0.gpm 1\ngpu1.uuid GPU-1\ngpu1.util 2\ngpu1.gpm 1\n"
+	ids := func(all []accel.Sample) (ids []string) {
+		for _, s := range all {
+			ids = append(ids, s.Device.ID)
+		}
+		return ids
+	}
+	b := newBackend(t, d)
+	for step, c := range []struct {
+		state string
+		want  []string
+	}{
+		{two, []string{"GPU-0", "GPU-1"}},
+		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
+		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
+		{strings.Replace(two, "count 2", "count 1", 1), []string{"GPU-0"}},
+		{two, []string{"GPU-0", "GPU-1"}},
+		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
+		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
+		{two, []string{"GPU-1"}},
+		{"", []string{"GPU-0", "GPU-1"}}, // after a while
+	} {
+		if c.state == "" {
+			b.listed = b.listed.Add(-2 * retryMissing)
+		} else {
+			d.Set(c.state)
+		}
+		if diff := cmp.Diff(c.want, ids(read(t, b))); diff != "" {
+			t.Errorf("step %d (-want +got):\n%s", step, diff)
+		}
+	}
+}
+
+func TestMIG(t *testing.T) {
+	d := nvmltest.New(t)
+	const state = `count 1
+gpu0.uuid GPU-0
+gpu0.name NVIDIA H100 80GB HBM3
+gpu0.bus 1
+gpu0.mig 1
+gpu0.gpm 1
+gpu0.power 300000
+gpu0.proc0 1 1 1 -1
+gpu0.mig0.uuid MIG-a
+gpu0.mig0.name NVIDIA H100 80GB HBM3 MIG 1g.10gb
+gpu0.mig0.mem.used 100
+gpu0.mig0.mem.total 1000
+gpu0.mig0.gpm2 30
+gpu0.mig0.proc0 77 90 0 0
+gpu0.mig2.uuid MIG-b
+gpu0.mig2.name NVIDIA H100 80GB HBM3 MIG 3g.40gb
+gpu0.mig2.gpm2 60
+`
+	d.Set(state)
+	b := newBackend(t, d)
+	read(t, b)
+	time.Sleep(gpmWindow + 10*time.Millisecond)
+	all := read(t, b)
+	if len(all) != 3 || !all[0].Device.Divided || all[0].Processes != nil {
+		t.Fatalf("%+v", all)
+	}
+	a, c := all[1], all[2]
+	if a.Device.ID != "MIG-a" || a.Device.Index != "0:0" || a.Device.Parent != "GPU-0" || a.Device.Profile != "1g.10gb" ||
+		a.Device.PCI != "0000:01:00.0" || c.Device.Index != "0:2" || c.Device.Profile != "3g.40gb" {
+		t.Errorf("parts %+v, %+v", a.Device, c.Device)
+	}
+	if a.Values[accel.SMActive].V != 0.3 || c.Values[accel.SMActive].V != 0.6 || a.Values[accel.MemoryUsed].V != 100 ||
+		a.Values[accel.PowerUsage].Known() || len(a.Processes) != 1 || a.Processes[0].PID != 77 {
+		t.Errorf("%v %+v, %v", values(&a.Values), a.Processes, values(&c.Values))
+	}
+	d.Set(strings.Replace(state, "gpu0.mig 1", "gpu0.mig 0", 1))
+	if all := read(t, b); len(all) != 1 || all[0].Device.Divided || len(all[0].Processes) != 1 {
+		t.Errorf("undivided: %+v", all)
+	}
+}
+
+func TestXIDs(t *testing.T) {
+	d := nvmltest.New(t)
+	kmsg := filepath.Join(t.TempDir(), "kmsg")
+	if err := os.WriteFile(kmsg, []byte("6,1,1,-;NVRM: Xid (PCI:0000:3b:00): 13, pid=1, before orb8\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Set(one)
+	b := newBackend(t, d, func(c *Config) { c.Kmsg = kmsg })
+	if s := read(t, b); s[0].Errors != nil {
+		t.Errorf("errors from before: %+v", s[0].Errors)
+	}
+	f, err := os.OpenFile(kmsg, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("6,2,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=1001, name=python, MMU fault\n"); err != nil {
+		t.Fatal(err)
+	}
+	d.Set(one + "xid 0 31\nxid 0 79\n")
+	got := read(t, b)[0].Errors
+	for i := range got {
+		got[i].Time = time.Time{}
+	}
+	want := []accel.DeviceError{
+		{Code: 31, PID: 1001, Message: "pid=1001, name=python, MMU fault"}, // and not its event once more
+		{Code: 79},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("errors (-want +got):\n%s", diff)
+	}
+	if s := read(t, b); s[0].Errors != nil {
+		t.Errorf("told again: %+v", s[0].Errors)
+	}
+}
+
+func TestUnsupported(t *testing.T) {
+	unsupported := new(accel.Unsupported)
+	if _, err := New(Config{HostRoot: t.TempDir()}).Read(t.Context()); !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "/usr/lib64") {
+		t.Errorf("no library: %v", err)
+	}
+	d := nvmltest.New(t)
+	for code, want := range map[int]string{9: "not loaded", 4: "permission", 18: "different versions"} {
+		d.Set(fmt.Sprintf("init %d\n", code))
+		_, err := newBackend(t, d).Read(t.Context())
+		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), want) || unsupported.Remedy == "" {
+			t.Errorf("init says %d: %v", code, err)
+		}
+	}
+	d.Set("count 0\n")
+	if _, err := newBackend(t, d).Read(t.Context()); !errors.As(err, &unsupported) {
+		t.Errorf("no GPU: %v", err)
+	}
+	text := filepath.Join(t.TempDir(), libraryName)
+	if err := os.WriteFile(text, []byte("no library"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Config{Library: text}).Read(t.Context()); !errors.As(err, &unsupported) {
+		t.Errorf("no ELF: %v", err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "run/nvidia/driver/usr/lib64")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := find(root); got != "" {
+		t.Errorf("found %s", got)
+	}
+	want := filepath.Join(dir, libraryName)
+	if err := os.WriteFile(want, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := find(root); got != want {
+		t.Errorf("found %q, want %q", got, want)
+	}
+}
+
+func FuzzParseXID(f *testing.F) {
+	f.Add("6,2,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=1001, name=python, MMU fault\n SUBSYSTEM=pci\n")
+	f.Add("NVRM: Xid (PCI:0001:ff:1f.1): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
+	f.Add("NVRM: Xid (PCI:0000:3b:00): 43")
+	f.Fuzz(func(t *testing.T, record string) {
+		pci, e, ok := parseXID(record)
+		if ok && (pci == "" || e.Message == "" || len(e.Message) > maxMessage) {
+			t.Errorf("%q: %q %+v", record, pci, e)
+		}
+	})
+}

@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Stands in for libnvidia-ml.so.1 in tests. What it says is in the file that
+ * ORB8_FAKE_NVML names, one "KEY VALUE" a line, read anew at every call:
+ *
+ *     count N                     GPUs
+ *     gpuI.KEY VALUE              of GPU I; a missing key is "not supported"
+ *     gpuI.procJ PID MEMORY UTIL AGE   AGE in seconds; -1 for a MEMORY that is not told
+ *     gpuI.migJ.KEY VALUE         of its MIG instance J
+ *     hang FUNCTION               waits in FUNCTION until the line is gone
+ *     xid GPU CODE                an event, delivered once per line number
+ *
+ * With -DOLD it lacks what older drivers lack.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <nvml.h>
+
+#undef nvmlInit
+#undef nvmlDeviceGetCount
+#undef nvmlDeviceGetHandleByIndex
+#undef nvmlDeviceGetPciInfo
+#undef nvmlDeviceGetComputeRunningProcesses
+#undef nvmlDeviceGetGraphicsRunningProcesses
+#undef nvmlDeviceGetMPSComputeRunningProcesses
+#undef nvmlEventSetWait
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_GPUS 16
+#define MAX_PARTS 8
+
+struct nvmlDevice_st {
+	int gpu, part; /* part is -1 for the whole device */
+};
+struct nvmlEventSet_st {
+	int next;
+};
+struct nvmlGpmSample_st {
+	struct timespec at;
+};
+
+static struct nvmlDevice_st devices[MAX_GPUS][MAX_PARTS + 1];
+static struct nvmlEventSet_st events;
+/* What is open. It is written beside the state whenever it changes. */
+static int inits, samples, sets;
+
+static void opened(int *what, int by)
+{
+	const char *path = getenv("ORB8_FAKE_NVML");
+	char name[4096];
+	FILE *f;
+
+	*what += by;
+	snprintf(name, sizeof(name), "%s.open", path ? path : "");
+	f = fopen(name, "w");
+	if (f) {
+		fprintf(f, "%d", inits * 10000 + samples * 100 + sets);
+		fclose(f);
+	}
+}
+
+static char *state(void)
+{
+	static __thread char text[65536];
+	const char *path = getenv("ORB8_FAKE_NVML");
+	FILE *f = path ? fopen(path, "r") : NULL;
+	size_t n = 0;
+
+	if (f) {
+		n = fread(text, 1, sizeof(text) - 1, f);
+		fclose(f);
+	}
+	text[n] = 0;
+	return text;
+}
+
+/* find copies the value of the nth line with that key. */
+static int find(const char *key, int nth, char *value, size_t size)
+{
+	char *line, *rest = state();
+	size_t len = strlen(key);
+
+	while ((line = strsep(&rest, "\n"))) {
+		if (strncmp(line, key, len) || line[len] != ' ' || nth-- > 0)
+			continue;
+		snprintf(value, size, "%s", line + len + 1);
+		return 1;
+	}
+	return 0;
+}
+
+static void hang(const char *function)
+{
+	char value[128];
+
+	for (;;) {
+		int waits = find("hang", 0, value, sizeof(value)) && !strcmp(value, function);
+
+		if (!waits)
+			return;
+		usleep(10000);
+	}
+}
+
+static int text_of(nvmlDevice_t d, const char *name, char *value, size_t size)
+{
+	char key[128];
+
+	if (d.handle->part < 0)
+		snprintf(key, sizeof(key), "gpu%d.%s", d.handle->gpu, name);
+	else
+		snprintf(key, sizeof(key), "gpu%d.mig%d.%s", d.handle->gpu, d.handle->part, name);
+	return find(key, 0, value, size);
+}
+
+static nvmlReturn_t lost(nvmlDevice_t d)
+{
+	struct nvmlDevice_st first = { d.handle->gpu, -1 };
+	nvmlDevice_t whole = { &first };
+	char value[32];
+
+	return text_of(whole, "lost", value, sizeof(value)) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
+}
+
+static nvmlReturn_t number_of(nvmlDevice_t d, const char *name, unsigned long long *n)
+{
+	char value[64];
+
+	if (lost(d) != NVML_SUCCESS)
+		return NVML_ERROR_GPU_IS_LOST;
+	if (!text_of(d, name, value, sizeof(value)))
+		return NVML_ERROR_NOT_SUPPORTED;
+	*n = strtoull(value, NULL, 0);
+	return NVML_SUCCESS;
+}
+
+static nvmlReturn_t u32_of(nvmlDevice_t d, const char *name, unsigned int *out)
+{
+	unsigned long long n;
+	nvmlReturn_t ret = number_of(d, name, &n);
+
+	if (ret == NVML_SUCCESS)
+		*out = (unsigned int)n;
+	return ret;
+}
+
+static nvmlReturn_t string_of(nvmlDevice_t d, const char *name, char *out, unsigned int size)
+{
+	if (lost(d) != NVML_SUCCESS)
+		return NVML_ERROR_GPU_IS_LOST;
+	return text_of(d, name, out, size) ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+}
+
+EXPORT nvmlReturn_t nvmlInit_v2(void)
+{
+	char value[32];
+
+	if (find("init", 0, value, sizeof(value)))
+		return (nvmlReturn_t)atoi(value);
+	opened(&inits, 1);
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { (void)flags; return nvmlInit_v2(); }
+EXPORT nvmlReturn_t nvmlShutdown(void) { opened(&inits, -1); return NVML_SUCCESS; }
+EXPORT const char *nvmlErrorString(nvmlReturn_t ret) { (void)ret; return "fake"; }
+
+EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned int size)
+{
+	return find("driver", 0, out, size) ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *n)
+{
+	char value[32];
+
+	hang("nvmlDeviceGetCount");
+	*n = find("count", 0, value, sizeof(value)) ? (unsigned int)atoi(value) : 0;
+	return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *d)
+{
+	if (i >= MAX_GPUS)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	devices[i][0].gpu = (int)i;
+	devices[i][0].part = -1;
+	d->handle = &devices[i][0];
+	return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *out, unsigned int size) { return string_of(d, "uuid", out, size); }
+EXPORT nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t d, char *out, unsigned int size) { return string_of(d, "name", out, size); }
+EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned int *n) { return u32_of(d, "minor", n); }
+
+EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, nvmlPciInfo_t *pci)
+{
+	unsigned int bus;
+	nvmlReturn_t ret = u32_of(d, "bus", &bus);
+
+	memset(pci, 0, sizeof(*pci));
+	pci->bus = bus;
+	return ret;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, nvmlUtilization_t *u)
+{
+	nvmlReturn_t ret;
+
+	hang("nvmlDeviceGetUtilizationRates");
+	ret = u32_of(d, "util", &u->gpu);
+	u->memory = 0;
+	if (ret == NVML_SUCCESS)
+		u32_of(d, "memutil", &u->memory);
+	return ret;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t d, nvmlMemory_t *m)
+{
+	nvmlReturn_t ret = number_of(d, "mem.used", &m->used);
+
+	if (ret == NVML_SUCCESS)
+		ret = number_of(d, "mem.total", &m->total);
+	m->free = m->total - m->used;
+	return ret;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t d, unsigned int *mw) { return u32_of(d, "power", mw); }
+EXPORT nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t d, unsigned int *mw) { return u32_of(d, "powerlimit", mw); }
+EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t d, unsigned long long *mj) { return number_of(d, "energy", mj); }
+EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t d, nvmlTemperatureSensors_t sensor, unsigned int *t)
+{
+	(void)sensor;
+	return u32_of(d, "temp", t);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t d, nvmlClockType_t type, unsigned int *mhz)
+{
+	return u32_of(d, type == NVML_CLOCK_MEM ? "memclock" : "smclock", mhz);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t d, unsigned int *current, unsigned int *pending)
+{
+	nvmlReturn_t ret = u32_of(d, "mig", current);
+
+	*pending = *current;
+	return ret;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t d, unsigned int *n)
+{
+	(void)d;
+	*n = MAX_PARTS;
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t d, unsigned int i, nvmlDevice_t *part)
+{
+	char value[128];
+
+	if (i >= MAX_PARTS)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	part->handle = &devices[d.handle->gpu][i + 1];
+	part->handle->gpu = d.handle->gpu;
+	part->handle->part = (int)i;
+	return text_of(*part, "uuid", value, sizeof(value)) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t d, unsigned int *id)
+{
+	*id = (unsigned int)d.handle->part;
+	return NVML_SUCCESS;
+}
+
+/* The processes of a device, with the two calls that NVML wants: one for how many. */
+EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *n, nvmlProcessInfo_t *out)
+{
+	unsigned int room = *n, found = 0;
+	char name[32], value[128];
+
+	if (lost(d) != NVML_SUCCESS)
+		return NVML_ERROR_GPU_IS_LOST;
+	for (int j = 0; j < 32; j++) {
+		long long memory;
+		unsigned int pid;
+
+		snprintf(name, sizeof(name), "proc%d", j);
+		if (!text_of(d, name, value, sizeof(value)))
+			continue;
+		if (sscanf(value, "%u %lld", &pid, &memory) == 2 && found < room) {
+			memset(&out[found], 0, sizeof(out[found]));
+			out[found].pid = pid;
+			out[found].usedGpuMemory = (unsigned long long)memory;
+		}
+		found++;
+	}
+	*n = found;
+	return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, nvmlProcessUtilizationSample_t *out, unsigned int *n,
+						    unsigned long long since)
+{
+	unsigned int room = out ? *n : 0, found = 0;
+	char name[32], value[128];
+	struct timespec now;
+
+	(void)since; /* drivers have been seen to give older ones too */
+	clock_gettime(CLOCK_REALTIME, &now);
+	for (int j = 0; j < 32; j++) {
+		unsigned int pid, util;
+		long long memory;
+		double age;
+
+		snprintf(name, sizeof(name), "proc%d", j);
+		if (!text_of(d, name, value, sizeof(value)) ||
+		    sscanf(value, "%u %lld %u %lf", &pid, &memory, &util, &age) != 4)
+			continue;
+		if (found < room) {
+			memset(&out[found], 0, sizeof(out[found]));
+			out[found].pid = pid;
+			out[found].smUtil = util;
+			out[found].timeStamp = (unsigned long long)((double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3 - age * 1e6);
+		}
+		found++;
+	}
+	*n = found;
+	if (!found)
+		return NVML_ERROR_NOT_FOUND;
+	return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set)
+{
+	events.next = 0;
+	set->handle = &events;
+	opened(&sets, 1);
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) { (void)set; opened(&sets, -1); return NVML_SUCCESS; }
+EXPORT nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t d, unsigned long long types, nvmlEventSet_t set)
+{
+	(void)d; (void)types; (void)set;
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int ms)
+{
+	char value[64];
+	unsigned int gpu;
+	unsigned long long code;
+
+	(void)ms;
+	if (!find("xid", set.handle->next, value, sizeof(value)) || sscanf(value, "%u %llu", &gpu, &code) != 2)
+		return NVML_ERROR_TIMEOUT;
+	set.handle->next++;
+	memset(data, 0, sizeof(*data));
+	data->device.handle = &devices[gpu][0];
+	data->eventType = nvmlEventTypeXidCriticalError;
+	data->eventData = code;
+	return NVML_SUCCESS;
+}
+
+#ifndef OLD
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m)
+{
+	nvmlReturn_t ret = number_of(d, "mem.used", &m->used);
+
+	if (ret == NVML_SUCCESS)
+		ret = number_of(d, "mem.total", &m->total);
+	if (number_of(d, "mem.reserved", &m->reserved) != NVML_SUCCESS)
+		m->reserved = 0;
+	m->free = m->total - m->used - m->reserved;
+	return ret;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t d, unsigned long long *bits)
+{
+	return number_of(d, "clockevents", bits);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t d, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter,
+						unsigned long long *n)
+{
+	(void)counter;
+	return number_of(d, type == NVML_MEMORY_ERROR_TYPE_CORRECTED ? "ecc.corrected" : "ecc.uncorrected", n);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t d, unsigned int *corrected, unsigned int *uncorrected,
+					      unsigned int *pending, unsigned int *failed)
+{
+	nvmlReturn_t ret = u32_of(d, "remap.corrected", corrected);
+
+	*uncorrected = *pending = *failed = 0;
+	if (ret == NVML_SUCCESS)
+		u32_of(d, "remap.pending", pending);
+	return ret;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int n, nvmlFieldValue_t *values)
+{
+	for (int i = 0; i < n; i++) {
+		unsigned long long number = 0;
+		char name[32];
+
+		snprintf(name, sizeof(name), "field%u", values[i].fieldId);
+		values[i].nvmlReturn = number_of(d, name, &number);
+		values[i].valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
+		values[i].value.ullVal = number;
+	}
+	return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t d, nvmlGpmSupport_t *s)
+{
+	unsigned int yes = 0;
+
+	u32_of(d, "gpm", &yes);
+	s->isSupportedDevice = yes;
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlGpmSampleAlloc(nvmlGpmSample_t *s)
+{
+	s->handle = calloc(1, sizeof(*s->handle));
+	opened(&samples, 1);
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t s) { free(s.handle); opened(&samples, -1); return NVML_SUCCESS; }
+
+/* The device of the latest sample: the state says what each metric is. */
+static __thread nvmlDevice_t sampled;
+
+EXPORT nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t d, nvmlGpmSample_t s)
+{
+	sampled = d;
+	clock_gettime(CLOCK_MONOTONIC, &s.handle->at);
+	return lost(d);
+}
+EXPORT nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t d, unsigned int instance, nvmlGpmSample_t s)
+{
+	clock_gettime(CLOCK_MONOTONIC, &s.handle->at);
+	sampled.handle = &devices[d.handle->gpu][instance + 1];
+	return lost(d);
+}
+EXPORT nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get)
+{
+	double apart = (double)(get->sample2.handle->at.tv_sec - get->sample1.handle->at.tv_sec) +
+		       (double)(get->sample2.handle->at.tv_nsec - get->sample1.handle->at.tv_nsec) / 1e9;
+
+	if (apart < 0.1)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	for (unsigned int i = 0; i < get->numMetrics; i++) {
+		nvmlGpmMetric_t *m = &get->metrics[i];
+		char name[32], value[64];
+
+		snprintf(name, sizeof(name), "gpm%u", m->metricId);
+		m->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+		if (text_of(sampled, name, value, sizeof(value))) {
+			m->nvmlReturn = NVML_SUCCESS;
+			m->value = strtod(value, NULL);
+		}
+	}
+	return NVML_SUCCESS;
+}
+#endif
