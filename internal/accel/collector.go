@@ -144,7 +144,7 @@ func NewCollector(cfg Config) *Collector {
 func (c *Collector) Run(ctx context.Context) {
 	var g sync.WaitGroup
 	for _, l := range c.lanes {
-		go l.work()
+		go l.work() //nolint:contextcheck // each request brings its own
 		g.Go(func() { l.run(ctx) })
 	}
 	g.Wait()

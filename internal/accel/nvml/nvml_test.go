@@ -320,8 +320,16 @@ func TestXIDs(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("errors (-want +got):\n%s", diff)
 	}
+	// Event 79 comes first, its line after it; then the same error once more, twice.
+	if _, err := f.WriteString("6,3,3,-;NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus\n"); err != nil {
+		t.Fatal(err)
+	}
 	if s := read(t, b); s[0].Errors != nil {
 		t.Errorf("told again: %+v", s[0].Errors)
+	}
+	d.Set(one + "xid 0 31\nxid 0 79\nxid 0 48\nxid 0 48\n")
+	if s := read(t, b); len(s[0].Errors) != 2 {
+		t.Errorf("the same error twice: %+v", s[0].Errors)
 	}
 }
 

@@ -307,7 +307,7 @@ func (g *gpm) read(s *accel.Sample, get func(nvml.GpmSample) nvml.Return) {
 	if before == nil {
 		return
 	}
-	defer before.Free()
+	defer func() { _ = before.Free() }()
 	var want nvml.GpmMetricsGetType
 	want.Sample1, want.Sample2 = before, next
 	for id := range ratios() {

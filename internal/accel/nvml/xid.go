@@ -34,8 +34,22 @@ type errorLog struct {
 	b      *Backend
 	events nvml.EventSet // nil where there are none
 	kmsg   *os.File      // nil where it cannot be read
-	latest map[errorKey]time.Time
+	// single has the errors that only one of the two has told of, so far.
+	single map[errorKey]told
 }
+
+// told is by whom and when an error was told of.
+type told struct {
+	by source
+	at time.Time
+}
+
+type source int
+
+const (
+	byKernel source = iota
+	byDriver
+)
 
 type errorKey struct {
 	pci  string
@@ -43,7 +57,7 @@ type errorKey struct {
 }
 
 func newErrorLog(b *Backend) *errorLog {
-	l := &errorLog{b: b, latest: make(map[errorKey]time.Time)}
+	l := &errorLog{b: b, single: make(map[errorKey]told)}
 	if b.lookup("nvmlEventSetCreate") && b.lookup("nvmlDeviceRegisterEvents") && b.lookup("nvmlEventSetWait") {
 		if set, ret := b.lib.EventSetCreate(); ret == nvml.SUCCESS {
 			l.events = set
@@ -89,12 +103,13 @@ func (l *errorLog) deliver(samples []accel.Sample) {
 		}
 	}
 	now := l.b.cfg.Now()
-	add := func(pci string, e accel.DeviceError) {
+	add := func(pci string, e accel.DeviceError, by source) {
 		key := errorKey{pci, e.Code}
-		if last, ok := l.latest[key]; ok && now.Sub(last) < sameWithin && e.Message == "" {
-			return // the event of a line that was read
+		if last, ok := l.single[key]; ok && last.by != by && now.Sub(last.at) < sameWithin {
+			delete(l.single, key) // both have told of it now
+			return
 		}
-		l.latest[key] = now
+		l.single[key] = told{by, now}
 		if s := byPCI[pci]; s != nil {
 			e.Time = now
 			s.Errors = append(s.Errors, e)
@@ -102,7 +117,7 @@ func (l *errorLog) deliver(samples []accel.Sample) {
 	}
 	for _, line := range l.lines() {
 		if pci, e, ok := parseXID(line); ok {
-			add(pci, e)
+			add(pci, e, byKernel)
 		}
 	}
 	for range maxLines {
@@ -112,7 +127,7 @@ func (l *errorLog) deliver(samples []accel.Sample) {
 		}
 		for _, g := range l.b.gpus {
 			if g.handle == e.Device {
-				add(g.device.PCI, accel.DeviceError{Code: e.EventData})
+				add(g.device.PCI, accel.DeviceError{Code: e.EventData}, byDriver)
 			}
 		}
 	}
