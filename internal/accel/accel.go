@@ -45,6 +45,9 @@ type Device struct {
 	Minor int
 	// Parent is the ID of the device that this is a part of, or empty.
 	Parent string
+	// Instance is the vendor's number of a part on its device (NVIDIA's GPU
+	// instance); -1 where there is none.
+	Instance int
 	// Profile of a part, for instance 1g.10gb.
 	Profile string
 	// Divided: the device is handed out in parts only, which are devices of their

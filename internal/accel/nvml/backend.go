@@ -236,7 +236,7 @@ func (r *reader) describe(h nvml.Device, index int) *accel.Device {
 		r.b.cfg.Log.Warn("GPU has no UUID", "index", index)
 		return nil
 	}
-	d := &accel.Device{Vendor: accel.NVIDIA, ID: uuid, Index: fmt.Sprint(index), Driver: r.b.driver, Minor: -1}
+	d := &accel.Device{Vendor: accel.NVIDIA, ID: uuid, Index: fmt.Sprint(index), Driver: r.b.driver, Minor: -1, Instance: -1}
 	d.Model, _ = call(r, "nvmlDeviceGetName", h.GetName)
 	if n, ok := call(r, "nvmlDeviceGetMinorNumber", h.GetMinorNumber); ok {
 		d.Minor = n
@@ -326,6 +326,9 @@ func (r *reader) part(g *gpu, h nvml.Device, index int) *part {
 	d := *g.device
 	d.ID, d.Index, d.Parent, d.Divided = uuid, fmt.Sprintf("%s:%d", g.device.Index, index), g.device.ID, false
 	d.Limits = slices.Clone(g.device.Limits)
+	if ok {
+		d.Instance = instance
+	}
 	name, _ := call(r, "nvmlDeviceGetName", h.GetName)
 	if _, profile, found := strings.Cut(name, "MIG "); found {
 		d.Profile = profile

@@ -114,7 +114,7 @@ func TestOneGPU(t *testing.T) {
 	s := &second[0]
 	wantDevice := &accel.Device{
 		Vendor: accel.NVIDIA, ID: "GPU-11111111-2222-3333-4444-555555555555", Index: "0", Model: "NVIDIA H200",
-		PCI: "0000:3b:00.0", Driver: "570.124.06", Minor: 3,
+		PCI: "0000:3b:00.0", Driver: "570.124.06", Minor: 3, Instance: -1,
 	}
 	if diff := cmp.Diff(wantDevice, s.Device); diff != "" {
 		t.Errorf("device (-want +got):\n%s", diff)
