@@ -19,7 +19,9 @@ OS      := $(shell uname -s)
 # Where git cannot read the checkout, Go must not ask it either.
 VCS     := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-GOBUILD  = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -ldflags '-s -w -X main.version=$(VERSION)'
+# 1 for a binary that can load NVIDIA's library, which takes a C compiler.
+CGO_ENABLED ?= 0
+GOBUILD  = CGO_ENABLED=$(CGO_ENABLED) $(GO) build -trimpath -buildvcs=$(VCS) -ldflags '-s -w -X main.version=$(VERSION)'
 
 # The race detector needs a C compiler with its headers.
 HASH := \#

@@ -137,6 +137,8 @@ type Sample struct {
 type Process struct {
 	// PID in the host's pid namespace.
 	PID uint32
+	// Command, if it is known.
+	Command string
 	// Graphics: it draws, and does not (only) compute.
 	Graphics bool
 	// Memory on the device, in bytes.

@@ -77,8 +77,9 @@ type Config struct {
 	Deadline time.Duration
 	// Holders returns who was given a device; nil where nobody hands out devices.
 	Holders func(*Device) []Holder
-	// Owner names the workload of a process, nil if it is not known.
-	Owner func(pid uint32) *workload.Identity
+	// Owner names the workload of a process and its command, nil and empty if they
+	// are not known.
+	Owner func(pid uint32) (*workload.Identity, string)
 	// Report takes what was read. It is called by one goroutine at a time.
 	Report func([]Report)
 	Log    *slog.Logger
@@ -304,11 +305,21 @@ func (c *Collector) take(l *lane, samples []Sample) {
 		if c.cfg.Holders != nil {
 			holders = c.cfg.Holders(samples[i].Device)
 		}
-		reports = append(reports, Attribute(samples[i], holders, c.cfg.Owner))
+		reports = append(reports, c.attribute(samples[i], holders))
 	}
 	if len(reports) > 0 {
 		c.cfg.Report(reports)
 	}
+}
+
+// attribute divides a sample, with each process looked up once.
+func (c *Collector) attribute(s Sample, holders []Holder) Report {
+	owners := make(map[uint32]*workload.Identity, len(s.Processes))
+	for i := range s.Processes {
+		p := &s.Processes[i]
+		owners[p.PID], p.Command = c.cfg.Owner(p.PID)
+	}
+	return Attribute(s, holders, func(pid uint32) *workload.Identity { return owners[pid] })
 }
 
 // keep stores samples that fill in, and returns those of devices that no other

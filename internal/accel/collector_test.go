@@ -42,7 +42,7 @@ func collect(t *testing.T, d time.Duration, sources ...Source) (*Collector, []Re
 	defer cancel()
 	c := NewCollector(Config{
 		Sources: sources, Interval: func() time.Duration { return time.Second },
-		Owner:  func(uint32) *workload.Identity { return nil },
+		Owner:  func(uint32) (*workload.Identity, string) { return nil, "" },
 		Report: func(r []Report) { reports = append(reports, r...) },
 	})
 	c.Run(ctx)
@@ -121,7 +121,7 @@ func TestCollectorRelease(t *testing.T) {
 		var n atomic.Int32
 		c := NewCollector(Config{
 			Sources: []Source{{Backend: b}}, Interval: func() time.Duration { return time.Second },
-			Owner: func(uint32) *workload.Identity { return nil }, Report: func([]Report) { n.Add(1) },
+			Owner: func(uint32) (*workload.Identity, string) { return nil, "" }, Report: func([]Report) { n.Add(1) },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		go c.Run(ctx)

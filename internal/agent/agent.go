@@ -82,6 +82,8 @@ type Deps struct {
 	Resolver                  Resolver
 	// Cluster is nil outside Kubernetes.
 	Cluster Cluster
+	// Accelerators makes what reads them; nil to read none.
+	Accelerators Accelerators
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*flow.Sample) bool
 	// Probes returns a manager with every probe added, none started.
@@ -111,6 +113,7 @@ type Agent struct {
 	hub       *hub
 	metrics   *metrics
 	collector *collector
+	accel     *accelerators
 	watch     *watch
 
 	grpc   *grpc.Server
@@ -153,6 +156,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	}, a.record)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
+	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)
 	a.grpc, a.health = newGRPCServer(&server{agent: a}, log, &a.panics)
 	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), a.readiness, log)

@@ -40,6 +40,10 @@ type Config struct {
 	TCPRingBytes     int
 	CgroupRoot       string
 
+	GPU         Mode
+	GPUInterval time.Duration
+	HostRoot    string
+
 	History         int
 	SubscriberQueue int
 
@@ -69,6 +73,9 @@ func DefaultConfig() Config {
 		Packet:           ModeAuto,
 		PacketMapEntries: 65_536,
 		TCPRingBytes:     4 << 20,
+
+		GPU:         ModeAuto,
+		GPUInterval: 5 * time.Second,
 
 		History:         4096,
 		SubscriberQueue: 4096,
@@ -120,6 +127,9 @@ func (c *Config) settings() []setting {
 		{"packet_map_entries", "flows that the packet probe's kernel map holds", false, &c.PacketMapEntries, between(&c.PacketMapEntries, 1, 10_000_000)},
 		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, c.checkRing},
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
+		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
+		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},
+		{"host_root", "where the host's root is mounted, in which drivers' libraries are looked for; this one's if empty", false, &c.HostRoot, nil},
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
@@ -153,6 +163,16 @@ const minInterval = collectGap
 func (c *Config) checkInterval() error {
 	if c.Interval < minInterval {
 		return fmt.Errorf("%v: want at least %v", c.Interval, minInterval)
+	}
+	return nil
+}
+
+// minGPUInterval is what a driver's own counters need between two readings.
+const minGPUInterval = 100 * time.Millisecond
+
+func (c *Config) checkGPUInterval() error {
+	if c.GPUInterval < minGPUInterval {
+		return fmt.Errorf("%v: want at least %v", c.GPUInterval, minGPUInterval)
 	}
 	return nil
 }

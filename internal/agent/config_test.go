@@ -47,6 +47,9 @@ packet: off
 packet_map_entries: 1000
 tcp_ring_bytes: 8192
 cgroup_root: /cg
+gpu: on
+gpu_interval: 1s
+host_root: /host
 history: 0
 subscriber_queue: 7
 metrics:
@@ -61,7 +64,7 @@ kubeconfig: /k
 	want := Config{
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
-		CgroupRoot: "/cg", SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host", SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff, Kubeconfig: "/k",
 	}
 	one := DefaultConfig()

@@ -49,6 +49,8 @@ type interest struct {
 	self bool
 	// status and losses take what concerns the whole node.
 	status, losses bool
+	// accelerators takes their samples.
+	accelerators bool
 }
 
 func (i *interest) wants(r *flow.Record) bool {
@@ -167,6 +169,13 @@ func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
 			h.send(s, u)
 		}
 	}
+}
+
+// wanted reports whether there is a subscriber that pick selects.
+func (h *hub) wanted(pick func(*interest) bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.subs, func(s *subscription) bool { return pick(&s.interest) })
 }
 
 // send is called with h.mu held.

@@ -16,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/nvml"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -100,12 +102,33 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	deps.Probes = func(s Sink) *probe.Manager {
 		return probes(s, func() *Config { return a.config() }, r)
 	}
+	if deps.Accelerators == nil && cfg.GPU != ModeOff {
+		deps.Accelerators = newAccelerators(cfg, r, log)
+	}
 	deps.IsSelf = newSelf(cfg).is
 	a, err = New(cfg, deps, log)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return &Host{Agent: a, resolver: r}, nil
+}
+
+// newAccelerators returns the backends that read accelerators. A new one is one
+// more line.
+func newAccelerators(cfg Config, names *workload.Resolver, log *slog.Logger) Accelerators {
+	owner := names.Process
+	if !workload.SeesPIDs() {
+		log.Warn("processes on accelerators have no names: this process does not see those of the host; in a pod, hostPID does it")
+		owner = func(uint32) (*workload.Identity, string) { return nil, "" }
+	}
+	return func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
+		return accel.NewCollector(accel.Config{
+			Sources: []accel.Source{
+				{Backend: nvml.New(nvml.Config{HostRoot: cfg.HostRoot, Log: log})},
+			},
+			Interval: interval, Report: report, Owner: owner, Log: log,
+		})
+	}
 }
 
 // newCluster returns what knows the cluster, or nil outside Kubernetes.

@@ -149,6 +149,9 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 	if a.deps.Cluster != nil {
 		g.Go(func() error { a.flush(ctx); return nil })
 	}
+	if a.accel != nil {
+		g.Go(func() error { a.accel.collector.Run(ctx); return nil })
+	}
 	if a.deps.Reload != nil {
 		g.Go(func() error { a.reloadOnHangup(ctx, hangup); return nil })
 	}
@@ -279,6 +282,9 @@ func (a *Agent) reload() {
 	select {
 	case a.reloaded <- struct{}{}:
 	default:
+	}
+	if a.accel != nil {
+		a.accel.collector.Release()
 	}
 	a.reloads.Add(1)
 	a.log.Info("configuration reloaded", "changed", taken)

@@ -195,11 +195,23 @@ func (i *interest) setKinds(kinds []orb8v1.EventKind) {
 	i.connections = has(orb8v1.EventKind_EVENT_KIND_CONNECTION)
 	i.status = has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS)
 	i.losses = has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS)
+	i.accelerators = slices.Contains(kinds, orb8v1.EventKind_EVENT_KIND_ACCELERATOR)
 }
+
+// onlyAccelerators: of flows nothing is wanted, not even in a snapshot, which
+// otherwise has flows of any kind.
+func (i *interest) onlyAccelerators() bool { return i.accelerators && !i.flows && !i.connections }
 
 // begin sends the snapshot and the history that were asked for.
 func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	if req.GetSnapshot() {
+		for _, ev := range s.agent.latestAccelerators(i) {
+			if err := stream.Send(ev); err != nil {
+				return err
+			}
+		}
+	}
+	if req.GetSnapshot() && !i.onlyAccelerators() {
 		for _, r := range s.snapshot(i, req.GetSort(), int(req.GetLimit())) {
 			if err := stream.Send(flowEvent(&r, s.agent.node)); err != nil {
 				return err

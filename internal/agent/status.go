@@ -78,6 +78,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		Subscribers: uint32(a.hub.subscribers()),
 		StartedNs:   a.started.UnixNano(),
 		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
+		Accelerators: a.acceleratorStatus(),
 	}
 }
 
@@ -104,7 +105,7 @@ func (a *Agent) kubernetes() *orb8v1.KubernetesStatus {
 // nodeHealth is that of the probes, and of what is known of the cluster.
 func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, message string) {
 	state, message = healthOf(probes, a.config())
-	all := []string{message, a.deps.Resolver.Degraded()}
+	all := []string{message, a.deps.Resolver.Degraded(), a.lacksAccelerators()}
 	if a.deps.Cluster != nil {
 		all = append(all, a.deps.Cluster.Status().Degraded)
 	}
@@ -223,5 +224,8 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.swept = now
 	w.agent.deps.Resolver.Sweep(now)
+	if w.agent.accel != nil {
+		w.agent.accel.ledger.Sweep(now)
+	}
 	w.agent.metrics.sweep(now, w.agent.deps.Resolver.Alive)
 }

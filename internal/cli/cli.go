@@ -63,18 +63,20 @@ func Run(ctx context.Context, c Config, args []string) int {
 }
 
 const rootLong = `orb8 shows what the workloads of a host or of a Kubernetes cluster do on its
-network: who talks to whom, how much, how well, and how it ends. It reads the
-kernel's own counters; nothing is changed about the workloads.
+network: who talks to whom, how much, how well, and how it ends; and on the host's
+NVIDIA GPUs. It reads the kernel's and the driver's own counters; nothing is changed
+about the workloads.
 
   sudo orb8 trace network     watch flows: no agent, no cluster, no configuration
   orb8 trace network          watch all nodes of the current kubeconfig's cluster
+  sudo orb8 trace gpu         watch this host's GPUs
   sudo orb8 agent             keep an agent running, which trace and flows then ask
   orb8 doctor                 check whether this host has what orb8 needs`
 
 func newRoot(c *Config) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "orb8",
-		Short:         "Network observability from the kernel",
+		Short:         "What workloads do on the network and on GPUs",
 		Long:          rootLong,
 		Version:       versionOf(c.Version),
 		Args:          noCommand,
@@ -91,7 +93,7 @@ func newRoot(c *Config) *cobra.Command {
 		&cobra.Group{ID: groupOther, Title: "Other:"},
 	)
 	root.AddCommand(
-		newTrace(c), newFlows(c),
+		newTrace(c), newFlows(c), newGPUs(c),
 		newAgent(c), newStatus(c), newDoctor(c), newVersion(c),
 	)
 	root.SetHelpCommandGroupID(groupOther)

@@ -5,6 +5,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -79,9 +80,13 @@ func setPort(f *orb8v1.Filter, v string) error {
 	return nil
 }
 
-func (f *filterFlags) bind(fs *pflag.FlagSet) {
+// bind adds the filters' flags, all or those named.
+func (f *filterFlags) bind(fs *pflag.FlagSet, only ...string) {
 	f.positive = &orb8v1.Filter{}
 	for _, k := range filterKinds() {
+		if len(only) > 0 && !slices.Contains(only, k.name) {
+			continue
+		}
 		fs.VarP(&filterValue{f, k}, k.name, k.short, k.usage)
 	}
 	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --port 443").NoOptDefVal = "true"

@@ -42,7 +42,12 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 	cfg.Interval = o.Interval
 	cfg.Packet = agent.Mode(o.Packet)
 	cfg.Loopback = !o.NoLoopback
-	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: true}, o.Logger)
+	cfg.GPU = agent.ModeOff
+	if o.GPUs {
+		cfg.GPU, cfg.GPUInterval = agent.ModeAuto, o.Interval
+		cfg.TCP, cfg.Packet = agent.ModeOff, agent.ModeOff
+	}
+	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: !o.GPUs}, o.Logger)
 }
 
 // startHost runs an agent in this process that is reached over a connection in

@@ -31,8 +31,10 @@ type LocalOptions struct {
 	// Packet is auto, on or off.
 	Packet     string
 	NoLoopback bool
-	Version    string
-	Logger     *slog.Logger
+	// GPUs: accelerators alone are read, without any probe.
+	GPUs    bool
+	Version string
+	Logger  *slog.Logger
 }
 
 // Local starts an agent in this process and returns a connection to it, which
@@ -57,13 +59,20 @@ type sourceFlags struct {
 	packet      string
 	noLoopback  bool
 	includeSelf bool
-	cluster     clusterFlags
+	// gpus: nothing but accelerators is asked for.
+	gpus    bool
+	cluster clusterFlags
+}
+
+// bindSource adds the flags that say whom to ask.
+func (f *sourceFlags) bindSource(fs *pflag.FlagSet) {
+	fs.StringVar(&f.agent, "agent", "", "ask the agent at `ADDR`, HOST or HOST:PORT")
+	f.cluster.bind(fs)
+	fs.BoolVar(&f.local, "local", false, "let this process look itself, even if an agent runs here")
 }
 
 func (f *sourceFlags) bind(fs *pflag.FlagSet) {
-	fs.StringVar(&f.agent, "agent", "", "ask the agent at `ADDR`, HOST or HOST:PORT")
-	f.cluster.bind(fs)
-	fs.BoolVar(&f.local, "local", false, "load the probes in this process, even if an agent runs here")
+	f.bindSource(fs)
 	fs.DurationVar(&f.interval, "interval", time.Second, "`TIME` between two samples of the probes in this process")
 	fs.StringVar(&f.packet, "packet", "auto", "`MODE` of the probe for UDP, ICMP and the like in this process: auto, on or off")
 }
@@ -261,7 +270,7 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 			remedy: []string{"run this command with sudo", "or ask an agent: --agent HOST:PORT"}}
 	}
 	conn, stop, err := c.Local(ctx, LocalOptions{
-		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, Version: versionOf(c.Version),
+		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, GPUs: f.gpus, Version: versionOf(c.Version),
 		Logger: slog.New(slog.NewTextHandler(c.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -274,7 +283,7 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 	if err := s.greet(ctx, answerTimeout); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	if !s.status.GetHealthy() {
+	if !s.status.GetHealthy() && !f.gpus {
 		return nil, errors.Join(noProbes(s.status), s.close())
 	}
 	return s, nil

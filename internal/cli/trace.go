@@ -16,7 +16,7 @@ func newTrace(c *Config) *cobra.Command {
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTraceNetwork(c))
+	cmd.AddCommand(newTraceNetwork(c), newTraceGPU(c))
 	return cmd
 }
 

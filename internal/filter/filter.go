@@ -93,6 +93,9 @@ func Compile(filters []*orb8v1.Filter, opts ...Option) (*Set, error) {
 	return set, nil
 }
 
+// Empty reports whether there are no filters.
+func (s *Set) Empty() bool { return s == nil || len(s.filters) == 0 }
+
 // Match reports whether every filter matches r. It does not allocate.
 func (s *Set) Match(r *flow.Record) bool {
 	if s == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,6 +74,28 @@ func NewResolver(cfg Config) (*Resolver, error) {
 			tree.noHandles, mount.Path)
 	}
 	return r, nil
+}
+
+// pidNamespace is the inode of the machine's first pid namespace
+// (PROC_PID_INIT_INO in the kernel).
+const pidNamespace = 0xeffffffc
+
+// SeesPIDs reports whether this process sees the processes of the whole machine
+// under their own numbers, as the kernel and drivers tell them.
+func SeesPIDs() bool {
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/ns/pid", &st) == nil && st.Ino == pidNamespace
+}
+
+// Process names the workload that a process of the host belongs to, and its
+// command; nil if there is no such process.
+func (r *Resolver) Process(pid uint32) (*Identity, string) {
+	comm, err := os.ReadFile(filepath.Join(r.proc, strconv.FormatUint(uint64(pid), 10), "comm"))
+	if err != nil {
+		return nil, ""
+	}
+	command := strings.TrimSuffix(string(comm), "\n")
+	return r.Local(r.tree.ofProcess(pid), pid, command, netip.Addr{}), command
 }
 
 // cgroupfs finds cgroups in a cgroup2 mount. It may be used from any goroutine.
@@ -244,6 +267,23 @@ func (c *cgroupfs) inode(rel string) uint64 {
 	return st.Ino
 }
 
+// ofProcess returns the cgroup that a process is in, 0 if it cannot be told.
+func (c *cgroupfs) ofProcess(pid uint32) uint64 {
+	text, err := os.ReadFile(filepath.Join(c.proc, strconv.FormatUint(uint64(pid), 10), "cgroup"))
+	if err != nil {
+		return 0
+	}
+	cg, ok := parseProcCgroup(string(text))
+	if !ok || cg.deleted {
+		return 0
+	}
+	rel, visible := c.mount.below(cg.path)
+	if !visible {
+		return 0
+	}
+	return c.inode(rel)
+}
+
 // byWalk looks for a cgroup in an index of the whole tree, renewed now and then.
 // It does not wait for a walk that another goroutine makes.
 func (c *cgroupfs) byWalk(id uint64) (string, bool) {
@@ -363,5 +403,6 @@ type noHierarchy struct{}
 func (noHierarchy) find(uint64, uint32) (string, bool) { return "", false }
 func (noHierarchy) exists(uint64, string) bool         { return true }
 func (noHierarchy) place(_ uint64, p string) string    { return p }
+func (noHierarchy) ofProcess(uint32) uint64            { return 0 }
 func (noHierarchy) all() map[uint64]string             { return nil }
 func (noHierarchy) close() error                       { return nil }

@@ -417,3 +417,22 @@ func BenchmarkResolve(b *testing.B) {
 		})
 	}
 }
+
+// A process is named by its cgroup, and by its command.
+func TestProcess(t *testing.T) {
+	mount, rel := testCgroup(t)
+	dir := mount.Path + rel + "/" + id1
+	makeCgroup(t, dir)
+	cmd, stdin := startIn(t, dir)
+	r := newTestResolver(t, Config{})
+	id, command := r.Process(uint32(cmd.Process.Pid))
+	if id == nil || id.ContainerID != id1 || command == "" {
+		t.Errorf("%+v, %q", id, command)
+	}
+	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
+		t.Error(err)
+	}
+	if id, command := r.Process(uint32(cmd.Process.Pid)); id != nil || command != "" {
+		t.Errorf("a process that has ended: %+v, %q", id, command)
+	}
+}

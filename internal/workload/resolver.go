@@ -69,6 +69,8 @@ type hierarchy interface {
 	// place turns a cgroup's path below the root of the kernel's hierarchy into
 	// what find returns, as far as that can be told.
 	place(id uint64, path string) string
+	// ofProcess returns the cgroup that a process is in, 0 if it cannot be told.
+	ofProcess(pid uint32) uint64
 	// all returns the paths of all cgroups, up to a bound, as find does.
 	all() map[uint64]string
 	close() error
@@ -110,6 +112,7 @@ type Resolver struct {
 	mount   CgroupMount
 	part    Part
 	reduced string
+	proc    string
 
 	mu sync.RWMutex
 	// entries has each cgroup under the empty command and, where the command
@@ -150,6 +153,7 @@ func newResolver(cfg Config, tree hierarchy) *Resolver {
 		tree:    tree,
 		cluster: cfg.Cluster,
 		max:     cfg.MaxEntries,
+		proc:    cfg.Proc,
 		kernel:  &Identity{Kind: KindKernel, Name: "kernel", CgroupID: rootCgroup, CgroupPath: "/"},
 		entries: make(map[entryKey]*entry),
 	}

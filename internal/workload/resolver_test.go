@@ -36,6 +36,8 @@ func (f *fakeTree) exists(id uint64, _ string) bool {
 	return ok
 }
 
+func (f *fakeTree) ofProcess(uint32) uint64 { return 0 }
+
 func (f *fakeTree) all() map[uint64]string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -156,6 +156,9 @@ const (
 	EventKind_EVENT_KIND_CONNECTION  EventKind = 2
 	EventKind_EVENT_KIND_NODE_STATUS EventKind = 3
 	EventKind_EVENT_KIND_LOST_EVENTS EventKind = 4
+	// Samples of accelerators, only where asked for. With snapshot the latest of
+	// each device; there is no history of them.
+	EventKind_EVENT_KIND_ACCELERATOR EventKind = 5
 )
 
 // Enum value maps for EventKind.
@@ -166,6 +169,7 @@ var (
 		2: "EVENT_KIND_CONNECTION",
 		3: "EVENT_KIND_NODE_STATUS",
 		4: "EVENT_KIND_LOST_EVENTS",
+		5: "EVENT_KIND_ACCELERATOR",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -173,6 +177,7 @@ var (
 		"EVENT_KIND_CONNECTION":  2,
 		"EVENT_KIND_NODE_STATUS": 3,
 		"EVENT_KIND_LOST_EVENTS": 4,
+		"EVENT_KIND_ACCELERATOR": 5,
 	}
 )
 
@@ -1259,9 +1264,11 @@ type AgentStatus struct {
 	Subscribers uint32 `protobuf:"varint,25,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
 	// Where the cgroup2 hierarchy is mounted, with the part of it that is this
 	// node's where other nodes share the kernel.
-	CgroupRoot    string            `protobuf:"bytes,26,opt,name=cgroup_root,json=cgroupRoot,proto3" json:"cgroup_root,omitempty"`
-	StartedNs     int64             `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
-	Kubernetes    *KubernetesStatus `protobuf:"bytes,28,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
+	CgroupRoot string            `protobuf:"bytes,26,opt,name=cgroup_root,json=cgroupRoot,proto3" json:"cgroup_root,omitempty"`
+	StartedNs  int64             `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	Kubernetes *KubernetesStatus `protobuf:"bytes,28,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
+	// What reads accelerators.
+	Accelerators  []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1422,6 +1429,111 @@ func (x *AgentStatus) GetKubernetes() *KubernetesStatus {
 	return nil
 }
 
+func (x *AgentStatus) GetAccelerators() []*AcceleratorStatus {
+	if x != nil {
+		return x.Accelerators
+	}
+	return nil
+}
+
+// AcceleratorStatus says how one way to read accelerators does.
+type AcceleratorStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance nvml.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// running, off (there are none, or they cannot be read), failed or stuck (the
+	// driver does not answer).
+	State  string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What to do about it; empty when there is nothing to mend.
+	Remedy  string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Devices uint32 `protobuf:"varint,5,opt,name=devices,proto3" json:"devices,omitempty"`
+	// Readings that were due while one did not come back.
+	Skipped       uint64 `protobuf:"varint,6,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	Failed        uint64 `protobuf:"varint,7,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceleratorStatus) Reset() {
+	*x = AcceleratorStatus{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorStatus) ProtoMessage() {}
+
+func (x *AcceleratorStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorStatus.ProtoReflect.Descriptor instead.
+func (*AcceleratorStatus) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AcceleratorStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AcceleratorStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *AcceleratorStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AcceleratorStatus) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *AcceleratorStatus) GetDevices() uint32 {
+	if x != nil {
+		return x.Devices
+	}
+	return 0
+}
+
+func (x *AcceleratorStatus) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *AcceleratorStatus) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
 // KubernetesStatus says what the agent knows of its cluster.
 type KubernetesStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1443,7 +1555,7 @@ type KubernetesStatus struct {
 
 func (x *KubernetesStatus) Reset() {
 	*x = KubernetesStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1567,7 @@ func (x *KubernetesStatus) String() string {
 func (*KubernetesStatus) ProtoMessage() {}
 
 func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1580,7 @@ func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStatus.ProtoReflect.Descriptor instead.
 func (*KubernetesStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *KubernetesStatus) GetEnabled() bool {
@@ -1539,7 +1651,7 @@ type ProbeStatus struct {
 
 func (x *ProbeStatus) Reset() {
 	*x = ProbeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1663,7 @@ func (x *ProbeStatus) String() string {
 func (*ProbeStatus) ProtoMessage() {}
 
 func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1676,7 @@ func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStatus.ProtoReflect.Descriptor instead.
 func (*ProbeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProbeStatus) GetName() string {
@@ -1623,7 +1735,7 @@ type LossCount struct {
 
 func (x *LossCount) Reset() {
 	*x = LossCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1747,7 @@ func (x *LossCount) String() string {
 func (*LossCount) ProtoMessage() {}
 
 func (x *LossCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1760,7 @@ func (x *LossCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCount.ProtoReflect.Descriptor instead.
 func (*LossCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LossCount) GetStage() string {
@@ -1705,7 +1817,7 @@ type ObserveRequest struct {
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1829,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1842,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ObserveRequest) GetFilters() []*Filter {
@@ -1825,7 +1937,7 @@ type Resume struct {
 
 func (x *Resume) Reset() {
 	*x = Resume{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1949,7 @@ func (x *Resume) String() string {
 func (*Resume) ProtoMessage() {}
 
 func (x *Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1962,7 @@ func (x *Resume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resume.ProtoReflect.Descriptor instead.
 func (*Resume) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Resume) GetStartedNs() int64 {
@@ -1899,7 +2011,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2023,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2036,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -2027,6 +2139,7 @@ type Event struct {
 	//	*Event_Connection
 	//	*Event_NodeStatus
 	//	*Event_LostEvents
+	//	*Event_Accelerator
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2034,7 +2147,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2159,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2172,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -2126,6 +2239,15 @@ func (x *Event) GetLostEvents() *LostEvents {
 	return nil
 }
 
+func (x *Event) GetAccelerator() *AcceleratorSample {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Accelerator); ok {
+			return x.Accelerator
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2146,6 +2268,10 @@ type Event_LostEvents struct {
 	LostEvents *LostEvents `protobuf:"bytes,13,opt,name=lost_events,json=lostEvents,proto3,oneof"`
 }
 
+type Event_Accelerator struct {
+	Accelerator *AcceleratorSample `protobuf:"bytes,14,opt,name=accelerator,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2153,6 +2279,525 @@ func (*Event_Connection) isEvent_Event() {}
 func (*Event_NodeStatus) isEvent_Event() {}
 
 func (*Event_LostEvents) isEvent_Event() {}
+
+func (*Event_Accelerator) isEvent_Event() {}
+
+// AcceleratorSample is what one accelerator, or one part of it that is scheduled
+// by itself, did up to the event's time.
+type AcceleratorSample struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device *Accelerator           `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Length of the time that ratios are means over, in nanoseconds; 0 where the
+	// driver does not say.
+	WindowNs int64 `protobuf:"varint,2,opt,name=window_ns,json=windowNs,proto3" json:"window_ns,omitempty"`
+	// By metric with its unit, such as utilization_ratio (0 to 1), memory_used_bytes,
+	// power_watts, energy_joules; docs/gpu.md lists them. What is not here was not
+	// measured: it is not 0.
+	Values map[string]*Measurement `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Who has the device and who uses it. The values of all shares, that of nobody
+	// included, add up to the device's.
+	Shares []*AcceleratorShare `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`
+	// Why the clocks are held back now.
+	ClockEvents []string `protobuf:"bytes,5,rep,name=clock_events,json=clockEvents,proto3" json:"clock_events,omitempty"`
+	// What the driver reported since the sample before (XIDs).
+	Errors        []*AcceleratorError `protobuf:"bytes,6,rep,name=errors,proto3" json:"errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceleratorSample) Reset() {
+	*x = AcceleratorSample{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorSample) ProtoMessage() {}
+
+func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
+func (*AcceleratorSample) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AcceleratorSample) GetDevice() *Accelerator {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+func (x *AcceleratorSample) GetWindowNs() int64 {
+	if x != nil {
+		return x.WindowNs
+	}
+	return 0
+}
+
+func (x *AcceleratorSample) GetValues() map[string]*Measurement {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *AcceleratorSample) GetShares() []*AcceleratorShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *AcceleratorSample) GetClockEvents() []string {
+	if x != nil {
+		return x.ClockEvents
+	}
+	return nil
+}
+
+func (x *AcceleratorSample) GetErrors() []*AcceleratorError {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+type Accelerator struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// nvidia, amd, google or aws.
+	Vendor string `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	// Unique and lasting: NVIDIA's UUID.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// As the vendor's tools number it; a part as DEVICE:PART.
+	Index         string `protobuf:"bytes,3,opt,name=index,proto3" json:"index,omitempty"`
+	Model         string `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
+	PciAddress    string `protobuf:"bytes,5,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	DriverVersion string `protobuf:"bytes,6,opt,name=driver_version,json=driverVersion,proto3" json:"driver_version,omitempty"`
+	// id of the device that this is a part of.
+	ParentId string `protobuf:"bytes,7,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// Of a part, for instance 1g.10gb.
+	Profile string `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`
+	// Handed out in parts only.
+	Divided bool `protobuf:"varint,9,opt,name=divided,proto3" json:"divided,omitempty"`
+	// What cannot be measured here, and why.
+	Limits        []string `protobuf:"bytes,10,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Accelerator) Reset() {
+	*x = Accelerator{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Accelerator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Accelerator) ProtoMessage() {}
+
+func (x *Accelerator) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
+func (*Accelerator) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Accelerator) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *Accelerator) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Accelerator) GetIndex() string {
+	if x != nil {
+		return x.Index
+	}
+	return ""
+}
+
+func (x *Accelerator) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Accelerator) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *Accelerator) GetDriverVersion() string {
+	if x != nil {
+		return x.DriverVersion
+	}
+	return ""
+}
+
+func (x *Accelerator) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *Accelerator) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *Accelerator) GetDivided() bool {
+	if x != nil {
+		return x.Divided
+	}
+	return false
+}
+
+func (x *Accelerator) GetLimits() []string {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type Measurement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Value float64                `protobuf:"fixed64,1,opt,name=value,proto3" json:"value,omitempty"`
+	// driver, gpm, process, dcgm or runtime for how it was measured; exclusive for the
+	// device's value that is all one owner's; estimated; remainder for what nobody
+	// has.
+	Method        string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Measurement) Reset() {
+	*x = Measurement{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Measurement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Measurement) ProtoMessage() {}
+
+func (x *Measurement) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
+func (*Measurement) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Measurement) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *Measurement) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+// AcceleratorShare is one owner's part of a device.
+type AcceleratorShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent for what is nobody's.
+	Workload *Workload `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// The device was given to the owner.
+	Held bool `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`
+	// Others may have been given the same.
+	Shared bool `protobuf:"varint,3,opt,name=shared,proto3" json:"shared,omitempty"`
+	// As asked for, for instance nvidia.com/gpu.
+	Resource  string                  `protobuf:"bytes,4,opt,name=resource,proto3" json:"resource,omitempty"`
+	Processes []*AcceleratorProcess   `protobuf:"bytes,5,rep,name=processes,proto3" json:"processes,omitempty"`
+	Values    map[string]*Measurement `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Why a device that is held does nothing: no_process, context_only or low_util.
+	Idle string `protobuf:"bytes,7,opt,name=idle,proto3" json:"idle,omitempty"`
+	// Since when.
+	IdleSinceNs   int64 `protobuf:"varint,8,opt,name=idle_since_ns,json=idleSinceNs,proto3" json:"idle_since_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceleratorShare) Reset() {
+	*x = AcceleratorShare{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorShare) ProtoMessage() {}
+
+func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
+func (*AcceleratorShare) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AcceleratorShare) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *AcceleratorShare) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *AcceleratorShare) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *AcceleratorShare) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *AcceleratorShare) GetProcesses() []*AcceleratorProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *AcceleratorShare) GetValues() map[string]*Measurement {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *AcceleratorShare) GetIdle() string {
+	if x != nil {
+		return x.Idle
+	}
+	return ""
+}
+
+func (x *AcceleratorShare) GetIdleSinceNs() int64 {
+	if x != nil {
+		return x.IdleSinceNs
+	}
+	return 0
+}
+
+type AcceleratorProcess struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Process          *Process               `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	Graphics         bool                   `protobuf:"varint,2,opt,name=graphics,proto3" json:"graphics,omitempty"`
+	MemoryBytes      *Measurement           `protobuf:"bytes,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	UtilizationRatio *Measurement           `protobuf:"bytes,4,opt,name=utilization_ratio,json=utilizationRatio,proto3" json:"utilization_ratio,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AcceleratorProcess) Reset() {
+	*x = AcceleratorProcess{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorProcess) ProtoMessage() {}
+
+func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
+func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AcceleratorProcess) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *AcceleratorProcess) GetGraphics() bool {
+	if x != nil {
+		return x.Graphics
+	}
+	return false
+}
+
+func (x *AcceleratorProcess) GetMemoryBytes() *Measurement {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return nil
+}
+
+func (x *AcceleratorProcess) GetUtilizationRatio() *Measurement {
+	if x != nil {
+		return x.UtilizationRatio
+	}
+	return nil
+}
+
+type AcceleratorError struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The vendor's number: an XID.
+	Code          uint64 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	Pid           uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	TimeNs        int64  `protobuf:"varint,4,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceleratorError) Reset() {
+	*x = AcceleratorError{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorError) ProtoMessage() {}
+
+func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
+func (*AcceleratorError) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AcceleratorError) GetCode() uint64 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *AcceleratorError) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *AcceleratorError) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *AcceleratorError) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
 
 // Flow is both directions of a conversation, seen from its local end.
 type Flow struct {
@@ -2186,7 +2831,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2843,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2856,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -2337,7 +2982,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2994,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +3007,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -2390,7 +3035,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +3047,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +3060,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -2468,7 +3113,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +3125,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +3138,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -2606,7 +3251,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +3263,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +3276,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -2673,7 +3318,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +3330,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +3343,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2744,7 +3389,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +3401,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +3414,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -2876,7 +3521,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3533,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3546,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -2941,7 +3586,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3598,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3611,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -3022,7 +3667,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3679,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3692,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -3126,7 +3771,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	" \x01(\x03R\vtimestampNs\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\rR\apackets\x12-\n" +
 	"\bworkload\x18\x15 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12%\n" +
-	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xa0\x05\n" +
+	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xe0\x05\n" +
 	"\vAgentStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -3150,7 +3795,16 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"started_ns\x18\x1b \x01(\x03R\tstartedNs\x129\n" +
 	"\n" +
 	"kubernetes\x18\x1c \x01(\v2\x19.orb8.v1.KubernetesStatusR\n" +
-	"kubernetes\"\xd8\x01\n" +
+	"kubernetes\x12>\n" +
+	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\"\xb9\x01\n" +
+	"\x11AcceleratorStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\x12\x18\n" +
+	"\adevices\x18\x05 \x01(\rR\adevices\x12\x18\n" +
+	"\askipped\x18\x06 \x01(\x04R\askipped\x12\x16\n" +
+	"\x06failed\x18\a \x01(\x04R\x06failed\"\xd8\x01\n" +
 	"\x10KubernetesStatus\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\x12\x1a\n" +
@@ -3204,7 +3858,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
-	"\bservices\x18\f \x03(\tR\bservices\"\xae\x02\n" +
+	"\bservices\x18\f \x03(\tR\bservices\"\xee\x02\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -3217,8 +3871,57 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vnode_status\x18\f \x01(\v2\x13.orb8.v1.NodeStatusH\x00R\n" +
 	"nodeStatus\x126\n" +
 	"\vlost_events\x18\r \x01(\v2\x13.orb8.v1.LostEventsH\x00R\n" +
-	"lostEventsB\a\n" +
-	"\x05event\"\xc8\x04\n" +
+	"lostEvents\x12>\n" +
+	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vacceleratorB\a\n" +
+	"\x05event\"\xf8\x02\n" +
+	"\x11AcceleratorSample\x12,\n" +
+	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
+	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
+	"\x06values\x18\x03 \x03(\v2&.orb8.v1.AcceleratorSample.ValuesEntryR\x06values\x121\n" +
+	"\x06shares\x18\x04 \x03(\v2\x19.orb8.v1.AcceleratorShareR\x06shares\x12!\n" +
+	"\fclock_events\x18\x05 \x03(\tR\vclockEvents\x121\n" +
+	"\x06errors\x18\x06 \x03(\v2\x19.orb8.v1.AcceleratorErrorR\x06errors\x1aO\n" +
+	"\vValuesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\x92\x02\n" +
+	"\vAccelerator\x12\x16\n" +
+	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\tR\x05index\x12\x14\n" +
+	"\x05model\x18\x04 \x01(\tR\x05model\x12\x1f\n" +
+	"\vpci_address\x18\x05 \x01(\tR\n" +
+	"pciAddress\x12%\n" +
+	"\x0edriver_version\x18\x06 \x01(\tR\rdriverVersion\x12\x1b\n" +
+	"\tparent_id\x18\a \x01(\tR\bparentId\x12\x18\n" +
+	"\aprofile\x18\b \x01(\tR\aprofile\x12\x18\n" +
+	"\adivided\x18\t \x01(\bR\adivided\x12\x16\n" +
+	"\x06limits\x18\n" +
+	" \x03(\tR\x06limits\";\n" +
+	"\vMeasurement\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\x01R\x05value\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\"\x8c\x03\n" +
+	"\x10AcceleratorShare\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\bR\x04held\x12\x16\n" +
+	"\x06shared\x18\x03 \x01(\bR\x06shared\x12\x1a\n" +
+	"\bresource\x18\x04 \x01(\tR\bresource\x129\n" +
+	"\tprocesses\x18\x05 \x03(\v2\x1b.orb8.v1.AcceleratorProcessR\tprocesses\x12=\n" +
+	"\x06values\x18\x06 \x03(\v2%.orb8.v1.AcceleratorShare.ValuesEntryR\x06values\x12\x12\n" +
+	"\x04idle\x18\a \x01(\tR\x04idle\x12\"\n" +
+	"\ridle_since_ns\x18\b \x01(\x03R\vidleSinceNs\x1aO\n" +
+	"\vValuesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\xd8\x01\n" +
+	"\x12AcceleratorProcess\x12*\n" +
+	"\aprocess\x18\x01 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1a\n" +
+	"\bgraphics\x18\x02 \x01(\bR\bgraphics\x127\n" +
+	"\fmemory_bytes\x18\x03 \x01(\v2\x14.orb8.v1.MeasurementR\vmemoryBytes\x12A\n" +
+	"\x11utilization_ratio\x18\x04 \x01(\v2\x14.orb8.v1.MeasurementR\x10utilizationRatio\"k\n" +
+	"\x10AcceleratorError\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\x04R\x04code\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x17\n" +
+	"\atime_ns\x18\x04 \x01(\x03R\x06timeNs\"\xc8\x04\n" +
 	"\x04Flow\x12(\n" +
 	"\x05event\x18\x01 \x01(\x0e2\x12.orb8.v1.FlowEventR\x05event\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12'\n" +
@@ -3325,13 +4028,14 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\x8f\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\xab\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
 	"\x15EVENT_KIND_CONNECTION\x10\x02\x12\x1a\n" +
 	"\x16EVENT_KIND_NODE_STATUS\x10\x03\x12\x1a\n" +
-	"\x16EVENT_KIND_LOST_EVENTS\x10\x04*\x96\x01\n" +
+	"\x16EVENT_KIND_LOST_EVENTS\x10\x04\x12\x1a\n" +
+	"\x16EVENT_KIND_ACCELERATOR\x10\x05*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -3401,7 +4105,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -3420,80 +4124,103 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*NetworkFlow)(nil),         // 14: orb8.v1.NetworkFlow
 	(*NetworkEvent)(nil),        // 15: orb8.v1.NetworkEvent
 	(*AgentStatus)(nil),         // 16: orb8.v1.AgentStatus
-	(*KubernetesStatus)(nil),    // 17: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 18: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 19: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 20: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 21: orb8.v1.Resume
-	(*Filter)(nil),              // 22: orb8.v1.Filter
-	(*Event)(nil),               // 23: orb8.v1.Event
-	(*Flow)(nil),                // 24: orb8.v1.Flow
-	(*Connection)(nil),          // 25: orb8.v1.Connection
-	(*Endpoint)(nil),            // 26: orb8.v1.Endpoint
-	(*Workload)(nil),            // 27: orb8.v1.Workload
-	(*Counters)(nil),            // 28: orb8.v1.Counters
-	(*Process)(nil),             // 29: orb8.v1.Process
-	(*TcpInfo)(nil),             // 30: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 31: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 32: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 33: orb8.v1.LostEvents
-	nil,                         // 34: orb8.v1.Workload.LabelsEntry
+	(*AcceleratorStatus)(nil),   // 17: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 18: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 19: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 20: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 21: orb8.v1.ObserveRequest
+	(*Resume)(nil),              // 22: orb8.v1.Resume
+	(*Filter)(nil),              // 23: orb8.v1.Filter
+	(*Event)(nil),               // 24: orb8.v1.Event
+	(*AcceleratorSample)(nil),   // 25: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 26: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 27: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 28: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 29: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 30: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 31: orb8.v1.Flow
+	(*Connection)(nil),          // 32: orb8.v1.Connection
+	(*Endpoint)(nil),            // 33: orb8.v1.Endpoint
+	(*Workload)(nil),            // 34: orb8.v1.Workload
+	(*Counters)(nil),            // 35: orb8.v1.Counters
+	(*Process)(nil),             // 36: orb8.v1.Process
+	(*TcpInfo)(nil),             // 37: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 38: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 39: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 40: orb8.v1.LostEvents
+	nil,                         // 41: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 42: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 43: orb8.v1.Workload.LabelsEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	22, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	23, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	14, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	22, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	27, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	27, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	23, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	34, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	34, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	29, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	30, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	27, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	27, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	18, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	19, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	17, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	0,  // 14: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	22, // 15: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,  // 16: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,  // 17: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	21, // 18: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	24, // 19: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	25, // 20: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	32, // 21: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	33, // 22: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	3,  // 23: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	26, // 24: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	26, // 25: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 26: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 27: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	28, // 28: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	28, // 29: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	29, // 30: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	30, // 31: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	31, // 32: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 33: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	24, // 34: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	27, // 35: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	34, // 36: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 37: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 38: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 39: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	18, // 40: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	10, // 41: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 42: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 43: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	20, // 44: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 45: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 46: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 47: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	23, // 48: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	45, // [45:49] is the sub-list for method output_type
-	41, // [41:45] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	36, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	37, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	34, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	34, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	19, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	20, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	18, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	17, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	0,  // 15: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	23, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,  // 17: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,  // 18: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	22, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	31, // 20: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	32, // 21: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	39, // 22: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	40, // 23: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	25, // 24: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	26, // 25: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	41, // 26: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	28, // 27: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	30, // 28: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	34, // 29: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	29, // 30: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	42, // 31: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	36, // 32: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	27, // 33: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	27, // 34: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	3,  // 35: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	33, // 36: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	33, // 37: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 38: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 39: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	35, // 40: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	35, // 41: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	36, // 42: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	37, // 43: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	38, // 44: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 45: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	31, // 46: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	34, // 47: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	43, // 48: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 49: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 50: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 51: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	19, // 52: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	27, // 53: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	27, // 54: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	10, // 55: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	12, // 56: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	13, // 57: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	21, // 58: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	11, // 59: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	15, // 60: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	16, // 61: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	24, // 62: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	59, // [59:63] is the sub-list for method output_type
+	55, // [55:59] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -3501,11 +4228,12 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[13].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[14].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
 		(*Event_LostEvents)(nil),
+		(*Event_Accelerator)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3513,7 +4241,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   25,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,9 +42,11 @@ func golden(t *testing.T, name, got string) {
 }
 
 // events are one of each kind and shape, down to an empty one.
-func events(t *testing.T) []*orb8v1.Event {
+func events(t *testing.T) []*orb8v1.Event { return eventsOf(t, "events") }
+
+func eventsOf(t *testing.T, name string) []*orb8v1.Event {
 	t.Helper()
-	text, err := os.ReadFile("testdata/events.jsonl")
+	text, err := os.ReadFile("testdata/" + name + ".jsonl")
 	if err != nil {
 		t.Fatal(err)
 	}

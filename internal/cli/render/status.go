@@ -26,6 +26,9 @@ func Status(w io.Writer, o Options, source string, s *orb8v1.AgentStatus) error 
 	lines = append(lines, "")
 	lines = append(lines, statusProbes(o, s.GetProbes())...)
 	lines = append(lines, "")
+	if accelerators := statusAccelerators(o, s.GetAccelerators()); len(accelerators) > 0 {
+		lines = append(append(lines, accelerators...), "")
+	}
 	lines = append(lines, statusLosses(o, s)...)
 	return writeLines(w, lines)
 }
@@ -64,6 +67,34 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 		lines = append(lines, cutEnd(pad(f.name, 8, false)+"  "+f.value, limit(o.Width)))
 	}
 	return lines
+}
+
+// statusAccelerators says how accelerators are read. That a host has none is only
+// in the wide format.
+func statusAccelerators(o Options, all []*orb8v1.AcceleratorStatus) []string {
+	var rows [][]cell
+	for _, a := range all {
+		if a.GetState() == "off" && a.GetRemedy() == "" && o.Format != Wide {
+			continue
+		}
+		state := cell{text: clean(a.GetState()), style: styleWarn}
+		detail := clean(a.GetReason())
+		if a.GetState() == "running" {
+			state.style, detail = styleGood, Plural(uint64(a.GetDevices()), "device", "devices")
+		}
+		if r := clean(a.GetRemedy()); r != "" {
+			detail += " → " + r
+		}
+		rows = append(rows, []cell{plain(a.GetName()), state, {text: detail}})
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	t := &table{
+		columns: []column{{title: "ACCELERATORS", min: 9}, {title: "STATE", min: 8}, {title: "DETAIL", min: 10}},
+		grow:    []step{{0, 12}, {2, 1000}},
+	}
+	return t.lines(o, rows)
 }
 
 func limit(width int) int {

@@ -40,6 +40,7 @@ struct nvmlEventSet_st {
 };
 struct nvmlGpmSample_st {
 	struct timespec at;
+	nvmlDevice_t of;
 };
 
 static struct nvmlDevice_st devices[MAX_GPUS][MAX_PARTS + 1];
@@ -419,19 +420,16 @@ EXPORT nvmlReturn_t nvmlGpmSampleAlloc(nvmlGpmSample_t *s)
 }
 EXPORT nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t s) { free(s.handle); opened(&samples, -1); return NVML_SUCCESS; }
 
-/* The device of the latest sample: the state says what each metric is. */
-static __thread nvmlDevice_t sampled;
-
 EXPORT nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t d, nvmlGpmSample_t s)
 {
-	sampled = d;
+	s.handle->of = d;
 	clock_gettime(CLOCK_MONOTONIC, &s.handle->at);
 	return lost(d);
 }
 EXPORT nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t d, unsigned int instance, nvmlGpmSample_t s)
 {
 	clock_gettime(CLOCK_MONOTONIC, &s.handle->at);
-	sampled.handle = &devices[d.handle->gpu][instance + 1];
+	s.handle->of.handle = &devices[d.handle->gpu][instance + 1];
 	return lost(d);
 }
 EXPORT nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get)
@@ -447,7 +445,7 @@ EXPORT nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get)
 
 		snprintf(name, sizeof(name), "gpm%u", m->metricId);
 		m->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
-		if (text_of(sampled, name, value, sizeof(value))) {
+		if (text_of(get->sample2.handle->of, name, value, sizeof(value))) {
 			m->nvmlReturn = NVML_SUCCESS;
 			m->value = strtod(value, NULL);
 		}

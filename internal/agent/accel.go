@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// Accelerators makes the agent's collector of accelerators; report takes what it
+// reads, and interval says how often it is to.
+type Accelerators func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector
+
+// accelerators is what the agent knows of accelerators; nil if it reads none.
+type accelerators struct {
+	collector *accel.Collector
+	ledger    *accel.Ledger
+}
+
+func (a *Agent) newAccelerators(newCollector Accelerators) *accelerators {
+	if newCollector == nil {
+		return nil
+	}
+	return &accelerators{collector: newCollector(a.acceleratorInterval, a.reportAccelerators), ledger: accel.NewLedger()}
+}
+
+// acceleratorInterval is the time between two samples as things are.
+func (a *Agent) acceleratorInterval() time.Duration {
+	if a.hub.wanted(func(i *interest) bool { return i.accelerators }) {
+		return min(a.config().GPUInterval, followInterval)
+	}
+	return a.config().GPUInterval
+}
+
+// reportAccelerators takes what was read of some devices.
+func (a *Agent) reportAccelerators(reports []accel.Report) {
+	for i := range reports {
+		r := &reports[i]
+		a.accel.ledger.Add(r)
+		wants := func(i *interest) bool { return i.accelerators && wantsReport(i.filters, r) }
+		if a.hub.wanted(wants) {
+			a.hub.tell(a.acceleratorEvent(r), wants)
+		}
+	}
+}
+
+// latestAccelerators are the events of a snapshot.
+func (a *Agent) latestAccelerators(i *interest) []*orb8v1.Event {
+	if a.accel == nil || !i.accelerators {
+		return nil
+	}
+	var all []*orb8v1.Event
+	for _, r := range a.accel.ledger.Reports() {
+		if wantsReport(i.filters, &r) {
+			all = append(all, a.acceleratorEvent(&r))
+		}
+	}
+	return all
+}
+
+// wantsReport reports whether the filters match one of a device's shares, each of
+// which is to them like a flow without addresses.
+func wantsReport(filters *filter.Set, r *accel.Report) bool {
+	if filters.Empty() {
+		return true
+	}
+	shares := r.Shares
+	if len(shares) == 0 {
+		shares = []accel.Share{{}}
+	}
+	for i := range shares {
+		rec := flow.Record{Local: shares[i].Owner}
+		if rec.Local == nil {
+			rec.Local = new(workload.Identity)
+		}
+		if len(shares[i].Processes) == 0 && filters.Match(&rec) {
+			return true
+		}
+		for _, p := range shares[i].Processes {
+			rec.PID, rec.Comm = p.PID, flow.Comm{}
+			copy(rec.Comm[:len(rec.Comm)-1], p.Command)
+			if filters.Match(&rec) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (a *Agent) acceleratorEvent(r *accel.Report) *orb8v1.Event {
+	sample := &orb8v1.AcceleratorSample{
+		Device: acceleratorPB(r.Device), WindowNs: int64(r.Window), Values: valuesPB(&r.Values),
+		ClockEvents: r.ClockEvents,
+	}
+	for i := range r.Shares {
+		sample.Shares = append(sample.Shares, a.sharePB(r, &r.Shares[i]))
+	}
+	for _, e := range r.Errors {
+		sample.Errors = append(sample.Errors, &orb8v1.AcceleratorError{
+			Code: e.Code, Pid: e.PID, Message: strings.ToValidUTF8(e.Message, "\uFFFD"), TimeNs: e.Time.UnixNano(),
+		})
+	}
+	return &orb8v1.Event{
+		TimeNs: r.Time.UnixNano(), NodeName: a.node, Event: &orb8v1.Event_Accelerator{Accelerator: sample},
+	}
+}
+
+func acceleratorPB(d *accel.Device) *orb8v1.Accelerator {
+	return &orb8v1.Accelerator{
+		Vendor: d.Vendor, Id: d.ID, Index: d.Index, Model: d.Model, PciAddress: d.PCI, DriverVersion: d.Driver,
+		ParentId: d.Parent, Profile: d.Profile, Divided: d.Divided, Limits: slices.Clone(d.Limits),
+	}
+}
+
+func (a *Agent) sharePB(r *accel.Report, s *accel.Share) *orb8v1.AcceleratorShare {
+	out := &orb8v1.AcceleratorShare{
+		Workload: workloadPB(s.Owner), Held: s.Held, Shared: s.Shared, Resource: s.Resource,
+		Values: valuesPB(&s.Values), Idle: string(s.Idle),
+	}
+	for _, p := range s.Processes {
+		out.Processes = append(out.Processes, &orb8v1.AcceleratorProcess{
+			Process: &orb8v1.Process{Pid: p.PID, Command: strings.ToValidUTF8(p.Command, "\uFFFD")}, Graphics: p.Graphics,
+			MemoryBytes: measurementPB(p.Memory), UtilizationRatio: measurementPB(p.Utilization),
+		})
+	}
+	if s.Owner == nil {
+		return out
+	}
+	if account, ok := a.accel.ledger.Account(s.Owner, r.Device.ID); ok && !account.IdleSince.IsZero() {
+		out.IdleSinceNs = account.IdleSince.UnixNano()
+	}
+	return out
+}
+
+func valuesPB(v *accel.Values) map[string]*orb8v1.Measurement {
+	var all map[string]*orb8v1.Measurement
+	for m := range accel.NumMetrics {
+		if !v[m].Known() {
+			continue
+		}
+		if all == nil {
+			all = make(map[string]*orb8v1.Measurement)
+		}
+		all[m.String()] = measurementPB(v[m])
+	}
+	return all
+}
+
+func measurementPB(v accel.Value) *orb8v1.Measurement {
+	if !v.Known() {
+		return nil
+	}
+	return &orb8v1.Measurement{Value: v.V, Method: v.Method.String()}
+}
+
+// lacksAccelerators says why none can be read although they must (mode on).
+func (a *Agent) lacksAccelerators() string {
+	if a.accel == nil || a.config().GPU != ModeOn {
+		return ""
+	}
+	var why []string
+	for _, s := range a.accel.collector.Status() {
+		if s.State == accel.StateRunning {
+			return ""
+		}
+		text := s.Name + " is " + s.State.String() + ": " + s.Reason
+		if s.Remedy != "" {
+			text += " (" + s.Remedy + ")"
+		}
+		why = append(why, text)
+	}
+	return "accelerators are set to on and cannot be read: " + strings.Join(why, "; ")
+}
+
+func (a *Agent) acceleratorStatus() []*orb8v1.AcceleratorStatus {
+	if a.accel == nil {
+		return nil
+	}
+	var all []*orb8v1.AcceleratorStatus
+	for _, s := range a.accel.collector.Status() {
+		all = append(all, &orb8v1.AcceleratorStatus{
+			Name: s.Name, State: s.State.String(), Reason: s.Reason, Remedy: s.Remedy,
+			Devices: uint32(s.Devices), Skipped: s.Skipped, Failed: s.Failed,
+		})
+	}
+	return all
+}

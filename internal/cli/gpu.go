@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/cli/render"
+)
+
+const traceGPULong = `Watch accelerators: what each device does, and for whom, once a second.
+
+The source is found as by 'orb8 trace network'; as root on Linux without an agent or
+a cluster, this process reads the devices itself.
+
+A line is one workload on one device. Where it has the device to itself the values
+are the device's; where several share it, memory and UTIL are the driver's samples of
+their processes, POWER is divided by those, and what cannot be divided is a dash. A
+dash is never 0. UTIL is the part of the time in which anything ran, SM the mean part
+of the multiprocessors that had work, TENSOR that of the time in which tensor cores
+did, DRAM that of the memory's bandwidth. NOTE has errors (XID), idleness and why
+clocks are held back. docs/gpu.md tells what is measured how.
+
+With -o json every line is an orb8.v1.Event with an accelerator in it.`
+
+const traceGPUExamples = `  sudo orb8 trace gpu                               # this host, without an agent
+  orb8 trace gpu --namespace ml-training            # pods of a cluster, on all nodes
+  orb8 trace gpu --process python --duration 1m
+  orb8 trace gpu -o json | jq '.accelerator.values.power_watts.value'`
+
+const gpusLong = `Show the accelerators: who uses each, how much, and since when it is idle.
+
+The source and the columns are those of 'orb8 trace gpu'. Without an agent the devices
+are read twice, a second apart.`
+
+const gpusExamples = `  sudo orb8 gpus                    # this host, without an agent
+  orb8 gpus -A                      # of a cluster, on all nodes
+  orb8 gpus -o json | jq -r '.accelerator.device.model'`
+
+// gpuFlags are those of both commands.
+type gpuFlags struct {
+	filters  filterFlags
+	source   sourceFlags
+	output   outputFlags
+	duration time.Duration
+	follow   bool
+}
+
+func newTraceGPU(c *Config) *cobra.Command {
+	return newGPU(c, &gpuFlags{follow: true}, &cobra.Command{
+		Use: "gpu", Short: "Watch GPUs and other accelerators", Long: traceGPULong, Example: traceGPUExamples,
+	})
+}
+
+func newGPUs(c *Config) *cobra.Command {
+	return newGPU(c, &gpuFlags{}, &cobra.Command{
+		Use: "gpus", Short: "Show the accelerators and who uses them", Long: gpusLong, Example: gpusExamples, GroupID: groupSee,
+	})
+}
+
+func newGPU(c *Config, f *gpuFlags, cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.gpu(cmd, f) })
+	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bind(filters, "namespace", "pod", "selector", "workload", "container", "process", "node")
+	f.source.bindSource(source)
+	f.output.bind(output)
+	f.output.bindQuiet(output)
+	groups := []flagGroup{{filtersTitle, filters}}
+	if f.follow {
+		span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
+		groups = append(groups, flagGroup{"Time", span})
+	}
+	groupFlags(cmd, append(groups, flagGroup{"Source", source}, flagGroup{"Output", output})...)
+	completeValues(cmd)
+	return cmd
+}
+
+// gpu shows accelerators once, or until the user has seen enough.
+func (c *Config) gpu(cmd *cobra.Command, f *gpuFlags) (err error) {
+	options, err := f.output.options(c, c.Stdout)
+	if err != nil {
+		return err
+	}
+	if cmd.Flags().Changed("duration") && f.duration <= 0 {
+		return usagef("--duration %s: want more than 0", f.duration)
+	}
+	f.source.interval, f.source.packet, f.source.gpus = time.Second, "off", true
+	if err := f.source.check(cmd); err != nil {
+		return err
+	}
+	filters, err := f.filters.filters()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	f.source.cluster.nodes = f.filters.positive.GetNodes()
+	src, err := c.open(ctx, &f.source)
+	if err != nil {
+		return unlessDone(ctx, err)
+	}
+	defer closing(src.close, &err)
+	options.Nodes = src.many()
+	if f.duration > 0 {
+		defer time.AfterFunc(f.duration, cancel).Stop()
+	}
+	if src.local {
+		sleep(ctx, twoReadings)
+		if err := src.greet(ctx, answerTimeout); err != nil {
+			return unlessDone(ctx, err)
+		}
+	}
+	for _, line := range accelerators(src, !f.output.headless(options)) {
+		fmt.Fprintln(c.Stderr, line)
+	}
+	req := &orb8v1.ObserveRequest{
+		Filters: filters, Snapshot: true, Follow: f.follow,
+		Kinds: []orb8v1.EventKind{
+			orb8v1.EventKind_EVENT_KIND_ACCELERATOR, orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS,
+		},
+	}
+	stream, err := src.ask.Observe(ctx, req)
+	if err != nil {
+		return unlessDone(ctx, explain("read the accelerators", src.name, err))
+	}
+	if f.follow {
+		return c.followGPUs(ctx, src, stream, options)
+	}
+	return unlessDone(ctx, c.showGPUs(src, stream, options))
+}
+
+// twoReadings is how long a process that reads the devices itself needs until it
+// knows what happens between two readings.
+const twoReadings = 1500 * time.Millisecond
+
+// accelerators says what is read, or why nothing is.
+func accelerators(src *source, always bool) []string {
+	var lines []string
+	for _, s := range src.statuses() {
+		devices := uint32(0)
+		for _, b := range s.GetAccelerators() {
+			devices += b.GetDevices()
+		}
+		for _, b := range s.GetAccelerators() {
+			if !always || b.GetState() == "running" || devices > 0 && b.GetRemedy() == "" && b.GetState() == "off" {
+				continue
+			}
+			line := fmt.Sprintf("node %s: %s is %s: %s", s.GetNodeName(), b.GetName(), b.GetState(), b.GetReason())
+			if r := b.GetRemedy(); r != "" {
+				line += " (" + r + ")"
+			}
+			lines = append(lines, line)
+		}
+		if len(s.GetAccelerators()) == 0 && always {
+			lines = append(lines, fmt.Sprintf("node %s reads no accelerators: its agent is told not to (gpu: off), or is older", s.GetNodeName()))
+		}
+	}
+	return lines
+}
+
+func (c *Config) followGPUs(ctx context.Context, src *source, stream events, options render.Options) error {
+	out := bufio.NewWriter(c.Stdout)
+	view := render.NewAccelerators(out, options)
+	if err := view.Titles(); err != nil {
+		return err
+	}
+	for {
+		if err := out.Flush(); err != nil {
+			return err
+		}
+		ev, err := stream.Recv()
+		if err != nil {
+			return unlessDone(ctx, explain("observe", src.name, err))
+		}
+		if isWell(ev) {
+			continue
+		}
+		if err := view.Write(ev); err != nil {
+			return err
+		}
+	}
+}
+
+// isWell reports whether an event only says that a node is there.
+func isWell(ev *orb8v1.Event) bool {
+	n := ev.GetNodeStatus()
+	return n != nil && n.GetState() != orb8v1.NodeState_NODE_STATE_UNAVAILABLE
+}
+
+func (c *Config) showGPUs(src *source, stream events, options render.Options) error {
+	var samples, away []*orb8v1.Event
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return explain("read the accelerators", src.name, err)
+		}
+		switch {
+		case ev.GetAccelerator() != nil:
+			samples = append(samples, ev)
+		case ev.GetNodeStatus() != nil && !isWell(ev):
+			away = append(away, ev)
+		}
+	}
+	if err := render.GPUs(c.Stdout, options, time.Now(), samples); err != nil {
+		return err
+	}
+	for _, line := range render.Away(options, away) {
+		fmt.Fprintln(c.Stderr, line)
+	}
+	if len(samples) == 0 && options.Format != render.JSON {
+		fmt.Fprintln(c.Stderr, "no accelerators")
+	}
+	return nil
+}
