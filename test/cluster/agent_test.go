@@ -290,7 +290,8 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		t.Skip("needs the cluster that test/cluster/run.sh makes")
 	}
 	first := l.nodes[0]
-	args, tx, rx := l.transferTo(l.near, 70, "-delay", "20s")
+	// Begins while the API server is away, and is not over when it is back.
+	args, tx, rx := l.transferTo(l.near, 70, "-delay", "20s", "-chunk", "2000", "-pause", "500ms")
 	cl := l.testPod(t, "unnamed", l.once(first, args...))
 	var agent corev1.Pod
 	for _, p := range l.agentPods(t) {
@@ -342,6 +343,15 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 	if nameless == 0 {
 		t.Error("no event of the flow with a container and without a pod")
 	}
+	// The watches are tried again after 15 s at the latest.
+	eventually(t, 40*time.Second, func() error {
+		rows, err := l.find(t, "TCP", func(f *orb8v1.Flow) bool { return isFrom(f, res) })
+		if err == nil && rows[0].GetFlow().GetLocal().GetWorkload().GetPodName() != cl.Name {
+			err = fmt.Errorf("not named yet: %s", line(rows[0]))
+		}
+		return err
+	})
+	l.expectBoth(t, cl, l.near, res, tx, rx)
 	eventually(t, time.Minute, func() error {
 		text, err := l.degraded(t.Context(), first)
 		if err == nil && text != "" {
@@ -349,7 +359,6 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		}
 		return err
 	})
-	l.expectBoth(t, cl, l.near, res, tx, rx)
 	log, err := l.client.CoreV1().Pods(agent.Namespace).GetLogs(agent.Name, &corev1.PodLogOptions{}).DoRaw(t.Context())
 	if err != nil || !strings.Contains(string(log), "Kubernetes watch failed") {
 		t.Errorf("the agent's log does not say that it lacked the API server: %v:\n%s", err, log)
