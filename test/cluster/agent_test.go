@@ -351,6 +351,12 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		}
 		return err
 	})
+	eventually(t, time.Minute, func() error {
+		if !l.resultOf(t, cl.Name, "main").Done {
+			return errors.New("the transfer is not over")
+		}
+		return nil
+	})
 	l.expectBoth(t, cl, l.near, res, tx, rx)
 	eventually(t, time.Minute, func() error {
 		text, err := l.degraded(t.Context(), first)
