@@ -365,6 +365,7 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		}
 		return err
 	})
+	l.awaitServices(t)
 	log, err := l.client.CoreV1().Pods(agent.Namespace).GetLogs(agent.Name, &corev1.PodLogOptions{}).DoRaw(t.Context())
 	if err != nil || !strings.Contains(string(log), "Kubernetes watch failed") {
 		t.Errorf("the agent's log does not say that it lacked the API server: %v:\n%s", err, log)
@@ -394,9 +395,14 @@ func TestAPIServerRestart(t *testing.T) {
 	l.expectBoth(t, cl, l.far, duringRes, duringTx, duringRx)
 	l.expectBoth(t, cl, l.near, l.resultOf(t, cl.Name, "later"), laterTx, laterRx)
 	l.noRestarts(t)
+	l.awaitServices(t)
+}
 
-	// The nodes may have been taken for lost, and the Services for empty.
-	eventually(t, time.Minute, func() error {
+// awaitServices waits until Services answer again. While the API server was away
+// the nodes may have been taken for lost, and their pods for not ready.
+func (l *lab) awaitServices(t *testing.T) {
+	t.Helper()
+	eventually(t, 4*time.Minute, func() error {
 		for _, server := range []string{"far", "near"} {
 			_, err := l.exec(t.Context(), l.client1, "", "tcp", "-send", "16", "-receive", "16", l.clusterIP(t.Context(), server, 4))
 			if err != nil {
