@@ -174,7 +174,7 @@ func (d *drainer) takeOut(now uint64) error {
 		}
 	}
 	rest := min(uint64(retireEvery), d.idleFor/8)
-	if n == 0 || !crowded && now-d.retired < rest {
+	if n == 0 || surplus <= 0 && now-d.retired < rest {
 		return nil
 	}
 	d.retired = now

@@ -122,8 +122,9 @@ volatile u64 boot_offset;
 
 /* Entries that had no packet after this time are being taken out: nothing is
  * added to them any more, so that their last reading is exact. 0 for none. It is
- * set from outside, which then waits for the programs that may not have seen it,
- * and is always well in the past: whoever has seen it writes a later last_ns. */
+ * set from outside, which then waits for the programs that may not have seen it.
+ * Whoever has seen it adds to entries with a later last_ns only, and never sets
+ * that back. */
 volatile u64 retire_before;
 
 /* When a flow last had a packet need not be exact: the clock that the kernel
@@ -382,6 +383,8 @@ static __always_inline u8 first_role(u8 protocol, struct packet *p, bool out)
 
 static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, bool out)
 {
+	u64 now;
+
 	if (out) {
 		__sync_fetch_and_add(&f->tx_bytes, bytes);
 		__sync_fetch_and_add(&f->tx_packets, packets);
@@ -389,7 +392,10 @@ static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, b
 		__sync_fetch_and_add(&f->rx_bytes, bytes);
 		__sync_fetch_and_add(&f->rx_packets, packets);
 	}
-	f->last_ns = coarse_boot_ns();
+	/* Never back: what was not retired a moment ago must not look as if it was. */
+	now = coarse_boot_ns();
+	if (now > f->last_ns)
+		f->last_ns = now;
 }
 
 /* Fills in the first packet of f and puts it into the map. */
