@@ -44,6 +44,9 @@ const (
 // String returns off, running, failed or stuck.
 func (s State) String() string { return [...]string{"off", "running", "failed", "stuck"}[s] }
 
+// States lists the states.
+func States() []State { return []State{StateOff, StateRunning, StateFailed, StateStuck} }
+
 // Status is what is said of one backend.
 type Status struct {
 	Name    string

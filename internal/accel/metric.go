@@ -2,6 +2,8 @@
 
 package accel
 
+import "slices"
+
 // Metric is something that is measured of a device.
 type Metric int
 
@@ -138,4 +140,10 @@ func (m Metric) String() string {
 		return a.Name
 	}
 	return a.Name + "_" + string(a.Unit)
+}
+
+// Divided reports whether the metric is divided among the owners of a device: the
+// gauges of a Share, and the counters of an Account.
+func (m Metric) Divided() bool {
+	return m == MemoryUsed || slices.Contains(owned[:], m) || slices.Contains(Counted(), m)
 }

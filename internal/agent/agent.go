@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
@@ -159,7 +160,11 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)
 	a.grpc, a.health = newGRPCServer(&server{agent: a}, log, &a.panics)
-	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), a.readiness, log)
+	var dcgm prometheus.Collector
+	if cfg.MetricsDCGM {
+		dcgm = newDCGMExporter(node, func() *gpuFacts { return a.gpuFacts(time.Now()) })
+	}
+	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), dcgm, a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/bits"
+	"net/url"
 	"time"
 )
 
@@ -43,12 +44,15 @@ type Config struct {
 	GPU         Mode
 	GPUInterval time.Duration
 	HostRoot    string
+	Kubelet     string
+	DCGMURL     string
 
 	History         int
 	SubscriberQueue int
 
 	MetricsMaxSeries int
 	MetricsPod       bool
+	MetricsDCGM      bool
 
 	LogLevel  string
 	LogFormat string
@@ -129,11 +133,14 @@ func (c *Config) settings() []setting {
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
 		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},
-		{"host_root", "where the host's root is mounted, in which drivers' libraries are looked for; this one's if empty", false, &c.HostRoot, nil},
+		{"host_root", "where the host's root is mounted, in which drivers' libraries and the kubelet are looked for; found by itself if empty", false, &c.HostRoot, nil},
+		{"kubelet_socket", "socket of the kubelet's PodResources API, for one with another directory than /var/lib/kubelet", false, &c.Kubelet, nil},
+		{"dcgm_url", "page of a dcgm-exporter whose values complete what NVML gives; off for none, the node's own is looked for if empty", false, &c.DCGMURL, c.checkDCGMURL},
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
 		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},
+		{"metrics.dcgm", "serve NVIDIA GPUs at /metrics/dcgm too, under the names of dcgm-exporter", false, &c.MetricsDCGM, nil},
 		{"log_level", "debug, info, warn or error", true, &c.LogLevel, c.checkLogLevel},
 		{"log_format", "text or json", false, &c.LogFormat, oneOf(&c.LogFormat, "text", "json")},
 		{"node_name", "name of this node; the host's name if empty", false, &c.NodeName, nil},
@@ -167,12 +174,27 @@ func (c *Config) checkInterval() error {
 	return nil
 }
 
-// minGPUInterval is what a driver's own counters need between two readings.
-const minGPUInterval = 100 * time.Millisecond
+// minGPUInterval is what a driver's own counters need between two readings; a gap
+// of more than maxGPUInterval is not accounted for.
+const (
+	minGPUInterval = 100 * time.Millisecond
+	maxGPUInterval = 20 * time.Second
+)
 
 func (c *Config) checkGPUInterval() error {
-	if c.GPUInterval < minGPUInterval {
-		return fmt.Errorf("%v: want at least %v", c.GPUInterval, minGPUInterval)
+	if c.GPUInterval < minGPUInterval || c.GPUInterval > maxGPUInterval {
+		return fmt.Errorf("%v: want %v to %v", c.GPUInterval, minGPUInterval, maxGPUInterval)
+	}
+	return nil
+}
+
+func (c *Config) checkDCGMURL() error {
+	if c.DCGMURL == "" || c.DCGMURL == "off" {
+		return nil
+	}
+	u, err := url.Parse(c.DCGMURL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("%q: want off, or a URL such as http://localhost:9400/metrics", c.DCGMURL)
 	}
 	return nil
 }

@@ -50,11 +50,14 @@ cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
 host_root: /host
+kubelet_socket: /k.sock
+dcgm_url: http://localhost:9400/metrics
 history: 0
 subscriber_queue: 7
 metrics:
   max_series: 5
   pod: true
+  dcgm: true
 log_level: debug
 log_format: json
 node_name: n
@@ -64,7 +67,8 @@ kubeconfig: /k
 	want := Config{
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
-		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host", SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host",
+		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff, Kubeconfig: "/k",
 	}
 	one := DefaultConfig()

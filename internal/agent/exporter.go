@@ -27,6 +27,8 @@ type facts struct {
 	waiting                int
 	// cluster is nil outside Kubernetes.
 	cluster *kube.Status
+	// gpus is nil where no accelerators are read.
+	gpus *gpuFacts
 }
 
 // exporter is what Prometheus collects. Everything is made at scrape time from
@@ -43,6 +45,9 @@ type exporter struct {
 func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows func(func([]flow.Record))) *exporter {
 	e := &exporter{metrics: m, losses: losses, facts: about, rows: rows}
 	for i, f := range families(m.pod) {
+		if f.Name == "" {
+			continue
+		}
 		e.descs[i] = prometheus.NewDesc(f.Name, f.Help, f.Labels, nil)
 	}
 	return e
@@ -51,7 +56,9 @@ func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows fun
 // Describe implements prometheus.Collector.
 func (e *exporter) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range e.descs {
-		ch <- d
+		if d != nil {
+			ch <- d
+		}
 	}
 }
 
@@ -60,6 +67,7 @@ func (e *exporter) Collect(ch chan<- prometheus.Metric) {
 	s := scrape{exporter: e, ch: ch}
 	f := e.facts()
 	s.workloads(&f)
+	s.accelerators(f.gpus)
 	s.health(&f)
 	s.agent(&f)
 }

@@ -2,6 +2,8 @@
 
 package agent
 
+import "github.com/Ignoramuss/orb8/internal/accel"
+
 // Family describes one metric family; docs/metrics.md is made from these.
 type Family struct {
 	Name string
@@ -18,6 +20,9 @@ type Family struct {
 // Headings of docs/metrics.md.
 const (
 	groupWorkload = "By workload"
+	groupDevice   = "Accelerators, by device"
+	groupShare    = "Accelerators, by workload"
+	groupBackend  = "How accelerators are read"
 	groupHealth   = "Losses and probes"
 	groupAgent    = "The agent itself"
 )
@@ -35,6 +40,34 @@ const (
 	tcpConnectFailures
 	tcpRetransmits
 	tcpResets
+	gpuInfo
+	// gpuDevice is the first of one family per accel.Metric, gpuShare that of one
+	// per metric that is divided among workloads.
+	gpuDevice
+	gpuDeviceLast = gpuDevice + familyID(accel.NumMetrics) - 1
+)
+
+const (
+	gpuClockEvent familyID = gpuDeviceLast + 1 + iota
+	gpuErrors
+	gpuShare
+	gpuShareLast = gpuShare + familyID(accel.NumMetrics) - 1
+)
+
+const (
+	gpuProcesses familyID = gpuShareLast + 1 + iota
+	gpuHeld
+	gpuHeldSeconds
+	gpuUsedSeconds
+	gpuUnallocatedSeconds
+	gpuIdleSeconds
+	gpuIdleMemory
+	gpuBackendState
+	gpuBackendDevices
+	gpuReads
+	gpuReadsSkipped
+	gpuReadSeconds
+	gpuHolders
 	lostEvents
 	probeUp
 	probeState
@@ -60,8 +93,13 @@ const (
 // Families lists every metric family of orb8, in the order of docs/metrics.md.
 // pod adds the label that metrics.pod adds.
 func Families(pod bool) []Family {
-	list := families(pod)
-	return list[:]
+	var list []Family
+	for _, f := range families(pod) {
+		if f.Name != "" { // metrics that are not divided have no family by workload
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 func families(pod bool) [numFamilies]Family {
@@ -72,16 +110,38 @@ func families(pod bool) [numFamilies]Family {
 		}
 		return append(base, extra...)
 	}
-	return [numFamilies]Family{
-		networkBytes:        {"orb8_network_bytes_total", "counter", "bytes", w("direction", "protocol"), "Bytes that the workload sent (egress) and received (ingress): payload for TCP, IP packets with headers for the rest.", groupWorkload},
-		networkPackets:      {"orb8_network_packets_total", "counter", "packets", w("direction", "protocol"), "TCP segments or IP packets that the workload sent (egress) and received (ingress).", groupWorkload},
-		networkZoneBytes:    {"orb8_network_zone_bytes_total", "counter", "bytes", w("direction", "zone"), "Bytes as in orb8_network_bytes_total, of flows whose ends are in known zones; zone is same or cross.", groupWorkload},
-		activeFlows:         {"orb8_network_active_flows", "gauge", "flows", w("protocol"), "Flows in the flow table that have not ended.", groupWorkload},
-		tcpRTT:              {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and sampling interval with traffic, and at close.", groupWorkload},
-		tcpConnect:          {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},
-		tcpConnectFailures:  {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
-		tcpRetransmits:      {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
-		tcpResets:           {"orb8_tcp_resets_total", "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
+	device := func(extra ...string) []string { return append([]string{"vendor", "gpu", "uuid", "model"}, extra...) }
+	share := func(extra ...string) []string {
+		return append(device("namespace", "workload", "workload_kind", "pod"), extra...)
+	}
+	all := [numFamilies]Family{
+		networkBytes:       {"orb8_network_bytes_total", "counter", "bytes", w("direction", "protocol"), "Bytes that the workload sent (egress) and received (ingress): payload for TCP, IP packets with headers for the rest.", groupWorkload},
+		networkPackets:     {"orb8_network_packets_total", "counter", "packets", w("direction", "protocol"), "TCP segments or IP packets that the workload sent (egress) and received (ingress).", groupWorkload},
+		networkZoneBytes:   {"orb8_network_zone_bytes_total", "counter", "bytes", w("direction", "zone"), "Bytes as in orb8_network_bytes_total, of flows whose ends are in known zones; zone is same or cross.", groupWorkload},
+		activeFlows:        {"orb8_network_active_flows", "gauge", "flows", w("protocol"), "Flows in the flow table that have not ended.", groupWorkload},
+		tcpRTT:             {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and sampling interval with traffic, and at close.", groupWorkload},
+		tcpConnect:         {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},
+		tcpConnectFailures: {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
+		tcpRetransmits:     {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
+		tcpResets:          {"orb8_tcp_resets_total", "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
+
+		gpuInfo:               {"orb8_gpu_info", "gauge", "", device("pci_address", "driver", "parent", "profile"), "Always 1; the labels describe the device. parent is the uuid of the device that this one is a part of, profile that of a MIG instance.", groupDevice},
+		gpuClockEvent:         {"orb8_gpu_clock_event", "gauge", "", device("reason"), "1 for each reason for which the clocks are held back now.", groupDevice},
+		gpuErrors:             {"orb8_gpu_errors_total", "counter", "errors", share("code"), "Errors that the driver reported (XIDs), with whom they were about where that is known.", groupDevice},
+		gpuProcesses:          {"orb8_gpu_workload_processes", "gauge", "processes", share(), "Processes that have the device open.", groupShare},
+		gpuHeld:               {"orb8_gpu_workload_held", "gauge", "", share("resource", "source", "shared"), "1 while the kubelet has the device handed out to the pod; source is device_plugin or dra, shared is true where others may have it as well.", groupShare},
+		gpuHeldSeconds:        {"orb8_gpu_workload_held_seconds_total", "counter", "seconds", share(), "Time for which the pod held the device.", groupShare},
+		gpuUsedSeconds:        {"orb8_gpu_workload_used_seconds_total", "counter", "seconds", share(), "Time in which anything of the workload ran on the device, in sampling intervals.", groupShare},
+		gpuUnallocatedSeconds: {"orb8_gpu_workload_unallocated_seconds_total", "counter", "seconds", share(), "Time for which the workload had the device open and did not hold it.", groupShare},
+		gpuIdleSeconds:        {"orb8_gpu_workload_idle_seconds_total", "counter", "seconds", share("reason"), "Time for which the pod held the device in vain; reason is no_process, context_only (a process that runs nothing) or low_util (less than 5 %).", groupShare},
+		gpuIdleMemory:         {"orb8_gpu_workload_idle_memory_bytes", "gauge", "bytes", share(), "Device memory in use by a pod that holds the device in vain; 0 while it is busy.", groupShare},
+		gpuBackendState:       {"orb8_gpu_backend_state", "gauge", "", []string{"backend", "state"}, "1 for the state of each way to read accelerators: running, off, failed or stuck.", groupBackend},
+		gpuBackendDevices:     {"orb8_gpu_backend_devices", "gauge", "devices", []string{"backend"}, "Devices of the last reading.", groupBackend},
+		gpuReads:              {"orb8_gpu_reads_total", "counter", "readings", []string{"backend", "result"}, "Readings of all devices; result is ok or error.", groupBackend},
+		gpuReadsSkipped:       {"orb8_gpu_reads_skipped_total", "counter", "readings", []string{"backend"}, "Readings that were due while the driver did not answer.", groupBackend},
+		gpuReadSeconds:        {"orb8_gpu_read_seconds_total", "counter", "seconds", []string{"backend"}, "Time that readings took.", groupBackend},
+		gpuHolders:            {"orb8_gpu_kubelet_up", "gauge", "", nil, "1 if the kubelet has told which pods hold which devices, and less than a minute ago. Only in Kubernetes.", groupBackend},
+
 		lostEvents:          {"orb8_lost_events_total", "counter", "events", []string{"stage"}, "What was lost, or had to be repeated, on the way from the kernel to a client; see the stages below.", groupHealth},
 		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, else 0.", groupHealth},
 		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work) or off.", groupHealth},
@@ -102,4 +162,16 @@ func families(pod bool) [numFamilies]Family {
 		agentReloads:        {"orb8_agent_config_reloads_total", "counter", "reloads", []string{"result"}, "Reloads of the configuration; result is ok or error.", groupAgent},
 		agentPanics:         {"orb8_agent_panics_total", "counter", "panics", nil, "Calls of the API that ended in a panic; each is a bug, please report it.", groupAgent},
 	}
+	for m := range accel.NumMetrics {
+		about := m.About()
+		name, kind := m.String(), "gauge"
+		if about.Shape == accel.Counter {
+			name, kind = name+"_total", "counter"
+		}
+		all[gpuDevice+familyID(m)] = Family{"orb8_gpu_" + name, kind, string(about.Unit), device("method"), about.Help + ".", groupDevice}
+		if m.Divided() {
+			all[gpuShare+familyID(m)] = Family{"orb8_gpu_workload_" + name, kind, string(about.Unit), share("method"), about.Help + ": the workload's part.", groupShare}
+		}
+	}
+	return all
 }

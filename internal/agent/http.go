@@ -13,19 +13,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newHTTPServer serves /metrics, /healthz (the process answers) and /readyz
-// (ready returns nil). Profiles are not exposed.
-func newHTTPServer(e *exporter, ready func() error, log *slog.Logger) *http.Server {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(e, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+// newHTTPServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (the
+// process answers) and /readyz (ready returns nil). Profiles are not exposed.
+func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, log *slog.Logger) *http.Server {
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
-		ErrorLog:            errorLog,
-		ErrorHandling:       promhttp.HTTPErrorOnError,
-		MaxRequestsInFlight: 4,
-		EnableOpenMetrics:   true,
-	}))
+	serve := func(path string, all ...prometheus.Collector) {
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(all...)
+		mux.Handle("GET "+path, promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+			ErrorLog:            errorLog,
+			ErrorHandling:       promhttp.HTTPErrorOnError,
+			MaxRequestsInFlight: 4,
+			EnableOpenMetrics:   true,
+		}))
+	}
+	serve("/metrics", e, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if dcgm != nil {
+		serve("/metrics/dcgm", dcgm)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

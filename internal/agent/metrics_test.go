@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -407,7 +408,17 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 		m.cell(s, i)
 	}
 	e := exporterOf(m)
-	e.facts = func() facts { return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status)} }
+	gpus := gpuLedger(time.Now())
+	everything := gpus.Reports()[0]
+	for m := range everything.Values {
+		everything.Values[m] = accel.Of(1, accel.Driver)
+		everything.Shares[0].Values[m] = accel.Of(1, accel.Exclusive)
+	}
+	everything.Time = everything.Time.Add(time.Second)
+	gpus.Add(&everything)
+	e.facts = func() facts {
+		return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status), gpus: factsOf(gpus)}
+	}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(e)
 	got, err := reg.Gather()
@@ -419,7 +430,7 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 	for _, f := range got {
 		types[f.GetName()] = strings.ToLower(f.GetType().String())
 		for _, metric := range f.GetMetric() {
-			if slices.ContainsFunc(metric.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "workload" }) {
+			if !strings.HasPrefix(f.GetName(), "orb8_gpu_") && slices.ContainsFunc(metric.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "workload" }) {
 				series++
 				if h := metric.GetHistogram(); h != nil {
 					series += len(h.GetBucket()) + 2 // +Inf and sum beside the count

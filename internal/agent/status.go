@@ -146,6 +146,7 @@ func (a *Agent) facts() facts {
 		probes:      a.manager.Status(),
 		includeSelf: cfg.IncludeSelf,
 		waiting:     a.table.Waiting(), cluster: cluster,
+		gpus: a.gpuFacts(time.Now()),
 	}
 }
 

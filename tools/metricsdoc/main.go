@@ -29,7 +29,9 @@ The agent serves these at ` + "`/metrics`" + ` on port 9091, along with those of
 | ` + "`direction`" + ` | ` + "`egress` or `ingress`" + `, seen from the workload |
 | ` + "`protocol`" + ` | ` + "`TCP`, `UDP`, `ICMP`, `ICMPv6` or `other`" + ` |
 
-The time series by workload are bounded by the setting ` + "`metrics.max_series`" + `. What is beyond counts under the workload ` + "`other`" + ` of the kind ` + "`Other`" + `, so that sums stay right. The series of a workload go 60 s after its last record once it no longer exists; those of a Process 60 s after its last record. orb8's own traffic is not counted unless ` + "`include_self`" + ` is set.
+The time series by workload are bounded by the setting ` + "`metrics.max_series`" + `. What is beyond counts under the workload ` + "`other`" + ` of the kind ` + "`Other`" + `, so that sums stay right. The series of a workload go 60 s after its last record once it no longer exists; those of a Process 60 s after its last record. Those of accelerators are not among the bounded ones: each device has a fixed number, and each workload on it. orb8's own traffic is not counted unless ` + "`include_self`" + ` is set.
+
+What is known of accelerators by device and by workload stands under different names, so that neither is added to the other: for each device the series ` + "`orb8_gpu_workload_*`" + ` add up to ` + "`orb8_gpu_*`" + ` of the same name, with the workload ` + "`unattributed`" + ` for what is nobody's (counters since the agent saw the device first). The label ` + "`method`" + ` says how a value came about, see [gpu.md](gpu.md). What was not measured has no series. Gauges go 30 s after a driver stopped answering, and the counters of a pod 60 s after it was last on the device.
 `
 
 func main() {
