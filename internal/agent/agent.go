@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
+	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -85,6 +86,11 @@ type Deps struct {
 	Cluster Cluster
 	// Accelerators makes what reads them; nil to read none.
 	Accelerators Accelerators
+	// Kubelet tells which pods hold accelerators; nil outside Kubernetes.
+	Kubelet *holders.Kubelet
+	// HiddenPIDs: the processes on accelerators cannot be named, since this process
+	// does not see those of the host.
+	HiddenPIDs bool
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*flow.Sample) bool
 	// Probes returns a manager with every probe added, none started.

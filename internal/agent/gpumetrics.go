@@ -36,7 +36,7 @@ func (a *Agent) gpuFacts(now time.Time) *gpuFacts {
 	}
 	f := &gpuFacts{
 		accounts: a.accel.ledger.Accounts(), errors: a.accel.ledger.ErrorCounts(), backends: a.accel.collector.Status(),
-		lastError: make(map[string]uint64),
+		lastError: make(map[string]uint64), kubelet: a.kubeletUp(now),
 	}
 	for _, r := range a.accel.ledger.Reports() {
 		if now.Sub(r.Time) <= maxReportAge {

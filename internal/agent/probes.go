@@ -5,11 +5,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -103,7 +106,11 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 		return probes(s, func() *Config { return a.config() }, r)
 	}
 	if deps.Accelerators == nil && cfg.GPU != ModeOff {
-		deps.Accelerators = newAccelerators(cfg, r, log)
+		if cluster != nil {
+			deps.Kubelet = newKubelet(cfg, cluster, func() bool { return a.hasAccelerators() })
+		}
+		deps.HiddenPIDs = !workload.SeesPIDs()
+		deps.Accelerators = newAccelerators(cfg, &deps, r, cluster, log)
 	}
 	deps.IsSelf = newSelf(cfg).is
 	a, err = New(cfg, deps, log)
@@ -113,20 +120,69 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	return &Host{Agent: a, resolver: r}, nil
 }
 
+// newKubelet returns what asks this node's kubelet for the holders of devices.
+func newKubelet(cfg Config, cluster *kube.Cluster, wanted func() bool) *holders.Kubelet {
+	socket := cfg.Kubelet
+	if socket == "" {
+		socket = holders.DefaultSocket
+		if below := filepath.Join(cfg.HostRoot, holders.DefaultSocket); exists(below) {
+			socket = below
+		}
+	}
+	slices := cluster.ResourceSlices()
+	return holders.New(holders.Config{
+		Socket: socket, Wanted: wanted,
+		Resolve: func(ctx context.Context, driver, pool, device string) (holders.Device, bool) {
+			attributes, ok := slices.Attributes(ctx, kube.ResourceDevice{Driver: driver, Pool: pool, Name: device})
+			if !ok {
+				return holders.Device{}, false
+			}
+			return holders.FromAttributes(driver, attributes)
+		},
+		Running: func(namespace, pod string) (runs, known bool) {
+			_, runs, known = cluster.Named(namespace, pod)
+			return runs, known
+		},
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// driverRoot is where the host's root is looked for if nothing is said: that of the
+// first process, in a container that sees it and may.
+func driverRoot(cfg Config) string {
+	if cfg.HostRoot != "" || !workload.SeesPIDs() {
+		return cfg.HostRoot
+	}
+	const first = "/proc/1/root"
+	var own, host unix.Stat_t
+	if unix.Stat("/", &own) != nil || unix.Stat(first+"/", &host) != nil || own.Dev == host.Dev && own.Ino == host.Ino {
+		return ""
+	}
+	return first
+}
+
 // newAccelerators returns the backends that read accelerators. A new one is one
 // more line.
-func newAccelerators(cfg Config, names *workload.Resolver, log *slog.Logger) Accelerators {
+func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *kube.Cluster, log *slog.Logger) Accelerators {
 	owner := names.Process
-	if !workload.SeesPIDs() {
-		log.Warn("processes on accelerators have no names: this process does not see those of the host; in a pod, hostPID does it")
+	if deps.HiddenPIDs {
 		owner = func(uint32) (*workload.Identity, string) { return nil, "" }
 	}
+	var held func(*accel.Device) []accel.Holder
+	if deps.Kubelet != nil {
+		held = holdersOf(deps.Kubelet, cluster.Named)
+	}
+	root := driverRoot(cfg)
 	return func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 		return accel.NewCollector(accel.Config{
 			Sources: []accel.Source{
-				{Backend: nvml.New(nvml.Config{HostRoot: cfg.HostRoot, Log: log})},
+				{Backend: nvml.New(nvml.Config{HostRoot: root, Log: log})},
 			},
-			Interval: interval, Report: report, Owner: owner, Log: log,
+			Interval: interval, Report: report, Owner: owner, Holders: held, Log: log,
 		})
 	}
 }

@@ -152,6 +152,9 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 	if a.accel != nil {
 		g.Go(func() error { a.accel.collector.Run(ctx); return nil })
 	}
+	if a.accel != nil && a.deps.Kubelet != nil {
+		g.Go(func() error { a.deps.Kubelet.Run(ctx); return nil })
+	}
 	if a.deps.Reload != nil {
 		g.Go(func() error { a.reloadOnHangup(ctx, hangup); return nil })
 	}

@@ -109,6 +109,7 @@ func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, messa
 	if a.deps.Cluster != nil {
 		all = append(all, a.deps.Cluster.Status().Degraded)
 	}
+	all = append(all, a.nameless()...)
 	all = slices.DeleteFunc(all, func(s string) bool { return s == "" })
 	if len(all) > 0 && state == orb8v1.NodeState_NODE_STATE_CONNECTED {
 		state = orb8v1.NodeState_NODE_STATE_DEGRADED

@@ -309,11 +309,12 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 
 var listKind = map[string]string{
 	"pods": "PodList", "services": "ServiceList", "nodes": "NodeList",
-	"endpointslices.discovery.k8s.io": "EndpointSliceList",
+	"endpointslices.discovery.k8s.io": "EndpointSliceList", "resourceslices.resource.k8s.io": "ResourceSliceList",
 }
 
 var apiVersion = map[string]string{
 	"pods": "v1", "services": "v1", "nodes": "v1", "endpointslices.discovery.k8s.io": "discovery.k8s.io/v1",
+	"resourceslices.resource.k8s.io": "resource.k8s.io/v1",
 }
 
 func status(code int, reason, message string) obj {

@@ -52,6 +52,7 @@ type Cluster struct {
 	owners *climber
 	own    *link
 	peers  PeerSource
+	slices *ResourceSlices
 	begun  time.Time
 	// settled is set once all there is to know was read once.
 	settled atomic.Bool
@@ -75,11 +76,12 @@ func New(cfg Config) (*Cluster, error) {
 		cfg.Now = time.Now
 	}
 	c := &Cluster{
-		cfg:   cfg,
-		store: NewStore(StoreConfig{Linger: cfg.Linger, Now: cfg.Now}),
-		own:   newLink("pods", cfg.Log, cfg.Now),
-		peers: cfg.Peers,
-		begun: cfg.Now(),
+		cfg:    cfg,
+		store:  NewStore(StoreConfig{Linger: cfg.Linger, Now: cfg.Now}),
+		own:    newLink("pods", cfg.Log, cfg.Now),
+		peers:  cfg.Peers,
+		begun:  cfg.Now(),
+		slices: NewResourceSlices(cfg.Clients, cfg.Node),
 	}
 	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
 	if c.peers == nil {
@@ -136,6 +138,14 @@ func (c *Cluster) refreshOwners() { c.store.RefreshOwners(c.owners.top) }
 func (c *Cluster) Pod(containerID, podUID string) (*workload.Identity, bool) {
 	return c.store.Pod(containerID, podUID)
 }
+
+// Named finds a pod of the own node by its name, see Store.Named.
+func (c *Cluster) Named(namespace, name string) (id *workload.Identity, runs, known bool) {
+	return c.store.Named(namespace, name)
+}
+
+// ResourceSlices returns what knows the devices of this node's DRA drivers.
+func (c *Cluster) ResourceSlices() *ResourceSlices { return c.slices }
 
 // Peer implements workload.Cluster. Until everything was read once it names pods
 // only: what looks like a node's or a Service's address may yet turn out to be a
@@ -202,6 +212,9 @@ func (c *Cluster) Status() Status {
 	case !all.Synced && len(all.Missing) == 0 && c.cfg.Now().Sub(c.begun) > contactGrace:
 		parts = append(parts, fmt.Sprintf("API server %s has not told all pods, Services and nodes since %s",
 			c.cfg.Clients.Host, c.begun.UTC().Format(time.RFC3339)))
+	}
+	if err := c.slices.Err(); err != nil {
+		parts = append(parts, err.Error()+"; devices of resource claims are not told apart")
 	}
 	missing := slices.Concat(all.Missing, c.owners.missing())
 	slices.Sort(missing)

@@ -162,7 +162,11 @@ func (s *Store) upsertOwn(in *Pod) bool {
 	if changed {
 		p.own = &ownPod{}
 	}
+	first := changed
 	changed = s.update(p, in) || changed
+	if first {
+		s.names[object{p.namespace, p.name}] = p
+	}
 	changed = s.ownDetails(p, in) || changed
 	return s.settle(p, in) || changed
 }
@@ -346,6 +350,9 @@ func (s *Store) forget(p *pod, now int64) {
 		}
 	}
 	s.dropHash(p)
+	if name := (object{p.namespace, p.name}); s.names[name] == p {
+		delete(s.names, name)
+	}
 }
 
 func (s *Store) dropHash(p *pod) {

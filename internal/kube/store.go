@@ -61,6 +61,7 @@ type Store struct {
 	pods  map[string]*pod // by UID
 	// containers and hashes find pods of the own node.
 	containers, hashes map[string]*pod
+	names              map[object]*pod // the latest of that name, of the own node
 	// ips has the pod that an address belongs to, others those that had it
 	// before or say that they have it as well.
 	ips    map[netip.Addr]*pod
@@ -106,6 +107,7 @@ func NewStore(cfg StoreConfig) *Store {
 		pods:       make(map[string]*pod),
 		containers: make(map[string]*pod),
 		hashes:     make(map[string]*pod),
+		names:      make(map[object]*pod),
 		ips:        make(map[netip.Addr]*pod),
 		others:     make(map[netip.Addr][]*pod),
 		nodes:      make(map[string]*node),
@@ -147,6 +149,18 @@ func (s *Store) Pod(containerID, podUID string) (*workload.Identity, bool) {
 		return nil, false
 	}
 	return s.identity(p), true
+}
+
+// Named finds a pod of the own node by its name, of several that had it the latest.
+// runs is false if it has ended or left the API.
+func (s *Store) Named(namespace, name string) (id *workload.Identity, runs, known bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	p := s.names[object{namespace, name}]
+	if p == nil {
+		return nil, false, false
+	}
+	return s.identity(p), p.gone == 0 && p.ended == 0, true
 }
 
 // Counts returns how much is known now.

@@ -138,3 +138,27 @@ func Parse(resource, id string) (d Device, replica string, shared bool) {
 	}
 	return d, replica, shared
 }
+
+// FromAttributes returns the device that a DRA driver describes in a ResourceSlice;
+// false if the attributes name none. Drivers are known by their domain, as
+// resources of device plugins are.
+func FromAttributes(driver string, attributes map[string]string) (Device, bool) {
+	d := Device{Vendor: vendorOf(driver), Minor: -1, Index: -1, Instance: -1}
+	d.UUID = attributes["uuid"]
+	for _, name := range []string{"pciBusID", "pciAddr", "pciAddress"} {
+		if address := strings.ToLower(attributes[name]); d.PCI == "" && pciForm.MatchString(address) {
+			d.PCI = address[len(address)-len("0000:00:00.0"):]
+		}
+	}
+	if n, err := strconv.Atoi(attributes["minor"]); err == nil {
+		d.Minor = n
+	}
+	if n, err := strconv.Atoi(attributes["index"]); err == nil {
+		d.Index = n
+	}
+	d.Raw = d.UUID
+	return d, d.UUID != "" || d.PCI != "" || d.Minor >= 0 || d.Index >= 0
+}
+
+// pciForm takes NVML's way to write a domain, with eight digits, too.
+var pciForm = regexp.MustCompile(`^(?:0000)?[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,7 +188,7 @@ func TestKubelet(t *testing.T) {
 	running := map[string]bool{"train-0": true}
 	k := New(Config{
 		Socket: socket,
-		Resolve: func(driver, pool, device string) (Device, bool) {
+		Resolve: func(_ context.Context, driver, pool, device string) (Device, bool) {
 			uuids := map[string]string{"gpu.nvidia.com/n1/gpu-0": gpuB, "gpu.nvidia.com/n1/gpu-1": gpuB}
 			id, ok := uuids[driver+"/"+pool+"/"+device]
 			return with(func(d *Device) { d.Vendor, d.UUID = accel.NVIDIA, id }), ok
@@ -235,7 +236,7 @@ func TestKubelet(t *testing.T) {
 	// A kubelet that is away leaves what was known, and says so.
 	stop()
 	_ = os.Remove(socket)
-	if err := k.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "mount hostPath") {
+	if err := k.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "hostPath") {
 		t.Errorf("no socket: %v", err)
 	}
 	if holds, _, err := k.Holds(); len(holds) != 5 || err == nil {
@@ -285,4 +286,54 @@ func TestRun(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+func TestFromAttributes(t *testing.T) {
+	for _, c := range []struct {
+		driver     string
+		attributes map[string]string
+		want       Device
+		ok         bool
+	}{
+		{"gpu.nvidia.com", map[string]string{"type": "gpu", "uuid": gpuA, "minor": "3", "index": "2"}, with(func(d *Device) {
+			d.Vendor, d.UUID, d.Raw, d.Minor, d.Index = accel.NVIDIA, gpuA, gpuA, 3, 2
+		}), true},
+		{"gpu.nvidia.com", map[string]string{"type": "mig", "uuid": migA, "parentUUID": gpuA}, with(func(d *Device) {
+			d.Vendor, d.UUID, d.Raw = accel.NVIDIA, migA, migA
+		}), true},
+		{"gpu.amd.com", map[string]string{"pciAddr": "0000:3B:00.0"}, with(func(d *Device) { d.Vendor, d.PCI = accel.AMD, "0000:3b:00.0" }), true},
+		{"gpu.nvidia.com", map[string]string{"pciBusID": "00000000:3B:00.0"}, with(func(d *Device) { d.Vendor, d.PCI = accel.NVIDIA, "0000:3b:00.0" }), true},
+		{"tpu.google.com", map[string]string{"index": "1"}, with(func(d *Device) { d.Vendor, d.Index = accel.Google, 1 }), true},
+		{"gpu.nvidia.com", map[string]string{"pciBusID": "over there", "index": "x"}, with(func(d *Device) { d.Vendor = accel.NVIDIA }), false},
+		{"dranet", nil, none(), false},
+	} {
+		got, ok := FromAttributes(c.driver, c.attributes)
+		if diff := cmp.Diff(c.want, got); diff != "" || ok != c.ok {
+			t.Errorf("%s %v: %t, want %t (-want +got):\n%s", c.driver, c.attributes, ok, c.ok, diff)
+		}
+	}
+}
+
+// Where there is nothing to ask for, the kubelet is left alone.
+func TestRunWhileWanted(t *testing.T) {
+	var wanted atomic.Bool
+	k := New(Config{Socket: filepath.Join(t.TempDir(), "none"), Wanted: wanted.Load})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { k.Run(ctx); close(done) }()
+	time.Sleep(50 * time.Millisecond)
+	if _, _, err := k.Holds(); err != nil {
+		t.Errorf("asked although nothing is wanted: %v", err)
+	}
+	wanted.Store(true)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, _, err := k.Holds(); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("never asked")
+		}
+	}
+	cancel()
+	<-done
 }

@@ -60,10 +60,12 @@ type Config struct {
 	Interval time.Duration
 	// Resolve finds the device behind a DRA driver's name, from its ResourceSlices;
 	// may be nil. Where it knows nothing the CDI names are tried.
-	Resolve func(driver, pool, device string) (Device, bool)
+	Resolve func(ctx context.Context, driver, pool, device string) (Device, bool)
 	// Running reports whether a pod runs: the kubelets of some versions also list
 	// devices of pods that are over. May be nil.
 	Running func(namespace, pod string) (running, known bool)
+	// Wanted reports whether there is anything to ask for; nil for always.
+	Wanted func() bool
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
@@ -94,12 +96,19 @@ func New(cfg Config) *Kubelet {
 	return &Kubelet{cfg: cfg}
 }
 
-// Run asks again and again until ctx is done.
+// wantedEvery is how often is looked whether there is anything to ask for.
+const wantedEvery = time.Second
+
+// Run asks again and again until ctx is done, while the list is wanted.
 func (k *Kubelet) Run(ctx context.Context) {
-	ticker := time.NewTicker(k.cfg.Interval)
+	ticker := time.NewTicker(min(k.cfg.Interval, wantedEvery))
 	defer ticker.Stop()
+	var last time.Time
 	for {
-		_ = k.Refresh(ctx) // Holds tells
+		if (k.cfg.Wanted == nil || k.cfg.Wanted()) && time.Since(last) >= k.cfg.Interval {
+			last = time.Now()
+			_ = k.Refresh(ctx) // Holds tells
+		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -170,7 +179,7 @@ func (k *Kubelet) list(ctx context.Context) ([]Hold, error) {
 	var holds []Hold
 	for _, pod := range answer.GetPodResources() {
 		for _, c := range pod.GetContainers() {
-			holds = k.append(holds, Hold{Namespace: pod.GetNamespace(), Pod: pod.GetName(), Container: c.GetName()}, c)
+			holds = k.append(ctx, holds, Hold{Namespace: pod.GetNamespace(), Pod: pod.GetName(), Container: c.GetName()}, c)
 		}
 	}
 	return holds, nil
@@ -181,7 +190,7 @@ func (k *Kubelet) unreachable(err error) error {
 	const what = "ask the kubelet which pods have which devices"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: no %s: mount hostPath /var/lib/kubelet/pod-resources there", what, k.cfg.Socket)
+		return fmt.Errorf("%s: no %s: the agent's pod needs the hostPath of the kubelet's pod-resources directory there (or say --kubelet-socket)", what, k.cfg.Socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: %s may only be used by root", what, k.cfg.Socket)
 	}
@@ -195,7 +204,7 @@ func (k *Kubelet) unreachable(err error) error {
 }
 
 // append adds what a container has; of is who it is.
-func (k *Kubelet) append(holds []Hold, of Hold, c *podresources.ContainerResources) []Hold {
+func (k *Kubelet) append(ctx context.Context, holds []Hold, of Hold, c *podresources.ContainerResources) []Hold {
 	for _, devices := range c.GetDevices() {
 		for _, id := range devices.GetDeviceIds() {
 			h := of
@@ -210,7 +219,7 @@ func (k *Kubelet) append(holds []Hold, of Hold, c *podresources.ContainerResourc
 		for _, r := range claim.GetClaimResources() {
 			h := of
 			h.Source, h.Claim = DRA, claim.GetClaimNamespace()+"/"+claim.GetClaimName()
-			h.Device, h.Shared = k.claimed(r)
+			h.Device, h.Shared = k.claimed(ctx, r)
 			if r.ShareId != nil {
 				h.Shared, h.Replica = true, r.GetShareId()
 			}
@@ -225,9 +234,9 @@ func (k *Kubelet) append(holds []Hold, of Hold, c *podresources.ContainerResourc
 // known is false for resources that are no accelerators.
 func (r Device) known() bool { return r.Vendor != "" || r.UUID != "" }
 
-func (k *Kubelet) claimed(r *podresources.ClaimResource) (d Device, shared bool) {
+func (k *Kubelet) claimed(ctx context.Context, r *podresources.ClaimResource) (d Device, shared bool) {
 	if k.cfg.Resolve != nil {
-		if d, ok := k.cfg.Resolve(r.GetDriverName(), r.GetPoolName(), r.GetDeviceName()); ok {
+		if d, ok := k.cfg.Resolve(ctx, r.GetDriverName(), r.GetPoolName(), r.GetDeviceName()); ok {
 			return d, false
 		}
 	}

@@ -5,6 +5,7 @@
 package nvml
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +102,8 @@ func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
 func (b *Backend) open() error {
 	b.path = b.cfg.Library
 	if b.path == "" {
-		b.path = find(b.cfg.HostRoot)
+		// What a container runtime has put into this container fits it best.
+		b.path = cmp.Or(find(""), find(b.cfg.HostRoot))
 	}
 	if b.path == "" {
 		return &accel.Unsupported{Reason: fmt.Sprintf("no %s in %s", libraryName, strings.Join(places(), ", "))}

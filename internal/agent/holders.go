@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"time"
+
+	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// maxHoldsAge is how old the kubelet's list may be without a complaint.
+const maxHoldsAge = time.Minute
+
+// holdersOf returns who holds a device as the kubelet says. named finds a pod of
+// this node; one that the API server has not told of yet has its name only.
+func holdersOf(k *holders.Kubelet, named func(namespace, pod string) (id *workload.Identity, runs, known bool)) func(*accel.Device) []accel.Holder {
+	return func(d *accel.Device) []accel.Holder {
+		var all []accel.Holder
+		for _, h := range k.Of(d) {
+			id, _, known := named(h.Namespace, h.Pod)
+			if !known {
+				id = &workload.Identity{Namespace: h.Namespace, Pod: h.Pod, Kind: "Pod", Name: h.Pod}
+			}
+			resource := h.Resource
+			if h.Claim != "" {
+				resource = h.Claim
+			}
+			all = append(all, accel.Holder{
+				Owner: id, Container: h.Container, Resource: resource, Shared: h.Shared, Source: h.Source,
+			})
+		}
+		return all
+	}
+}
+
+// hasAccelerators reports whether any device was read of late.
+func (a *Agent) hasAccelerators() bool {
+	if a.accel == nil {
+		return false
+	}
+	for _, s := range a.accel.collector.Status() {
+		if s.Devices > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// kubeletUp is nil where no kubelet is asked.
+func (a *Agent) kubeletUp(now time.Time) *bool {
+	if a.deps.Kubelet == nil || !a.hasAccelerators() {
+		return nil
+	}
+	_, at, err := a.deps.Kubelet.Holds()
+	up := err == nil && now.Sub(at) < maxHoldsAge
+	return &up
+}
+
+// nameless says why the users of accelerators are not known as well as they could
+// be; empty if they are, or if there are no accelerators.
+func (a *Agent) nameless() []string {
+	if !a.hasAccelerators() {
+		return nil
+	}
+	var why []string
+	if a.deps.HiddenPIDs {
+		why = append(why, "processes on accelerators have no names: this process does not see those of the host; "+
+			"a pod needs hostPID: true, a container --pid=host")
+	}
+	if a.deps.Kubelet == nil {
+		return why
+	}
+	if _, _, err := a.deps.Kubelet.Holds(); err != nil {
+		why = append(why, err.Error())
+	}
+	return why
+}
