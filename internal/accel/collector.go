@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -112,6 +114,8 @@ type lane struct {
 
 	mu     sync.Mutex
 	status Status
+	// answered: a reading has come back, or is late.
+	answered atomic.Bool
 }
 
 // request is for a read, or to give back all handles.
@@ -268,6 +272,7 @@ func (l *lane) done(o outcome, begun time.Time) time.Duration {
 }
 
 func (l *lane) become(s State, reason, remedy string) {
+	l.answered.Store(true)
 	l.mu.Lock()
 	before := l.status.State
 	changed := before != s
@@ -330,14 +335,25 @@ func (c *Collector) attribute(s Sample, holders []Holder) Report {
 func (c *Collector) keep(samples []Sample) []Sample {
 	var own []Sample
 	clear(c.fill)
+	c.fillAll(samples)
+	for _, l := range c.lanes {
+		if !l.Fills && !l.answered.Load() {
+			return nil // it may yet turn out to have the same devices
+		}
+	}
 	for _, s := range samples {
 		key := fillKey(s.Device)
-		c.fill[key] = s
 		if seen, ok := c.main[key]; !ok || s.Time.Sub(seen) > fillAge {
 			own = append(own, s)
 		}
 	}
 	return own
+}
+
+func (c *Collector) fillAll(samples []Sample) {
+	for _, s := range samples {
+		c.fill[fillKey(s.Device)] = s
+	}
 }
 
 // complete adds the values that s lacks and another source has.
@@ -351,4 +367,10 @@ func (c *Collector) complete(s *Sample) {
 	}
 }
 
-func fillKey(d *Device) string { return strings.ToLower(d.ID) }
+// fillKey is the same for a device whoever reads it: not all know the ids of parts.
+func fillKey(d *Device) string {
+	if d.Parent != "" && d.Instance >= 0 {
+		return strings.ToLower(d.Parent) + "/" + strconv.Itoa(d.Instance)
+	}
+	return strings.ToLower(d.ID)
+}

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dcgm reads NVIDIA devices from a dcgm-exporter that runs already. It
+// knows the names that the exporter has had since DCGM 2 and those of DCGM 4.6 and
+// later. It has been tested with pages written after the exporter's documentation,
+// not with a running one.
+package dcgm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/Ignoramuss/orb8/internal/accel"
+)
+
+const (
+	// LocalURL is where an exporter on this host listens by default.
+	LocalURL = "http://localhost:9400/metrics"
+	// maxPage bounds a page: 16 devices with 200 fields of 1 KiB each.
+	maxPage = 4 << 20
+	timeout = 5 * time.Second
+)
+
+// Config of the backend.
+type Config struct {
+	// URL of the exporter's page; if empty, those that Find returns are tried.
+	URL  string
+	Find func() []string
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// Backend implements accel.Backend.
+type Backend struct {
+	cfg    Config
+	client *http.Client
+	// found is the URL that answered last.
+	found string
+	// percent has the families with RATIO in their names that are percentages:
+	// field 203 was called so in some versions. Once seen above 1 they stay that.
+	percent map[string]bool
+	xids    map[string]float64
+}
+
+// New returns a backend that has not asked anything yet.
+func New(cfg Config) *Backend {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Backend{
+		cfg: cfg, percent: make(map[string]bool), xids: make(map[string]float64),
+		client: &http.Client{Transport: &http.Transport{Proxy: nil, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute}},
+	}
+}
+
+// Name returns "dcgm".
+func (b *Backend) Name() string { return "dcgm" }
+
+// Close gives up connections, and what the next reading would be compared with.
+func (b *Backend) Close() error {
+	b.client.CloseIdleConnections()
+	b.found = ""
+	clear(b.xids)
+	return nil
+}
+
+// Read implements accel.Backend.
+func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
+	urls := []string{b.cfg.URL}
+	if b.cfg.URL == "" {
+		urls = b.cfg.Find()
+		if i := slices.Index(urls, b.found); i > 0 {
+			urls[0], urls[i] = urls[i], urls[0]
+		}
+	}
+	var errs []error
+	for _, u := range urls {
+		families, err := b.scrape(ctx, u)
+		if err == nil {
+			b.found = u
+			return b.samples(families), nil
+		}
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	if b.cfg.URL != "" || b.found != "" { // there is, or was, one
+		return nil, err
+	}
+	return nil, &accel.Unsupported{Reason: "no dcgm-exporter: tried " + strings.Join(urls, ", ")}
+}
+
+func (b *Backend) scrape(ctx context.Context, url string) (map[string]*dto.MetricFamily, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("scrape dcgm-exporter: %w", err)
+	}
+	req.Header.Set("Accept", "text/plain;version=0.0.4")
+	resp, err := b.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("scrape dcgm-exporter: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("scrape dcgm-exporter: %s answers %s", url, resp.Status)
+	}
+	families, err := parse(io.LimitReader(resp.Body, maxPage))
+	if err != nil {
+		return nil, fmt.Errorf("scrape dcgm-exporter at %s: %w", url, err)
+	}
+	return families, nil
+}
+
+// parse reads a page in which there are GPUs.
+func parse(r io.Reader) (map[string]*dto.MetricFamily, error) {
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(r)
+	if err != nil {
+		return nil, fmt.Errorf("read page: %w", err)
+	}
+	for name := range families {
+		if strings.HasPrefix(name, "DCGM_FI_") {
+			return families, nil
+		}
+	}
+	return nil, errors.New("the page has no metrics named DCGM_FI_*: it is not a dcgm-exporter's, or that has no GPU")
+}
+
+// field is one name of a value.
+type field struct {
+	name   string
+	metric accel.Metric
+	// times makes our unit of it.
+	times float64
+}
+
+const (
+	fromPercent = 0.01
+	fromMiB     = 1 << 20
+	fromMHz     = 1e6
+	fromMilli   = 1e-3
+)
+
+// fields are all names, the better ones first where two give the same value. Rates
+// of PCIe and NVLink are not among them: some versions call them counters.
+func fields() []field {
+	return []field{
+		{"DCGM_FI_DEV_GPU_UTIL_RATIO", accel.Utilization, 1},
+		{"DCGM_FI_DEV_GPU_UTIL", accel.Utilization, fromPercent},
+		{"DCGM_FI_PROF_GR_ENGINE_UTIL_RATIO", accel.Utilization, 1},
+		{"DCGM_FI_PROF_GR_ENGINE_ACTIVE", accel.Utilization, 1},
+		{"DCGM_FI_DEV_MEMORY_UTIL_RATIO", accel.CopyUtilization, 1},
+		{"DCGM_FI_DEV_MEM_COPY_UTIL", accel.CopyUtilization, fromPercent},
+		{"DCGM_FI_DEV_ENC_UTIL_RATIO", accel.EncoderUtilization, 1},
+		{"DCGM_FI_DEV_ENC_UTIL", accel.EncoderUtilization, fromPercent},
+		{"DCGM_FI_DEV_DEC_UTIL_RATIO", accel.DecoderUtilization, 1},
+		{"DCGM_FI_DEV_DEC_UTIL", accel.DecoderUtilization, fromPercent},
+		{"DCGM_FI_PROF_SM_UTIL_RATIO", accel.SMActive, 1},
+		{"DCGM_FI_PROF_SM_ACTIVE", accel.SMActive, 1},
+		{"DCGM_FI_PROF_SM_OCCUPANCY_RATIO", accel.SMOccupancy, 1},
+		{"DCGM_FI_PROF_SM_OCCUPANCY", accel.SMOccupancy, 1},
+		{"DCGM_FI_PROF_TENSOR_UTIL_RATIO", accel.TensorActive, 1},
+		{"DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", accel.TensorActive, 1},
+		{"DCGM_FI_PROF_DRAM_UTIL_RATIO", accel.DRAMActive, 1},
+		{"DCGM_FI_PROF_DRAM_ACTIVE", accel.DRAMActive, 1},
+		{"DCGM_FI_PROF_FP64_UTIL_RATIO", accel.FP64Active, 1},
+		{"DCGM_FI_PROF_PIPE_FP64_ACTIVE", accel.FP64Active, 1},
+		{"DCGM_FI_PROF_FP32_UTIL_RATIO", accel.FP32Active, 1},
+		{"DCGM_FI_PROF_PIPE_FP32_ACTIVE", accel.FP32Active, 1},
+		{"DCGM_FI_PROF_FP16_UTIL_RATIO", accel.FP16Active, 1},
+		{"DCGM_FI_PROF_PIPE_FP16_ACTIVE", accel.FP16Active, 1},
+		{"DCGM_FI_DEV_BOARD_POWER_WATTS", accel.PowerUsage, 1},
+		{"DCGM_FI_DEV_POWER_USAGE", accel.PowerUsage, 1},
+		{"DCGM_FI_DEV_POWER_MGMT_LIMIT", accel.PowerLimit, 1},
+		{"DCGM_FI_DEV_GPU_ENERGY_JOULES_TOTAL", accel.Energy, 1},
+		{"DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", accel.Energy, fromMilli},
+		{"DCGM_FI_DEV_GPU_TEMP_CELSIUS", accel.Temperature, 1},
+		{"DCGM_FI_DEV_GPU_TEMP", accel.Temperature, 1},
+		{"DCGM_FI_DEV_MEMORY_TEMP_CELSIUS", accel.MemoryTemperature, 1},
+		{"DCGM_FI_DEV_MEMORY_TEMP", accel.MemoryTemperature, 1},
+		{"DCGM_FI_DEV_SM_CLOCK_HERTZ", accel.SMClock, 1},
+		{"DCGM_FI_DEV_SM_CLOCK", accel.SMClock, fromMHz},
+		{"DCGM_FI_DEV_MEMORY_CLOCK_HERTZ", accel.MemoryClock, 1},
+		{"DCGM_FI_DEV_MEM_CLOCK", accel.MemoryClock, fromMHz},
+		{"DCGM_FI_DEV_PCIE_REPLAY_TOTAL", accel.PCIeReplays, 1},
+		{"DCGM_FI_DEV_PCIE_REPLAY_COUNTER", accel.PCIeReplays, 1},
+		{"DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", accel.ECCCorrected, 1},
+		{"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", accel.ECCUncorrected, 1},
+		{"DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedCorrectable, 1},
+		{"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedUncorrectable, 1},
+		{"DCGM_FI_DEV_ROW_REMAP_PENDING", accel.RowRemapPending, 1},
+		{"DCGM_FI_DEV_ROW_REMAP_FAILURE", accel.RowRemapFailure, 1},
+	}
+}
+
+// blank is the least of the numbers that DCGM gives for "there is none", in whole
+// or real numbers.
+const blank = 0x7ffffff0
+
+// device gathers what a page has of one device.
+type device struct {
+	accel.Sample
+	// memory in bytes: used, free, reserved, total.
+	used, free, reserved, total accel.Value
+	xid                         float64
+}
+
+// samples makes a sample of every device, parts after their device.
+func (b *Backend) samples(families map[string]*dto.MetricFamily) []accel.Sample {
+	devices := make(map[string]*device)
+	now := b.cfg.Now()
+	each := func(name string, take func(*device, float64)) {
+		for _, m := range families[name].GetMetric() {
+			v := m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
+			if !(v >= 0) || v >= blank && isBlank(v) {
+				continue
+			}
+			if d := deviceOf(m, devices); d != nil {
+				take(d, v)
+			}
+		}
+	}
+	for _, f := range fields() {
+		times := f.times
+		if b.isPercent(f, families[f.name]) {
+			times = fromPercent
+		}
+		each(f.name, func(d *device, v float64) {
+			v *= times
+			if f.metric.About().Unit == accel.Ratio {
+				v = min(v, 1)
+			}
+			d.Values[f.metric] = d.Values[f.metric].Or(accel.Of(v, accel.DCGM))
+		})
+	}
+	for _, f := range []struct {
+		name  string
+		times float64
+		of    func(*device) *accel.Value
+	}{
+		{"DCGM_FI_DEV_FB_USED_BYTES", 1, func(d *device) *accel.Value { return &d.used }},
+		{"DCGM_FI_DEV_FB_USED", fromMiB, func(d *device) *accel.Value { return &d.used }},
+		{"DCGM_FI_DEV_FB_FREE_BYTES", 1, func(d *device) *accel.Value { return &d.free }},
+		{"DCGM_FI_DEV_FB_FREE", fromMiB, func(d *device) *accel.Value { return &d.free }},
+		{"DCGM_FI_DEV_FB_RESERVED_BYTES", 1, func(d *device) *accel.Value { return &d.reserved }},
+		{"DCGM_FI_DEV_FB_RESERVED", fromMiB, func(d *device) *accel.Value { return &d.reserved }},
+		{"DCGM_FI_DEV_FB_CAPACITY_BYTES", 1, func(d *device) *accel.Value { return &d.total }},
+		{"DCGM_FI_DEV_FB_TOTAL", fromMiB, func(d *device) *accel.Value { return &d.total }},
+	} {
+		each(f.name, func(d *device, v float64) { *f.of(d) = f.of(d).Or(accel.Of(v*f.times, accel.DCGM)) })
+	}
+	for _, name := range []string{"DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR"} {
+		each(name, func(d *device, v float64) { d.xid = v })
+	}
+	all := make([]accel.Sample, 0, len(devices))
+	divided := make(map[string]bool)
+	for _, d := range devices {
+		divided[d.Device.Parent] = true
+	}
+	for id, d := range devices {
+		d.Time = now
+		d.Device.Divided = divided[id]
+		d.memory()
+		b.errors(d)
+		all = append(all, d.Sample)
+	}
+	slices.SortFunc(all, func(a, b accel.Sample) int { return accel.CompareDevices(a.Device, b.Device) })
+	return all
+}
+
+// isBlank reports whether v is one of DCGM's marks for no value: 0x7ffffff0 to f in
+// 32 or, with the same last digits, 64 bits, and 2^47 for real numbers.
+func isBlank(v float64) bool {
+	return v <= 0x7fffffff || v >= 140737488355328 && v <= 140737488355343 || v >= 9.22e18
+}
+
+// isPercent reports whether a family that is called a ratio has percentages.
+func (b *Backend) isPercent(f field, family *dto.MetricFamily) bool {
+	if f.times != 1 || !strings.HasPrefix(f.name, "DCGM_FI_DEV_") || !strings.HasSuffix(f.name, "_RATIO") || family == nil {
+		return false
+	}
+	help := strings.ToLower(family.GetHelp())
+	percent := b.percent[f.name] || strings.Contains(help, "%") || strings.Contains(help, "percent")
+	for _, m := range family.GetMetric() {
+		percent = percent || m.GetGauge().GetValue()+m.GetCounter().GetValue()+m.GetUntyped().GetValue() > 1
+	}
+	b.percent[f.name] = percent
+	return percent
+}
+
+// deviceOf finds, or makes, the device that a metric is about; nil if it is about
+// something else, such as a CPU or a switch.
+func deviceOf(m *dto.Metric, devices map[string]*device) *device {
+	labels := make(map[string]string, len(m.GetLabel()))
+	for _, l := range m.GetLabel() {
+		// UUID, uuid or gpu_uuid; modelName or model_name.
+		labels[strings.ReplaceAll(strings.ToLower(l.GetName()), "_", "")] = l.GetValue()
+	}
+	uuid := cmp.Or(labels["uuid"], labels["gpuuuid"])
+	if !strings.HasPrefix(uuid, "GPU-") && !strings.HasPrefix(uuid, "MIG-") {
+		return nil
+	}
+	key, instance := uuid, -1
+	if n := labels["gpuiid"]; n != "" {
+		if _, err := fmt.Sscanf(n, "%d", &instance); err != nil {
+			return nil
+		}
+		key = fmt.Sprintf("%s/gi%d", uuid, instance)
+	}
+	of := devices[key]
+	if of == nil {
+		of = &device{Sample: accel.Sample{Device: &accel.Device{
+			Vendor: accel.NVIDIA, ID: key, Index: labels["gpu"], Minor: -1, Instance: instance, Profile: labels["gpuiprofile"],
+		}}}
+		if instance >= 0 {
+			of.Device.Parent, of.Device.Index = uuid, fmt.Sprintf("%s:%d", of.Device.Index, instance)
+			of.Device.Limits = append(of.Device.Limits, "read from a dcgm-exporter, which does not tell the UUIDs of MIG instances: their holders are not known")
+		}
+		devices[key] = of
+	}
+	// Not every line has every label.
+	d := of.Device
+	d.Model, d.PCI = cmp.Or(d.Model, labels["modelname"]), cmp.Or(d.PCI, pciAddress(labels["pcibusid"]))
+	d.Driver = cmp.Or(d.Driver, labels["dcgmfidriverversion"], labels["driverversion"])
+	if n := -1; d.Minor < 0 {
+		if _, err := fmt.Sscanf(labels["device"], "nvidia%d", &n); err == nil {
+			d.Minor = n
+		}
+	}
+	return of
+}
+
+// pciAddress is that of sysfs: 0000:3b:00.0 for 00000000:3B:00.0.
+func pciAddress(s string) string {
+	s = strings.ToLower(s)
+	if domain, rest, ok := strings.Cut(s, ":"); ok && len(domain) == 8 {
+		return domain[4:] + ":" + rest
+	}
+	return s
+}
+
+// memory in use includes what the driver reserves, as that of NVML does.
+func (d *device) memory() {
+	if d.used.Known() {
+		d.Values[accel.MemoryUsed] = accel.Of(d.used.V+d.reserved.V, accel.DCGM)
+	}
+	if !d.total.Known() && d.used.Known() && d.free.Known() {
+		d.total = accel.Of(d.used.V+d.free.V+d.reserved.V, accel.DCGM)
+	}
+	d.Values[accel.MemoryTotal] = d.total
+}
+
+// errors makes one of a latest XID that has changed: the exporter keeps it shown, so
+// that the first one may be of any age.
+func (b *Backend) errors(d *device) {
+	before, known := b.xids[d.Device.ID]
+	b.xids[d.Device.ID] = d.xid
+	if known && d.xid != before && d.xid > 0 {
+		d.Errors = []accel.DeviceError{{Time: d.Time, Code: uint64(d.xid)}}
+	}
+}
