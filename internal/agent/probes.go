@@ -19,8 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/amd"
+	"github.com/Ignoramuss/orb8/internal/accel/dcgm"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/accel/neuron"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml"
+	"github.com/Ignoramuss/orb8/internal/accel/tpu"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -177,14 +181,40 @@ func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *
 		held = holdersOf(deps.Kubelet, cluster.Named)
 	}
 	root := driverRoot(cfg)
+	sources := []accel.Source{
+		{Backend: nvml.New(nvml.Config{HostRoot: root, Log: log})},
+		{Backend: amd.New(amd.Config{})},
+		{Backend: tpu.New(tpu.Config{})},
+		{Backend: neuron.New(neuron.Config{HostRoot: root, Log: log})},
+	}
+	if cfg.DCGMURL != "off" {
+		exporter := dcgm.Config{URL: cfg.DCGMURL, Find: func() []string { return exporters(cluster) }}
+		sources = append(sources, accel.Source{Backend: dcgm.New(exporter), Fills: true})
+	}
 	return func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 		return accel.NewCollector(accel.Config{
-			Sources: []accel.Source{
-				{Backend: nvml.New(nvml.Config{HostRoot: root, Log: log})},
-			},
+			Sources:  sources,
 			Interval: interval, Report: report, Owner: owner, Holders: held, Log: log,
 		})
 	}
+}
+
+// exporters are where a dcgm-exporter of this node may be: in one of its pods, or on
+// the host itself.
+func exporters(cluster *kube.Cluster) []string {
+	urls := []string{dcgm.LocalURL}
+	if cluster == nil {
+		return urls
+	}
+	for _, addr := range cluster.Addrs(isExporter) {
+		urls = append(urls, "http://"+net.JoinHostPort(addr.String(), "9400")+"/metrics")
+	}
+	return urls
+}
+
+// isExporter goes by the labels of NVIDIA's GPU operator and of the exporter's chart.
+func isExporter(labels map[string]string) bool {
+	return labels["app"] == "nvidia-dcgm-exporter" || labels["app.kubernetes.io/name"] == "dcgm-exporter" || labels["app.kubernetes.io/name"] == "nvidia-dcgm-exporter"
 }
 
 // newCluster returns what knows the cluster, or nil outside Kubernetes.

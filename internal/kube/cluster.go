@@ -144,6 +144,11 @@ func (c *Cluster) Named(namespace, name string) (id *workload.Identity, runs, kn
 	return c.store.Named(namespace, name)
 }
 
+// Addrs returns the addresses of pods of the own node, see Store.Addrs.
+func (c *Cluster) Addrs(match func(labels map[string]string) bool) []netip.Addr {
+	return c.store.Addrs(match)
+}
+
 // ResourceSlices returns what knows the devices of this node's DRA drivers.
 func (c *Cluster) ResourceSlices() *ResourceSlices { return c.slices }
 

@@ -12,6 +12,7 @@ package kube
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -161,6 +162,20 @@ func (s *Store) Named(namespace, name string) (id *workload.Identity, runs, know
 		return nil, false, false
 	}
 	return s.identity(p), p.gone == 0 && p.ended == 0, true
+}
+
+// Addrs returns the addresses of the own node's pods whose labels match, in order.
+func (s *Store) Addrs(match func(labels map[string]string) bool) []netip.Addr {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var all []netip.Addr
+	for _, p := range s.names {
+		if p.gone == 0 && p.ended == 0 && match(p.labels) {
+			all = append(all, p.ips...)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
 }
 
 // Counts returns how much is known now.

@@ -194,8 +194,8 @@ while :; do cat healthy.json; sleep 0.05; done`)
 func TestMonitorThatFails(t *testing.T) {
 	for script, want := range map[string]string{
 		"echo no driver >&2; exit 2":             "exit status 2 no driver",
-		"echo '{\"neuron_'; exec sleep 5":             "parse a report",
-		"exec sleep 60":                               "not reported in time",
+		"echo '{\"neuron_'; exec sleep 5":        "parse a report",
+		"exec sleep 60":                          "not reported in time",
 		"head -c 5000000 /dev/zero | tr '\\0' x": "token too long",
 		"echo '{\"neuron_hardware_info\":{\"error\":\"EACCES\"}}'; exec sleep 5": "EACCES",
 	} {

@@ -78,6 +78,14 @@ func (s *stream) fail(err error) {
 	if s.err == nil {
 		s.err = errors.New(strings.TrimSpace(err.Error()))
 	}
+	s.wake()
+}
+
+func (s *stream) wake() {
+	select {
+	case s.arrived <- struct{}{}:
+	default:
+	}
 }
 
 func (s *stream) read(out io.Reader) error {
@@ -90,10 +98,7 @@ func (s *stream) read(out io.Reader) error {
 		s.mu.Lock()
 		s.line, s.at = bytes.Clone(lines.Bytes()), time.Now()
 		s.mu.Unlock()
-		select {
-		case s.arrived <- struct{}{}:
-		default:
-		}
+		s.wake()
 	}
 	return lines.Err()
 }
