@@ -211,7 +211,7 @@ func (a *Account) add(s *Share, now time.Time, passed time.Duration) {
 }
 
 func (l *Ledger) addError(d *deviceState, r *Report, e DeviceError) {
-	rec := ErrorRecord{DeviceError: e, Device: r.Device, Owner: blame(r, e.PID)}
+	rec := ErrorRecord{DeviceError: e, Device: r.Device, Owner: Blame(r, e.PID)}
 	if len(d.recent) == maxErrors {
 		d.recent = slices.Delete(d.recent, 0, 1)
 	}
@@ -228,9 +228,9 @@ func (l *Ledger) addError(d *deviceState, r *Report, e DeviceError) {
 	c.Count++
 }
 
-// blame finds whom an error is about: the process's owner, or the only one there
-// is.
-func blame(r *Report, pid uint32) *workload.Identity {
+// Blame finds whom an error is about: the process's owner, or the only one there
+// is; nil if that is not known.
+func Blame(r *Report, pid uint32) *workload.Identity {
 	var only *workload.Identity
 	owners := 0
 	for i := range r.Shares {

@@ -58,9 +58,14 @@ func (a *Agent) latestAccelerators(i *interest) []*orb8v1.Event {
 	}
 	var all []*orb8v1.Event
 	for _, r := range a.accel.ledger.Reports() {
-		if wantsReport(i.filters, &r) {
-			all = append(all, a.acceleratorEvent(&r))
+		if !wantsReport(i.filters, &r) {
+			continue
 		}
+		ev := a.acceleratorEvent(&r)
+		for _, e := range a.accel.ledger.Errors(r.Device.ID) {
+			ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, errorPB(e.DeviceError, e.Owner))
+		}
+		all = append(all, ev)
 	}
 	return all
 }
@@ -97,18 +102,23 @@ func wantsReport(filters *filter.Set, r *accel.Report) bool {
 func (a *Agent) acceleratorEvent(r *accel.Report) *orb8v1.Event {
 	sample := &orb8v1.AcceleratorSample{
 		Device: acceleratorPB(r.Device), WindowNs: int64(r.Window), Values: valuesPB(&r.Values),
-		ClockEvents: r.ClockEvents,
+		ClockEvents: r.ClockEvents, HoldersKnown: a.holdersKnown(),
 	}
 	for i := range r.Shares {
 		sample.Shares = append(sample.Shares, a.sharePB(r, &r.Shares[i]))
 	}
 	for _, e := range r.Errors {
-		sample.Errors = append(sample.Errors, &orb8v1.AcceleratorError{
-			Code: e.Code, Pid: e.PID, Message: strings.ToValidUTF8(e.Message, "\uFFFD"), TimeNs: e.Time.UnixNano(),
-		})
+		sample.Errors = append(sample.Errors, errorPB(e, accel.Blame(r, e.PID)))
 	}
 	return &orb8v1.Event{
 		TimeNs: r.Time.UnixNano(), NodeName: a.node, Event: &orb8v1.Event_Accelerator{Accelerator: sample},
+	}
+}
+
+func errorPB(e accel.DeviceError, owner *workload.Identity) *orb8v1.AcceleratorError {
+	return &orb8v1.AcceleratorError{
+		Code: e.Code, Pid: e.PID, Message: strings.ToValidUTF8(e.Message, "\uFFFD"), TimeNs: e.Time.UnixNano(),
+		Workload: workloadPB(owner),
 	}
 }
 
@@ -190,5 +200,5 @@ func (a *Agent) acceleratorStatus() []*orb8v1.AcceleratorStatus {
 			Devices: uint32(s.Devices), Skipped: s.Skipped, Failed: s.Failed,
 		})
 	}
-	return all
+	return append(all, a.nameless()...)
 }

@@ -5,6 +5,7 @@ package agent
 import (
 	"time"
 
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -58,22 +59,30 @@ func (a *Agent) kubeletUp(now time.Time) *bool {
 	return &up
 }
 
-// nameless says why the users of accelerators are not known as well as they could
-// be; empty if they are, or if there are no accelerators.
-func (a *Agent) nameless() []string {
+// holdersKnown reports whether a workload that does not hold a device is known not to.
+func (a *Agent) holdersKnown() bool {
+	up := a.kubeletUp(time.Now())
+	return up != nil && *up
+}
+
+// nameless says why the users of accelerators are not known as well as they could be;
+// nothing if they are, or if there are no accelerators.
+func (a *Agent) nameless() []*orb8v1.AcceleratorStatus {
 	if !a.hasAccelerators() {
 		return nil
 	}
-	var why []string
+	var all []*orb8v1.AcceleratorStatus
 	if a.deps.HiddenPIDs {
-		why = append(why, "processes on accelerators have no names: this process does not see those of the host; "+
-			"a pod needs hostPID: true, a container --pid=host")
+		all = append(all, &orb8v1.AcceleratorStatus{
+			Name: "processes", State: "off", Reason: "this process does not see those of the host: what runs on accelerators has no names",
+			Remedy: "hostPID: true in the agent's pod, --pid=host for a container",
+		})
 	}
 	if a.deps.Kubelet == nil {
-		return why
+		return all
 	}
 	if _, _, err := a.deps.Kubelet.Holds(); err != nil {
-		why = append(why, err.Error())
+		all = append(all, &orb8v1.AcceleratorStatus{Name: "kubelet", State: "failed", Reason: err.Error()})
 	}
-	return why
+	return all
 }

@@ -93,6 +93,11 @@ func TestHolders(t *testing.T) {
 		return len(all) == 1 && len(all[0].Shares) == 3
 	})
 	sample := gpuEvents(t, r, 1, &orb8v1.ObserveRequest{Snapshot: true})[0]
+	if !sample.GetHoldersKnown() || len(sample.GetPastErrors()) == 0 {
+		t.Errorf("holders known %t, %d past errors", sample.GetHoldersKnown(), len(sample.GetPastErrors()))
+	} else if e := sample.GetPastErrors()[0]; e.GetCode() != 79 || e.GetWorkload().GetPodName() != "train" {
+		t.Errorf("past error %v", e)
+	}
 	newcomer, train, rest := sample.GetShares()[0], sample.GetShares()[1], sample.GetShares()[2]
 	if newcomer.GetWorkload().GetPodName() != "new" || !newcomer.GetHeld() || !newcomer.GetShared() || newcomer.GetIdle() != "no_process" {
 		t.Errorf("a pod that only the kubelet knows: %v", newcomer)
@@ -115,7 +120,7 @@ func TestHolders(t *testing.T) {
 // Names that are missing are said to be, with what would help.
 func TestNamelessAccelerators(t *testing.T) {
 	r := startRig(t, withHolders(filepath.Join(t.TempDir(), "none.sock"), true))
-	for _, want := range []string{"a pod needs hostPID: true", "none.sock: the agent's pod needs the hostPath"} {
+	for _, want := range []string{"has no names (hostPID: true in the agent's pod", "none.sock: the agent's pod needs the hostPath"} {
 		r.await(t, want, func() bool { return strings.Contains(r.status().GetHealthMessage(), want) })
 	}
 	if f := r.gpuFacts(time.Now()); f.kubelet == nil || *f.kubelet {

@@ -109,12 +109,21 @@ func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, messa
 	if a.deps.Cluster != nil {
 		all = append(all, a.deps.Cluster.Status().Degraded)
 	}
-	all = append(all, a.nameless()...)
+	for _, s := range a.nameless() {
+		all = append(all, s.GetReason()+remedyOf(s))
+	}
 	all = slices.DeleteFunc(all, func(s string) bool { return s == "" })
 	if len(all) > 0 && state == orb8v1.NodeState_NODE_STATE_CONNECTED {
 		state = orb8v1.NodeState_NODE_STATE_DEGRADED
 	}
 	return state, strings.Join(all, "; ")
+}
+
+func remedyOf(s *orb8v1.AcceleratorStatus) string {
+	if s.GetRemedy() == "" {
+		return ""
+	}
+	return " (" + s.GetRemedy() + ")"
 }
 
 // readiness is nil once the probes have been started and while one of them runs.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -142,25 +143,31 @@ func (c *Config) gpu(cmd *cobra.Command, f *gpuFlags) (err error) {
 // knows what happens between two readings.
 const twoReadings = 1500 * time.Millisecond
 
-// accelerators says what is read, or why nothing is.
+// accelerators says why some, or all, accelerators are not read. Without always it
+// keeps to what can be mended.
 func accelerators(src *source, always bool) []string {
 	var lines []string
 	for _, s := range src.statuses() {
 		devices := uint32(0)
+		var absent []string
 		for _, b := range s.GetAccelerators() {
 			devices += b.GetDevices()
-		}
-		for _, b := range s.GetAccelerators() {
-			if !always || b.GetState() == "running" || devices > 0 && b.GetRemedy() == "" && b.GetState() == "off" {
-				continue
+			text := fmt.Sprintf("%s is %s: %s", b.GetName(), b.GetState(), b.GetReason())
+			switch {
+			case b.GetState() == "running":
+			case b.GetState() == "off" && b.GetRemedy() == "":
+				absent = append(absent, b.GetReason())
+			case b.GetRemedy() != "":
+				lines = append(lines, fmt.Sprintf("node %s: %s (%s)", s.GetNodeName(), text, b.GetRemedy()))
+			default:
+				lines = append(lines, fmt.Sprintf("node %s: %s", s.GetNodeName(), text))
 			}
-			line := fmt.Sprintf("node %s: %s is %s: %s", s.GetNodeName(), b.GetName(), b.GetState(), b.GetReason())
-			if r := b.GetRemedy(); r != "" {
-				line += " (" + r + ")"
-			}
-			lines = append(lines, line)
 		}
-		if len(s.GetAccelerators()) == 0 && always {
+		switch {
+		case !always || devices > 0:
+		case len(absent) > 0:
+			lines = append(lines, fmt.Sprintf("node %s: %s", s.GetNodeName(), strings.Join(absent, "; ")))
+		case len(s.GetAccelerators()) == 0:
 			lines = append(lines, fmt.Sprintf("node %s reads no accelerators: its agent is told not to (gpu: off), or is older", s.GetNodeName()))
 		}
 	}

@@ -2300,7 +2300,12 @@ type AcceleratorSample struct {
 	// Why the clocks are held back now.
 	ClockEvents []string `protobuf:"bytes,5,rep,name=clock_events,json=clockEvents,proto3" json:"clock_events,omitempty"`
 	// What the driver reported since the sample before (XIDs).
-	Errors        []*AcceleratorError `protobuf:"bytes,6,rep,name=errors,proto3" json:"errors,omitempty"`
+	Errors []*AcceleratorError `protobuf:"bytes,6,rep,name=errors,proto3" json:"errors,omitempty"`
+	// What it reported before, the latest 64 at most, oldest first; only in a snapshot.
+	PastErrors []*AcceleratorError `protobuf:"bytes,7,rep,name=past_errors,json=pastErrors,proto3" json:"past_errors,omitempty"`
+	// It is known which pods the device was given to: a share that is not held is used
+	// past the scheduler.
+	HoldersKnown  bool `protobuf:"varint,8,opt,name=holders_known,json=holdersKnown,proto3" json:"holders_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2375,6 +2380,20 @@ func (x *AcceleratorSample) GetErrors() []*AcceleratorError {
 		return x.Errors
 	}
 	return nil
+}
+
+func (x *AcceleratorSample) GetPastErrors() []*AcceleratorError {
+	if x != nil {
+		return x.PastErrors
+	}
+	return nil
+}
+
+func (x *AcceleratorSample) GetHoldersKnown() bool {
+	if x != nil {
+		return x.HoldersKnown
+	}
+	return false
 }
 
 type Accelerator struct {
@@ -2733,10 +2752,13 @@ func (x *AcceleratorProcess) GetUtilizationRatio() *Measurement {
 type AcceleratorError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The vendor's number: an XID.
-	Code          uint64 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	Pid           uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	TimeNs        int64  `protobuf:"varint,4,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	Code    uint64 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	Pid     uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	TimeNs  int64  `protobuf:"varint,4,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	// Whom it was about: the process's, or the only one on the device. Absent where that
+	// is not known.
+	Workload      *Workload `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2797,6 +2819,13 @@ func (x *AcceleratorError) GetTimeNs() int64 {
 		return x.TimeNs
 	}
 	return 0
+}
+
+func (x *AcceleratorError) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
 }
 
 // Flow is both directions of a conversation, seen from its local end.
@@ -3873,14 +3902,17 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vlost_events\x18\r \x01(\v2\x13.orb8.v1.LostEventsH\x00R\n" +
 	"lostEvents\x12>\n" +
 	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vacceleratorB\a\n" +
-	"\x05event\"\xf8\x02\n" +
+	"\x05event\"\xd9\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
 	"\x06values\x18\x03 \x03(\v2&.orb8.v1.AcceleratorSample.ValuesEntryR\x06values\x121\n" +
 	"\x06shares\x18\x04 \x03(\v2\x19.orb8.v1.AcceleratorShareR\x06shares\x12!\n" +
 	"\fclock_events\x18\x05 \x03(\tR\vclockEvents\x121\n" +
-	"\x06errors\x18\x06 \x03(\v2\x19.orb8.v1.AcceleratorErrorR\x06errors\x1aO\n" +
+	"\x06errors\x18\x06 \x03(\v2\x19.orb8.v1.AcceleratorErrorR\x06errors\x12:\n" +
+	"\vpast_errors\x18\a \x03(\v2\x19.orb8.v1.AcceleratorErrorR\n" +
+	"pastErrors\x12#\n" +
+	"\rholders_known\x18\b \x01(\bR\fholdersKnown\x1aO\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
 	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\x92\x02\n" +
@@ -3916,12 +3948,13 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\aprocess\x18\x01 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1a\n" +
 	"\bgraphics\x18\x02 \x01(\bR\bgraphics\x127\n" +
 	"\fmemory_bytes\x18\x03 \x01(\v2\x14.orb8.v1.MeasurementR\vmemoryBytes\x12A\n" +
-	"\x11utilization_ratio\x18\x04 \x01(\v2\x14.orb8.v1.MeasurementR\x10utilizationRatio\"k\n" +
+	"\x11utilization_ratio\x18\x04 \x01(\v2\x14.orb8.v1.MeasurementR\x10utilizationRatio\"\x9a\x01\n" +
 	"\x10AcceleratorError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x04R\x04code\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x17\n" +
-	"\atime_ns\x18\x04 \x01(\x03R\x06timeNs\"\xc8\x04\n" +
+	"\atime_ns\x18\x04 \x01(\x03R\x06timeNs\x12-\n" +
+	"\bworkload\x18\x05 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\"\xc8\x04\n" +
 	"\x04Flow\x12(\n" +
 	"\x05event\x18\x01 \x01(\x0e2\x12.orb8.v1.FlowEventR\x05event\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12'\n" +
@@ -4182,45 +4215,47 @@ var file_orb8_v1_orb8_proto_depIdxs = []int32{
 	41, // 26: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
 	28, // 27: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
 	30, // 28: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	34, // 29: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	29, // 30: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	42, // 31: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	36, // 32: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	27, // 33: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	27, // 34: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	3,  // 35: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	33, // 36: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	33, // 37: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 38: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 39: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	35, // 40: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	35, // 41: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	36, // 42: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	37, // 43: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	38, // 44: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 45: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	31, // 46: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	34, // 47: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	43, // 48: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 49: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 50: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 51: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	19, // 52: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	27, // 53: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	27, // 54: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	10, // 55: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 56: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 57: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	21, // 58: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 59: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 60: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 61: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	24, // 62: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	59, // [59:63] is the sub-list for method output_type
-	55, // [55:59] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	30, // 29: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	34, // 30: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	29, // 31: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	42, // 32: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	36, // 33: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	27, // 34: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	27, // 35: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	34, // 36: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	3,  // 37: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	33, // 38: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	33, // 39: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 40: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 41: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	35, // 42: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	35, // 43: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	36, // 44: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	37, // 45: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	38, // 46: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 47: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	31, // 48: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	34, // 49: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	43, // 50: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 51: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 52: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 53: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	19, // 54: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	27, // 55: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	27, // 56: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	10, // 57: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	12, // 58: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	13, // 59: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	21, // 60: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	11, // 61: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	15, // 62: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	16, // 63: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	24, // 64: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	61, // [61:65] is the sub-list for method output_type
+	57, // [57:61] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }

@@ -5,8 +5,11 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 )
@@ -196,8 +199,15 @@ func shareWho(sh *orb8v1.AcceleratorShare) cell {
 func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now time.Time) cell {
 	var notes []string
 	style := styleNone
-	for _, e := range s.GetErrors() {
-		notes, style = append(notes, fmt.Sprintf("XID %d", e.GetCode())), styleBad
+	if x := xidNote(s, sh, now); x != "" {
+		notes, style = append(notes, x), styleBad
+	}
+	if w := sh.GetWorkload(); w != nil && s.GetHoldersKnown() && !sh.GetHeld() {
+		note := "not held"
+		if w.GetPodName() == "" {
+			note = "outside Kubernetes"
+		}
+		notes, style = append(notes, note), max(style, styleWarn)
 	}
 	if idle := sh.GetIdle(); idle != "" {
 		note := "idle: " + strings.ReplaceAll(clean(idle), "_", " ")
@@ -217,6 +227,46 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 	}
 	text := strings.Join(notes, ", ")
 	return cell{text: text, style: style}
+}
+
+// xidNote has the errors of a share: those of now, or the past ones of a snapshot.
+// What nobody can be blamed for stands with the first share.
+func xidNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now time.Time) string {
+	onFirst := sh == sharesOf(s)[0] || !slices.Contains(s.GetShares(), sh)
+	mine := func(e *orb8v1.AcceleratorError) bool {
+		blamed := func(sh *orb8v1.AcceleratorShare) bool {
+			return sh.GetWorkload() != nil && proto.Equal(e.GetWorkload(), sh.GetWorkload())
+		}
+		return blamed(sh) || onFirst && !slices.ContainsFunc(s.GetShares(), blamed)
+	}
+	var codes []uint64
+	times, last := make(map[uint64]int), make(map[uint64]int64)
+	count := func(all []*orb8v1.AcceleratorError) {
+		for _, e := range all {
+			if !mine(e) {
+				continue
+			}
+			if times[e.GetCode()]++; times[e.GetCode()] == 1 {
+				codes = append(codes, e.GetCode())
+			}
+			last[e.GetCode()] = e.GetTimeNs()
+		}
+	}
+	if count(s.GetPastErrors()); len(s.GetPastErrors()) == 0 {
+		count(s.GetErrors())
+	}
+	var notes []string
+	for _, c := range codes {
+		note := fmt.Sprintf("XID %d", c)
+		if times[c] > 1 {
+			note += fmt.Sprintf(" ×%d", times[c])
+		}
+		if len(s.GetPastErrors()) > 0 && last[c] != 0 {
+			note += " " + ago(now, last[c]) + " ago"
+		}
+		notes = append(notes, note)
+	}
+	return strings.Join(notes, ", ")
 }
 
 func percent(m *orb8v1.Measurement) string {
