@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -180,6 +181,12 @@ func (c *Collector) Status() []Status {
 	return all
 }
 
+// Answered reports whether every backend has been read once, or has not answered in
+// time.
+func (c *Collector) Answered() bool {
+	return !slices.ContainsFunc(c.lanes, func(l *lane) bool { return !l.answered.Load() })
+}
+
 // work makes the calls that may hang. It ends when ask is closed, and it has come
 // back.
 func (l *lane) work() {
@@ -336,10 +343,8 @@ func (c *Collector) keep(samples []Sample) []Sample {
 	var own []Sample
 	clear(c.fill)
 	c.fillAll(samples)
-	for _, l := range c.lanes {
-		if !l.Fills && !l.answered.Load() {
-			return nil // it may yet turn out to have the same devices
-		}
+	if slices.ContainsFunc(c.lanes, func(l *lane) bool { return !l.Fills && !l.answered.Load() }) {
+		return nil // it may yet turn out to have the same devices
 	}
 	for _, s := range samples {
 		key := fillKey(s.Device)

@@ -169,17 +169,9 @@ func driverRoot(cfg Config) string {
 	return first
 }
 
-// newAccelerators returns the backends that read accelerators. A new one is one
-// more line.
-func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *kube.Cluster, log *slog.Logger) Accelerators {
-	owner := names.Process
-	if deps.HiddenPIDs {
-		owner = func(uint32) (*workload.Identity, string) { return nil, "" }
-	}
-	var held func(*accel.Device) []accel.Holder
-	if deps.Kubelet != nil {
-		held = holdersOf(deps.Kubelet, cluster.Named)
-	}
+// acceleratorSources are the backends that read accelerators. A new one is one more
+// line.
+func acceleratorSources(cfg Config, cluster *kube.Cluster, log *slog.Logger) []accel.Source {
 	root := driverRoot(cfg)
 	sources := []accel.Source{
 		{Backend: nvml.New(nvml.Config{HostRoot: root, Log: log})},
@@ -191,6 +183,46 @@ func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *
 		exporter := dcgm.Config{URL: cfg.DCGMURL, Find: func() []string { return exporters(cluster) }}
 		sources = append(sources, accel.Source{Backend: dcgm.New(exporter), Fills: true})
 	}
+	return sources
+}
+
+// tryTime is how long all backends together may take to be tried.
+const tryTime = 5 * time.Second
+
+// TryAccelerators reads the accelerators of this host once, and returns how that went.
+func TryAccelerators(ctx context.Context) []accel.Status {
+	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	defer cancel()
+	log := slog.New(slog.DiscardHandler)
+	c := accel.NewCollector(accel.Config{
+		Sources:  acceleratorSources(DefaultConfig(), nil, log),
+		Interval: func() time.Duration { return tryTime }, Report: func([]accel.Report) {}, Log: log,
+		Owner: func(uint32) (*workload.Identity, string) { return nil, "" },
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Run(ctx)
+	}()
+	for ctx.Err() == nil && !c.Answered() {
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	<-done
+	return c.Status()
+}
+
+// newAccelerators returns what makes the collector.
+func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *kube.Cluster, log *slog.Logger) Accelerators {
+	owner := names.Process
+	if deps.HiddenPIDs {
+		owner = func(uint32) (*workload.Identity, string) { return nil, "" }
+	}
+	var held func(*accel.Device) []accel.Holder
+	if deps.Kubelet != nil {
+		held = holdersOf(deps.Kubelet, cluster.Named)
+	}
+	sources := acceleratorSources(cfg, cluster, log)
 	return func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 		return accel.NewCollector(accel.Config{
 			Sources:  sources,

@@ -29,7 +29,7 @@ func platform(c *Config) {
 	c.Local = startLocal
 	c.Agent = runAgent
 	c.Doctor = func(ctx context.Context) []doctor.Finding {
-		return doctor.Run(ctx, doctor.Config{Probes: tryProbes})
+		return doctor.Run(ctx, doctor.Config{Probes: tryProbes, Accelerators: agent.TryAccelerators})
 	}
 }
 

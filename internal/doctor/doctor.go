@@ -8,6 +8,7 @@ package doctor
 import (
 	"context"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
@@ -53,4 +54,7 @@ type Config struct {
 	// Probes, if set, tries the real probes and returns how each of them is. It
 	// is called only with the privileges to load them.
 	Probes func(context.Context) []probe.Status
+	// Accelerators, if set, reads the accelerators once and returns how each way to
+	// do so went.
+	Accelerators func(context.Context) []accel.Status
 }

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -154,9 +155,6 @@ func TestFiles(t *testing.T) {
 		{"statistics unreadable", (*host).statistics, files{stats: "-> ."}, want{Info, "not checked", ""}},
 		{"systemd", (*host).systemd, files{"run/systemd/system/x": ""}, want{Info, "runs this host", ""}},
 		{"no systemd", (*host).systemd, nil, want{Info, "does not run", ""}},
-		{"no gpu", (*host).gpu, nil, want{Info, "no NVIDIA", ""}},
-		{"gpu without library", (*host).gpu, files{"dev/nvidia0": "", "dev/nvidiactl": ""}, want{Info, "1 NVIDIA devices, but", "Install"}},
-		{"gpu", (*host).gpu, files{"dev/nvidia0": "", "dev/nvidia1": "", "usr/lib64/libnvidia-ml.so.1": ""}, want{Info, "2 NVIDIA devices, ", ""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.want.check(t, tt.check(fakeHost(t, tt.change))) })
 	}
@@ -504,4 +502,28 @@ func FuzzParseCaps(f *testing.F) {
 			t.Errorf("unknown capabilities allow to load: %+v", c)
 		}
 	})
+}
+
+func TestAccelerators(t *testing.T) {
+	h := fakeHost(t, nil)
+	if got := h.accelerators(t.Context()); got != nil {
+		t.Errorf("%v", got)
+	}
+	var all []accel.Status
+	h.Accelerators = func(context.Context) []accel.Status { return all }
+	all = []accel.Status{{Name: "nvml", Reason: "no driver"}, {Name: "amd", Reason: "no AMD GPU"}}
+	if diff := cmp.Diff([]Finding{{Name: "accelerators", Status: Info, Detail: "no driver; no AMD GPU"}}, h.accelerators(t.Context())); diff != "" {
+		t.Errorf("none (-want +got):\n%s", diff)
+	}
+	all = []accel.Status{
+		{Name: "nvml", State: accel.StateRunning, Devices: 8}, {Name: "amd", Reason: "no AMD GPU"},
+		{Name: "tpu", Reason: "no permission", Remedy: "Run it as root."}, {Name: "neuron", State: accel.StateStuck, Reason: "silent"},
+	}
+	want := []Finding{
+		{"accelerators-nvml", OK, "8 devices", ""}, {"accelerators-tpu", Warn, "no permission", "Run it as root."},
+		{"accelerators-neuron", Warn, "stuck: silent", "See the driver's own tools, and dmesg."},
+	}
+	if diff := cmp.Diff(want, h.accelerators(t.Context())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }

@@ -4,8 +4,10 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -66,7 +69,6 @@ func surroundings() []check {
 		{"metrics-port", func(h *host) Finding { return h.port(h.MetricsPort, "--metrics-listen") }},
 		{"systemd", (*host).systemd},
 		{"kubernetes", (*host).kubernetes},
-		{"gpu", (*host).gpu},
 	}
 }
 
@@ -117,7 +119,38 @@ func (h *host) examine(ctx context.Context) []Finding {
 		f.Name = c.name
 		found = append(found, f)
 	}
-	return append(found, h.probes(ctx)...)
+	return append(append(found, h.probes(ctx)...), h.accelerators(ctx)...)
+}
+
+// accelerators turns the outcome of one reading of every kind into findings. That a
+// host has none of a kind is nothing to mend.
+func (h *host) accelerators(ctx context.Context) []Finding {
+	if h.Accelerators == nil {
+		return nil
+	}
+	var found []Finding
+	var none []string
+	for _, s := range h.Accelerators(ctx) {
+		f := Finding{Name: "accelerators-" + s.Name}
+		switch {
+		case s.State == accel.StateRunning:
+			f.Status, f.Detail = OK, fmt.Sprintf("%d devices", s.Devices)
+		case s.State == accel.StateOff && s.Remedy == "":
+			none = append(none, s.Reason)
+			continue
+		case s.State == accel.StateOff:
+			f.Status, f.Detail, f.Remedy = Warn, s.Reason, s.Remedy
+		default:
+			f.Status, f.Detail, f.Remedy = Warn, s.State.String()+": "+s.Reason, cmp.Or(s.Remedy, "See the driver's own tools, and dmesg.")
+		}
+		found = append(found, f)
+	}
+	if len(found) == 0 && len(none) > 0 {
+		f := info(strings.Join(none, "; "), "")
+		f.Name = "accelerators"
+		found = append(found, f)
+	}
+	return found
 }
 
 // probes turns the state of the real probes into findings.
