@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/go/pkg/mod go mod download
 COPY . .
 ARG VERSION=dev
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=${CGO_ENABLED} GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
+    CGO_ENABLED=${CGO_ENABLED} CGO_CFLAGS="-g -O2 -Wno-deprecated-declarations" GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
     go build -trimpath -buildvcs=false -tags netgo,osusergo \
     -ldflags "-s -w -X main.version=${VERSION}" -o /orb8 ./cmd/orb8
 

@@ -21,6 +21,8 @@ VCS     := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # 1 for a binary that can load NVIDIA's library, which takes a C compiler.
 CGO_ENABLED ?= 0
+# NVIDIA's header calls some of its functions deprecated, once for each.
+export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
 GOBUILD  = CGO_ENABLED=$(CGO_ENABLED) $(GO) build -trimpath -buildvcs=$(VCS) -ldflags '-s -w -X main.version=$(VERSION)'
 
 # The race detector needs a C compiler with its headers.

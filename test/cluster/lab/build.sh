@@ -47,6 +47,25 @@ build_kubernetes() {
 	done
 }
 
+# build_orb8 TREE puts into it an orb8 that can load NVIDIA's library, as that of the
+# Dockerfile can, with the C library that it needs; without a C compiler one that can
+# not.
+build_orb8() {
+	local lib
+	rm -rf "$1"
+	mkdir -p "$1"
+	if [[ ${ORB8_CLUSTER_ORB8:-} ]] || ! command -v gcc >/dev/null; then
+		cp "${ORB8_CLUSTER_ORB8:-$root/bin/orb8}" "$1/orb8"
+		return
+	fi
+	CGO_ENABLED=1 CGO_CFLAGS="-g -O2 -Wno-deprecated-declarations" nice -n 5 go build -C "$root" -trimpath -buildvcs=false -tags netgo,osusergo \
+		-ldflags "-s -w -X main.version=$("$root/bin/orb8" version -o json | sed -n 's/.*"version":"\([^"]*\)".*/\1/p')" -o "$1/orb8" ./cmd/orb8
+	for lib in $(ldd "$1/orb8" | grep -o '/[^ ]*'); do
+		mkdir -p "$1${lib%/*}"
+		cp "$lib" "$1$lib"
+	done
+}
+
 # build_images makes the images that the nodes import. Their program is at
 # /NAME, as in the Dockerfile.
 build_images() {
@@ -57,7 +76,7 @@ build_images() {
 		mkdir -p "$tree/$name"
 		[[ $name == orb8 ]] || build "$tree/$name/$name" "$root" "./test/cluster/$name" -ldflags '-s -w'
 	done
-	cp "${ORB8_CLUSTER_ORB8:-$root/bin/orb8}" "$tree/orb8/orb8"
+	build_orb8 "$tree/orb8"
 	mkdir -p "$tree/orb8/etc/ssl/certs"
 	cp /etc/ssl/certs/ca-certificates.crt "$tree/orb8/etc/ssl/certs/"
 	"$bin/mkimage" -o "$images/orb8.tar" -ref "$orb8" -entrypoint /orb8 "$tree/orb8"
