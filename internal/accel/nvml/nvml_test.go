@@ -388,3 +388,45 @@ func FuzzParseXID(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkEightGPUs reads eight GPUs with two processes each through the stand-in
+// library, which searches a text in each call: BenchmarkStandIn is one of them.
+func BenchmarkEightGPUs(b *testing.B) {
+	b.Setenv("ORB8_FAKE_NVML_ONCE", "1")
+	d := nvmltest.New(b)
+	text := "count 8\n" // before the library is loaded, which reads it once
+	for i := range 8 {
+		for line := range strings.Lines(one) {
+			if rest, ok := strings.CutPrefix(line, "gpu0."); ok {
+				text += fmt.Sprintf("gpu%d.%s", i, strings.Replace(rest, "GPU-1", fmt.Sprint("GPU-", i), 1))
+			}
+		}
+	}
+	d.Set(text)
+	backend := New(Config{Library: d.Library, Kmsg: "-"})
+	defer func() { _ = backend.Close() }()
+	if all, err := backend.Read(b.Context()); err != nil || len(all) != 8 {
+		b.Fatal(len(all), err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := backend.Read(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkStandIn is one call of the stand-in library.
+func BenchmarkStandIn(b *testing.B) {
+	b.Setenv("ORB8_FAKE_NVML_ONCE", "1")
+	d := nvmltest.New(b)
+	d.Set(one)
+	backend := New(Config{Library: d.Library, Kmsg: "-"})
+	defer func() { _ = backend.Close() }()
+	if _, err := backend.Read(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		_, _ = backend.gpus[0].handle.GetTemperature(0)
+	}
+}
