@@ -115,14 +115,14 @@ func schemaFiles(t *testing.T) []string {
 func TestSchemas(t *testing.T) {
 	for _, file := range schemaFiles(t) {
 		s := readSchemas(t, file)
-		for _, manifest := range []string{"orb8-daemonset.yaml", "testdata/all.yaml"} {
+		for manifest, want := range map[string]int{"orb8-daemonset.yaml": 6, "testdata/all.yaml": 7} {
 			text, err := os.ReadFile(manifest)
 			if err != nil {
 				t.Fatal(err)
 			}
 			objects := documents(t, text)
-			if len(objects) != 6 {
-				t.Errorf("%s: %d objects, want 6", manifest, len(objects))
+			if len(objects) != want {
+				t.Errorf("%s: %d objects, want %d", manifest, len(objects), want)
 			}
 			for _, object := range objects {
 				for _, problem := range s.problems(object) {

@@ -7,10 +7,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -79,9 +81,24 @@ func run(ctx context.Context, o options) error {
 	text := r.markdown()
 	fmt.Print(text)
 	if o.docs != "" {
-		return os.WriteFile(o.docs, []byte(text), 0o644)
+		return writeDocs(o.docs, text)
 	}
 	return nil
+}
+
+// byHand begins what no program writes of the documentation.
+const byHand = "\n## Kubernetes\n"
+
+// writeDocs replaces the report in a file, and leaves what follows it.
+func writeDocs(path, text string) error {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if i := bytes.Index(old, []byte(byHand)); i >= 0 {
+		text += string(old[i:])
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
 }
 
 func newReport(o options) *report {
