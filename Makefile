@@ -42,7 +42,7 @@ VM    := orb8
 IN_VM  = limactl shell --workdir '$(CURDIR)' $(VM)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build build-agent run-agent test fuzz bench test-kernels test-cluster \
+.PHONY: help run build build-agent run-agent test fuzz bench test-kernels test-cluster test-gpu \
 	generate lint darwin arm64 verify-setup magic-local magic dev shell clean
 
 help: ## List the targets
@@ -90,7 +90,7 @@ fuzz: ## Run each fuzz target for FUZZTIME: a time (10s) or inputs (1000x)
 	done; exit $$status
 
 lint: $(GOLANGCI_LINT) $(BUF) ## Check Go, protobuf and, with shellcheck installed, scripts
-	$(GOLANGCI_LINT) run --build-tags cluster
+	$(GOLANGCI_LINT) run --build-tags cluster,gpu
 	$(BUF) lint
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x .ci/run $$(find test deploy -name '*.sh'); \
@@ -119,6 +119,9 @@ test-kernels: ## Run the probe tests on other kernels (QEMU, apt, root)
 
 test-cluster: build ## Test in a two-node Kubernetes cluster made here (root), or ORB8_TEST_KUBECONFIG's
 	$(if $(ORB8_TEST_KUBECONFIG),,$(SUDO)) test/cluster/run.sh $(ARGS)
+
+test-gpu: ## Compare with nvidia-smi on real NVIDIA GPUs (root); says so where there is none
+	$(SUDO) test/gpu/run.sh $(ARGS)
 
 clean: ## Remove what was built here
 	rm -rf bin .cache
