@@ -102,7 +102,7 @@ func wantsReport(filters *filter.Set, r *accel.Report) bool {
 func (a *Agent) acceleratorEvent(r *accel.Report) *orb8v1.Event {
 	sample := &orb8v1.AcceleratorSample{
 		Device: acceleratorPB(r.Device), WindowNs: int64(r.Window), Values: valuesPB(&r.Values),
-		ClockEvents: r.ClockEvents, HoldersKnown: a.holdersKnown(),
+		ClockEvents: r.ClockEvents, HoldersKnown: a.holdersKnown(), Allocatable: a.allocatable(r.Device),
 	}
 	for i := range r.Shares {
 		sample.Shares = append(sample.Shares, a.sharePB(r, &r.Shares[i]))

@@ -55,7 +55,7 @@ func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows fun
 
 // Describe implements prometheus.Collector.
 func (e *exporter) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range e.descs {
+	for _, d := range &e.descs {
 		if d != nil {
 			ch <- d
 		}

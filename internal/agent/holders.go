@@ -65,6 +65,11 @@ func (a *Agent) holdersKnown() bool {
 	return up != nil && *up
 }
 
+// allocatable reports whether the kubelet has a device to give.
+func (a *Agent) allocatable(d *accel.Device) bool {
+	return a.deps.Kubelet != nil && a.deps.Kubelet.Allocatable(d)
+}
+
 // nameless says why the users of accelerators are not known as well as they could be;
 // nothing if they are, or if there are no accelerators.
 func (a *Agent) nameless() []*orb8v1.AcceleratorStatus {

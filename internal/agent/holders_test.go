@@ -39,6 +39,12 @@ func (podResources) List(context.Context, *podresources.ListPodResourcesRequest)
 	return &answer, nil
 }
 
+func (podResources) GetAllocatableResources(context.Context, *podresources.AllocatableResourcesRequest) (*podresources.AllocatableResourcesResponse, error) {
+	return &podresources.AllocatableResourcesResponse{Devices: []*podresources.ContainerDevices{
+		{ResourceName: "nvidia.com/gpu", DeviceIds: []string{uuidA + "::0", uuidA + "::1"}},
+	}}, nil
+}
+
 // heldGPU is a backend of one GPU on which pod train runs.
 type heldGPU struct{ gpus }
 
@@ -93,6 +99,9 @@ func TestHolders(t *testing.T) {
 		return len(all) == 1 && len(all[0].Shares) == 3
 	})
 	sample := gpuEvents(t, r, 1, &orb8v1.ObserveRequest{Snapshot: true})[0]
+	if !sample.GetAllocatable() {
+		t.Error("the device is not allocatable")
+	}
 	if !sample.GetHoldersKnown() || len(sample.GetPastErrors()) == 0 {
 		t.Errorf("holders known %t, %d past errors", sample.GetHoldersKnown(), len(sample.GetPastErrors()))
 	} else if e := sample.GetPastErrors()[0]; e.GetCode() != 79 || e.GetWorkload().GetPodName() != "train" {

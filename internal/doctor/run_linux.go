@@ -134,7 +134,7 @@ func (h *host) accelerators(ctx context.Context) []Finding {
 		f := Finding{Name: "accelerators-" + s.Name}
 		switch {
 		case s.State == accel.StateRunning:
-			f.Status, f.Detail = OK, fmt.Sprintf("%d devices", s.Devices)
+			f.Status, f.Detail = OK, strings.TrimSuffix(fmt.Sprintf("%d devices", s.Devices), plural(s.Devices))
 		case s.State == accel.StateOff && s.Remedy == "":
 			none = append(none, s.Reason)
 			continue
@@ -178,6 +178,14 @@ func (h *host) probes(ctx context.Context) []Finding {
 		found = append(found, f)
 	}
 	return found
+}
+
+// plural is what has to go from a plural if there is one of something.
+func plural(n int) string {
+	if n == 1 {
+		return "s"
+	}
+	return ""
 }
 
 // under returns a path below the system's root.

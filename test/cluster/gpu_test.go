@@ -322,8 +322,8 @@ func TestGPUs(t *testing.T) {
 		t.Error(err)
 	} else {
 		t.Logf("orb8 gpus -A\n%s", out)
-		if !bytes.Contains(out, []byte("outside Kubernetes")) || !bytes.Contains(out, []byte("idle: no process")) {
-			t.Error("orb8 gpus does not say who is idle, and who is outside Kubernetes")
+		if !bytes.Contains(out, []byte("outside Kubernetes")) || !bytes.Contains(out, []byte("idle: no process")) || !bytes.Contains(out, []byte("free")) {
+			t.Error("orb8 gpus does not say who is idle, who is outside Kubernetes, and what is free")
 		}
 	}
 	n.endsMidSample(t, one, a.gpu[0])

@@ -2305,7 +2305,9 @@ type AcceleratorSample struct {
 	PastErrors []*AcceleratorError `protobuf:"bytes,7,rep,name=past_errors,json=pastErrors,proto3" json:"past_errors,omitempty"`
 	// It is known which pods the device was given to: a share that is not held is used
 	// past the scheduler.
-	HoldersKnown  bool `protobuf:"varint,8,opt,name=holders_known,json=holdersKnown,proto3" json:"holders_known,omitempty"`
+	HoldersKnown bool `protobuf:"varint,8,opt,name=holders_known,json=holdersKnown,proto3" json:"holders_known,omitempty"`
+	// The kubelet could give the device, or a share of it, to pods.
+	Allocatable   bool `protobuf:"varint,9,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2392,6 +2394,13 @@ func (x *AcceleratorSample) GetPastErrors() []*AcceleratorError {
 func (x *AcceleratorSample) GetHoldersKnown() bool {
 	if x != nil {
 		return x.HoldersKnown
+	}
+	return false
+}
+
+func (x *AcceleratorSample) GetAllocatable() bool {
+	if x != nil {
+		return x.Allocatable
 	}
 	return false
 }
@@ -3902,7 +3911,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vlost_events\x18\r \x01(\v2\x13.orb8.v1.LostEventsH\x00R\n" +
 	"lostEvents\x12>\n" +
 	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vacceleratorB\a\n" +
-	"\x05event\"\xd9\x03\n" +
+	"\x05event\"\xfb\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
@@ -3912,7 +3921,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06errors\x18\x06 \x03(\v2\x19.orb8.v1.AcceleratorErrorR\x06errors\x12:\n" +
 	"\vpast_errors\x18\a \x03(\v2\x19.orb8.v1.AcceleratorErrorR\n" +
 	"pastErrors\x12#\n" +
-	"\rholders_known\x18\b \x01(\bR\fholdersKnown\x1aO\n" +
+	"\rholders_known\x18\b \x01(\bR\fholdersKnown\x12 \n" +
+	"\vallocatable\x18\t \x01(\bR\vallocatable\x1aO\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
 	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\x92\x02\n" +

@@ -125,6 +125,8 @@ type kubelet struct {
 	mu     sync.Mutex
 	answer *podresources.ListPodResourcesResponse
 	hang   bool
+	// allocatable is nil for a kubelet before 1.23.
+	allocatable []*podresources.ContainerDevices
 }
 
 func (k *kubelet) List(ctx context.Context, _ *podresources.ListPodResourcesRequest) (*podresources.ListPodResourcesResponse, error) {
@@ -138,6 +140,15 @@ func (k *kubelet) List(ctx context.Context, _ *podresources.ListPodResourcesRequ
 		return nil, status.Error(codes.Unimplemented, "method List not implemented")
 	}
 	return k.answer, nil
+}
+
+func (k *kubelet) GetAllocatableResources(context.Context, *podresources.AllocatableResourcesRequest) (*podresources.AllocatableResourcesResponse, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.allocatable == nil {
+		return nil, status.Error(codes.Unimplemented, "method GetAllocatableResources not implemented")
+	}
+	return &podresources.AllocatableResourcesResponse{Devices: k.allocatable}, nil
 }
 
 // serve starts a kubelet at a socket and returns what ends it.
@@ -227,6 +238,20 @@ func TestKubelet(t *testing.T) {
 	device := &accel.Device{Vendor: accel.NVIDIA, ID: gpuA, Instance: -1}
 	if n := len(k.Of(device)); n != 2 {
 		t.Errorf("%d holds of the device, want 2", n)
+	}
+	if k.Allocatable(device) {
+		t.Error("allocatable, which this kubelet did not say")
+	}
+	server.mu.Lock()
+	server.allocatable = []*podresources.ContainerDevices{
+		{ResourceName: "nvidia.com/gpu", DeviceIds: []string{gpuA + "::0", gpuA + "::1"}}, {ResourceName: "rdma/hca", DeviceIds: []string{"0"}},
+	}
+	server.mu.Unlock()
+	if err := k.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if other := (&accel.Device{Vendor: accel.NVIDIA, ID: gpuB, Instance: -1}); !k.Allocatable(device) || k.Allocatable(other) {
+		t.Errorf("allocatable: %t and %t", k.Allocatable(device), k.Allocatable(other))
 	}
 	running["train-0"] = false
 	if n := len(k.Of(device)); n != 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -77,6 +78,8 @@ type Kubelet struct {
 
 	mu    sync.Mutex
 	holds []Hold
+	// offered are the devices of plugins that may be given to pods.
+	offered []Device
 	// at is when the list was read, zero if never.
 	at  time.Time
 	err error
@@ -144,45 +147,63 @@ func (k *Kubelet) Of(d *accel.Device) []Hold {
 	return found
 }
 
+// Allocatable reports whether a device, or a share of it, may be given to pods by a
+// device plugin.
+func (k *Kubelet) Allocatable(d *accel.Device) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(k.offered, func(o Device) bool { return o.Is(d) })
+}
+
 // Refresh asks now. A list that cannot be had leaves the last one in place.
 func (k *Kubelet) Refresh(ctx context.Context) error {
-	holds, err := k.list(ctx)
+	holds, offered, err := k.list(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.err = err; err == nil {
-		k.holds, k.at = holds, k.cfg.Now()
+		k.holds, k.offered, k.at = holds, offered, k.cfg.Now()
 	}
 	return err
 }
 
-func (k *Kubelet) list(ctx context.Context) ([]Hold, error) {
+func (k *Kubelet) list(ctx context.Context) (holds []Hold, offered []Device, err error) {
 	if _, err := os.Stat(k.cfg.Socket); err != nil {
-		return nil, k.unreachable(err)
+		return nil, nil, k.unreachable(err)
 	}
 	// A connection each time: the kubelet makes its socket anew when it restarts.
 	conn, err := grpc.NewClient("unix://"+k.cfg.Socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	if err != nil {
-		return nil, fmt.Errorf("ask the kubelet for its devices: %w", err)
+		return nil, nil, fmt.Errorf("ask the kubelet for its devices: %w", err)
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	answer, err := podresources.NewPodResourcesListerClient(conn).List(ctx, &podresources.ListPodResourcesRequest{})
+	kubelet := podresources.NewPodResourcesListerClient(conn)
+	answer, err := kubelet.List(ctx, &podresources.ListPodResourcesRequest{})
 	if err != nil {
-		return nil, k.unreachable(err)
+		return nil, nil, k.unreachable(err)
 	}
-	var holds []Hold
 	for _, pod := range answer.GetPodResources() {
 		for _, c := range pod.GetContainers() {
 			holds = k.append(ctx, holds, Hold{Namespace: pod.GetNamespace(), Pod: pod.GetName(), Container: c.GetName()}, c)
 		}
 	}
-	return holds, nil
+	// What may be allocated is told since Kubernetes 1.23; holders are worth more.
+	if all, err := kubelet.GetAllocatableResources(ctx, &podresources.AllocatableResourcesRequest{}); err == nil {
+		for _, devices := range all.GetDevices() {
+			for _, id := range devices.GetDeviceIds() {
+				if d, _, _ := Parse(devices.GetResourceName(), id); d.known() && !slices.Contains(offered, d) {
+					offered = append(offered, d)
+				}
+			}
+		}
+	}
+	return holds, offered, nil
 }
 
 // unreachable says what was tried and what to do.

@@ -85,7 +85,7 @@ func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
 	}
 	if b.stream == nil {
 		var err error
-		if b.stream, err = start(monitor); err != nil {
+		if b.stream, err = start(monitor); err != nil { //nolint:contextcheck // it outlives the reading
 			return nil, fmt.Errorf("run %s: %w", monitor, err)
 		}
 	}

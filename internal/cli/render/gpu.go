@@ -32,13 +32,17 @@ const (
 )
 
 func gpuTable(o Options, live bool) *table {
+	who := "WORKLOAD"
+	if o.Nodes { // of a cluster
+		who = "POD"
+	}
 	return &table{
 		columns: []column{
 			gpuTime:   {title: "TIME", min: clockWidth, max: clockWidth, hidden: !live},
 			gpuNode:   {title: "NODE", min: 6, max: 20, hidden: !o.Nodes},
 			gpuIndex:  {title: "GPU", min: 3, max: 5},
 			gpuModel:  {title: "MODEL", min: 6, max: 24},
-			gpuWho:    {title: "WORKLOAD", min: 12, max: 40},
+			gpuWho:    {title: who, min: 12, max: 40},
 			gpuUtil:   {title: "UTIL", min: 5, max: 5, right: true},
 			gpuSM:     {title: "SM", min: 5, max: 5, right: true},
 			gpuTensor: {title: "TENSOR", min: 6, max: 6, right: true},
@@ -188,6 +192,9 @@ func shareWho(sh *orb8v1.AcceleratorShare) cell {
 		if c := clean(p.GetCommand()); c != "" {
 			name = c
 		}
+		if more := len(sh.GetProcesses()) - 1; more > 0 {
+			name += fmt.Sprintf(" +%d", more)
+		}
 	}
 	if name == "" {
 		return cell{text: none, style: styleDim}
@@ -218,6 +225,9 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 	}
 	if sh.GetShared() {
 		notes = append(notes, "shared")
+	}
+	if s.GetAllocatable() && !slices.ContainsFunc(s.GetShares(), (*orb8v1.AcceleratorShare).GetHeld) {
+		notes = append(notes, "free")
 	}
 	if s.GetDevice().GetDivided() {
 		notes = append(notes, "MIG")
