@@ -44,10 +44,18 @@ func (a *Agent) reportAccelerators(reports []accel.Report) {
 	for i := range reports {
 		r := &reports[i]
 		a.accel.ledger.Add(r)
-		wants := func(i *interest) bool { return i.accelerators && wantsReport(i.filters, r) }
-		if a.hub.wanted(wants) {
-			a.hub.tell(a.acceleratorEvent(r), wants)
-		}
+		var whole *orb8v1.Event // that of all who did not ask for a part
+		a.hub.tellEach(func(i *interest) *orb8v1.Event {
+			switch {
+			case !i.accelerators:
+				return nil
+			case !i.filters.Empty():
+				return a.filteredEvent(r, i.filters)
+			case whole == nil:
+				whole = a.acceleratorEvent(r, r.Shares)
+			}
+			return whole
+		})
 	}
 }
 
@@ -58,54 +66,73 @@ func (a *Agent) latestAccelerators(i *interest) []*orb8v1.Event {
 	}
 	var all []*orb8v1.Event
 	for _, r := range a.accel.ledger.Reports() {
-		if !wantsReport(i.filters, &r) {
+		ev := a.filteredEvent(&r, i.filters)
+		if ev == nil {
 			continue
 		}
-		ev := a.acceleratorEvent(&r)
 		for _, e := range a.accel.ledger.Errors(r.Device.ID) {
-			ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, errorPB(e.DeviceError, e.Owner))
+			if matchesOwner(i.filters, e.Owner, nil) {
+				ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, errorPB(e.DeviceError, e.Owner))
+			}
 		}
 		all = append(all, ev)
 	}
 	return all
 }
 
-// wantsReport reports whether the filters match one of a device's shares, each of
+// filteredEvent has those shares of a device that the filters match; nil if there are
+// none. A device without any is matched as one of nobody's.
+func (a *Agent) filteredEvent(r *accel.Report, filters *filter.Set) *orb8v1.Event {
+	if filters.Empty() {
+		return a.acceleratorEvent(r, r.Shares)
+	}
+	var shares []accel.Share
+	for i := range r.Shares {
+		if matchesOwner(filters, r.Shares[i].Owner, r.Shares[i].Processes) {
+			shares = append(shares, r.Shares[i])
+		}
+	}
+	if len(shares) == 0 && (len(r.Shares) > 0 || !matchesOwner(filters, nil, nil)) {
+		return nil
+	}
+	some := *r
+	some.Errors = nil
+	for _, e := range r.Errors {
+		if matchesOwner(filters, accel.Blame(r, e.PID), nil) {
+			some.Errors = append(some.Errors, e)
+		}
+	}
+	return a.acceleratorEvent(&some, shares)
+}
+
+// matchesOwner reports whether the filters match an owner with one of its processes,
 // which is to them like a flow without addresses.
-func wantsReport(filters *filter.Set, r *accel.Report) bool {
+func matchesOwner(filters *filter.Set, owner *workload.Identity, processes []accel.Process) bool {
 	if filters.Empty() {
 		return true
 	}
-	shares := r.Shares
-	if len(shares) == 0 {
-		shares = []accel.Share{{}}
+	rec := flow.Record{Local: owner}
+	if rec.Local == nil {
+		rec.Local = new(workload.Identity)
 	}
-	for i := range shares {
-		rec := flow.Record{Local: shares[i].Owner}
-		if rec.Local == nil {
-			rec.Local = new(workload.Identity)
-		}
-		if len(shares[i].Processes) == 0 && filters.Match(&rec) {
-			return true
-		}
-		for _, p := range shares[i].Processes {
-			rec.PID, rec.Comm = p.PID, flow.Comm{}
-			copy(rec.Comm[:len(rec.Comm)-1], p.Command)
-			if filters.Match(&rec) {
-				return true
-			}
-		}
+	if len(processes) == 0 {
+		return filters.Match(&rec)
 	}
-	return false
+	return slices.ContainsFunc(processes, func(p accel.Process) bool {
+		rec.PID, rec.Comm = p.PID, flow.Comm{}
+		copy(rec.Comm[:len(rec.Comm)-1], p.Command)
+		return filters.Match(&rec)
+	})
 }
 
-func (a *Agent) acceleratorEvent(r *accel.Report) *orb8v1.Event {
+// acceleratorEvent tells of a device with some of its shares.
+func (a *Agent) acceleratorEvent(r *accel.Report, shares []accel.Share) *orb8v1.Event {
 	sample := &orb8v1.AcceleratorSample{
 		Device: acceleratorPB(r.Device), WindowNs: int64(r.Window), Values: valuesPB(&r.Values),
 		ClockEvents: r.ClockEvents, HoldersKnown: a.holdersKnown(), Allocatable: a.allocatable(r.Device),
 	}
-	for i := range r.Shares {
-		sample.Shares = append(sample.Shares, a.sharePB(r, &r.Shares[i]))
+	for i := range shares {
+		sample.Shares = append(sample.Shares, a.sharePB(r, &shares[i]))
 	}
 	for _, e := range r.Errors {
 		sample.Errors = append(sample.Errors, errorPB(e, accel.Blame(r, e.PID)))

@@ -132,8 +132,18 @@ func TestAccelerators(t *testing.T) {
 			n = 3
 		}
 		for _, s := range gpuEvents(t, r, n, req) {
-			if s.GetDevice().GetId() != "A" {
-				t.Errorf("%v: device %s", req, s.GetDevice().GetId())
+			if s.GetDevice().GetId() != "A" || len(s.GetShares()) == 3 {
+				t.Errorf("%v: device %s with %d shares", req, s.GetDevice().GetId(), len(s.GetShares()))
+			}
+			for _, sh := range s.GetShares() {
+				if pods := req.GetFilters()[0].GetPods(); pods != nil && sh.GetWorkload().GetPodName() != pods[0] {
+					t.Errorf("%v: a share of pod %q", req, sh.GetWorkload().GetPodName())
+				}
+			}
+			for _, e := range s.GetErrors() {
+				if e.GetWorkload().GetPodName() != "train" {
+					t.Errorf("%v: an error of %v", req, e.GetWorkload())
+				}
 			}
 		}
 	}

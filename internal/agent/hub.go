@@ -171,6 +171,17 @@ func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
 	}
 }
 
+// tellEach hands to each subscriber what make makes for it, unless that is nil.
+func (h *hub) tellEach(make func(*interest) *orb8v1.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.subs {
+		if e := make(&s.interest); e != nil {
+			h.send(s, &update{other: e, node: h.node})
+		}
+	}
+}
+
 // wanted reports whether there is a subscriber that pick selects.
 func (h *hub) wanted(pick func(*interest) bool) bool {
 	h.mu.Lock()

@@ -2295,7 +2295,7 @@ type AcceleratorSample struct {
 	// measured: it is not 0.
 	Values map[string]*Measurement `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Who has the device and who uses it. The values of all shares, that of nobody
-	// included, add up to the device's.
+	// included, add up to the device's. With filters only those that match are here.
 	Shares []*AcceleratorShare `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`
 	// Why the clocks are held back now.
 	ClockEvents []string `protobuf:"bytes,5,rep,name=clock_events,json=clockEvents,proto3" json:"clock_events,omitempty"`

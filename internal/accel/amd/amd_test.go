@@ -5,29 +5,14 @@ package amd
 import (
 	"errors"
 	"maps"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
 )
-
-// write makes a tree of files.
-func write(t *testing.T, root string, files map[string]string) {
-	t.Helper()
-	for name, text := range files {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
 
 // tree has two AMD GPUs, the second of which says little, a connector and another
 // vendor's card.
@@ -58,19 +43,9 @@ func tree() map[string]string {
 	}
 }
 
-func values(v *accel.Values) map[string]string {
-	all := make(map[string]string)
-	for m := range accel.NumMetrics {
-		if v[m].Known() {
-			all[m.String()] = v[m].String()
-		}
-	}
-	return all
-}
-
 func TestRead(t *testing.T) {
 	sys := t.TempDir()
-	write(t, sys, tree())
+	acceltest.Tree(t, sys, tree())
 	b := New(Config{Sys: sys})
 	all, err := b.Read(t.Context())
 	if err != nil {
@@ -95,7 +70,7 @@ func TestRead(t *testing.T) {
 		"temperature_celsius": "61 (driver)", "memory_temperature_celsius": "55 (driver)",
 		"sm_clock_hertz": "2.1e+09 (driver)", "memory_clock_hertz": "1.3e+09 (driver)",
 	}
-	if diff := cmp.Diff(wantValues, values(&s.Values)); diff != "" {
+	if diff := cmp.Diff(wantValues, acceltest.Values(&s.Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 	wantProcesses := []accel.Process{{PID: 1200, Memory: accel.Of(600, accel.PerProcess)}, {PID: 1201, Memory: accel.Of(0, accel.PerProcess)}}
@@ -103,7 +78,7 @@ func TestRead(t *testing.T) {
 		t.Errorf("processes, known %t (-want +got):\n%s", s.ProcessesKnown, diff)
 	}
 	// What is no number, or more than there can be, is absent.
-	if diff := cmp.Diff(map[string]string{"memory_total_bytes": "100 (driver)"}, values(&little.Values)); diff != "" {
+	if diff := cmp.Diff(map[string]string{"memory_total_bytes": "100 (driver)"}, acceltest.Values(&little.Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 	if d := little.Device; d.ID != "0000:0a:00.0" || d.Model != "AMD GPU 74a9" || !strings.Contains(strings.Join(d.Limits, ";"), "partitioned (CPX)") {
@@ -122,7 +97,7 @@ func TestWithoutKFD(t *testing.T) {
 	sys := t.TempDir()
 	files := tree()
 	maps.DeleteFunc(files, func(name, _ string) bool { return strings.HasPrefix(name, "class/kfd") })
-	write(t, sys, files)
+	acceltest.Tree(t, sys, files)
 	all, err := New(Config{Sys: sys}).Read(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -152,17 +127,11 @@ func FuzzRead(f *testing.F) {
 		files[a+"gpu_busy_percent"], files[a+"mem_info_vram_used"], files[a+"ras/umc_err_count"] = busy, used, ras
 		files["class/kfd/kfd/topology/nodes/1/properties"], files[a+"hwmon/hwmon4/temp1_input"] = properties, temp
 		files[a+"uevent"] = properties
-		write(t, sys, files)
+		acceltest.Tree(t, sys, files)
 		all, err := New(Config{Sys: sys}).Read(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, s := range all {
-			for m := range accel.NumMetrics {
-				if v := s.Values[m]; v.Known() && (v.V < 0 || m.About().Unit == accel.Ratio && v.V > 1) {
-					t.Errorf("%s: %v", m, v)
-				}
-			}
-		}
+		acceltest.Sound(t, all)
 	})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
 )
 
 // exporter serves page.
@@ -54,16 +55,6 @@ func read(t *testing.T, b *Backend) []accel.Sample {
 	return all
 }
 
-func values(v *accel.Values) map[string]string {
-	all := make(map[string]string)
-	for m := range accel.NumMetrics {
-		if v[m].Known() {
-			all[m.String()] = v[m].String()
-		}
-	}
-	return all
-}
-
 const uuid = "GPU-604ac76c-d9cf-fef3-62e9-d92044ab6e52"
 
 // The names as they were until DCGM 4.5, with a GPU that two pods share, a MIG
@@ -87,7 +78,7 @@ func TestOldNames(t *testing.T) {
 		"memory_used_bytes": "1.6777216e+09 (dcgm)", "memory_total_bytes": "8.55638016e+10 (dcgm)",
 		"tensor_active_ratio": "0.413242 (dcgm)",
 	}
-	if diff := cmp.Diff(wantValues, values(&all[0].Values)); diff != "" {
+	if diff := cmp.Diff(wantValues, acceltest.Values(&all[0].Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 	whole, part := all[1].Device, all[2].Device
@@ -125,7 +116,7 @@ func TestNewNames(t *testing.T) {
 		"memory_used_bytes": "1.048576e+09 (dcgm)", "memory_total_bytes": "8.5520809984e+10 (dcgm)",
 		"tensor_active_ratio": "0.413242 (dcgm)",
 	}
-	if diff := cmp.Diff(want, values(&all[0].Values)); diff != "" {
+	if diff := cmp.Diff(want, acceltest.Values(&all[0].Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 }
@@ -253,13 +244,6 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, s := range New(Config{}).samples(families) {
-			for m := range accel.NumMetrics {
-				v := s.Values[m]
-				if v.Known() && (math.IsNaN(v.V) || v.V < 0 || m.About().Unit == accel.Ratio && v.V > 1) {
-					t.Errorf("%s: %v", m, v)
-				}
-			}
-		}
+		acceltest.Sound(t, New(Config{}).samples(families))
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml/nvmltest"
 )
 
@@ -90,17 +91,6 @@ func read(t *testing.T, b *Backend) []accel.Sample {
 	return all
 }
 
-// values writes those that are known.
-func values(v *accel.Values) map[string]string {
-	all := make(map[string]string)
-	for m := range accel.NumMetrics {
-		if v[m].Known() {
-			all[m.String()] = v[m].String()
-		}
-	}
-	return all
-}
-
 func TestOneGPU(t *testing.T) {
 	d := nvmltest.New(t)
 	d.Set(one)
@@ -134,7 +124,7 @@ func TestOneGPU(t *testing.T) {
 		"sm_active_ratio": "0.75 (gpm)", "sm_occupancy_ratio": "0.5 (gpm)", "tensor_active_ratio": "1 (gpm)",
 		"dram_active_ratio": "0 (gpm)",
 	}
-	if diff := cmp.Diff(want, values(&s.Values)); diff != "" {
+	if diff := cmp.Diff(want, acceltest.Values(&s.Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{"sw_power_cap", "hw_thermal_slowdown"}, s.ClockEvents); diff != "" {
@@ -152,7 +142,7 @@ func TestOneGPU(t *testing.T) {
 		t.Errorf("processes, known %t (-want +got):\n%s", s.ProcessesKnown, diff)
 	}
 	if first[0].Values[accel.SMActive].Known() || first[0].Processes[0].Utilization.Known() || s.Window < gpmWindow {
-		t.Errorf("the first reading has a window: %v; the second %v", values(&first[0].Values), s.Window)
+		t.Errorf("the first reading has a window: %v; the second %v", acceltest.Values(&first[0].Values), s.Window)
 	}
 	// Too soon for another GPM window.
 	if third := read(t, b); third[0].Values[accel.SMActive].Known() {
@@ -174,7 +164,7 @@ func TestOldDriver(t *testing.T) {
 		"power_watts": "350 (driver)", "power_limit_watts": "700 (driver)", "energy_joules": "123.456 (driver)",
 		"temperature_celsius": "61 (driver)", "sm_clock_hertz": "1.98e+09 (driver)", "memory_clock_hertz": "3.201e+09 (driver)",
 	}
-	if diff := cmp.Diff(want, values(&s.Values)); diff != "" {
+	if diff := cmp.Diff(want, acceltest.Values(&s.Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
 	}
 	if len(s.Device.Limits) != 1 || !strings.Contains(s.Device.Limits[0], "GPM") {
@@ -186,7 +176,7 @@ func TestOldDriver(t *testing.T) {
 func TestNothingSupported(t *testing.T) {
 	d := nvmltest.New(t)
 	d.Set("count 1\ngpu0.uuid GPU-1\ngpu0.mem.used 0xffffffffffffffff\ngpu0.mem.total 0xffffffffffffffff\n")
-	if got := values(&read(t, newBackend(t, d))[0].Values); len(got) != 0 {
+	if got := acceltest.Values(&read(t, newBackend(t, d))[0].Values); len(got) != 0 {
 		t.Errorf("values %v", got)
 	}
 }
@@ -204,7 +194,7 @@ func TestEightGPUs(t *testing.T) {
 	for i, s := range read(t, b) {
 		if s.Device.Index != fmt.Sprint(i) || s.Values[accel.Utilization].V != float64(i)/10 ||
 			len(s.Processes) != 1 || s.Processes[0].Utilization.V != float64(i)/10 {
-			t.Errorf("GPU %d: %+v, %v, %+v", i, s.Device, values(&s.Values), s.Processes)
+			t.Errorf("GPU %d: %+v, %v, %+v", i, s.Device, acceltest.Values(&s.Values), s.Processes)
 		}
 	}
 }
@@ -281,7 +271,7 @@ gpu0.mig2.gpm2 60
 	}
 	if a.Values[accel.SMActive].V != 0.3 || c.Values[accel.SMActive].V != 0.6 || a.Values[accel.MemoryUsed].V != 100 ||
 		a.Values[accel.PowerUsage].Known() || len(a.Processes) != 1 || a.Processes[0].PID != 77 {
-		t.Errorf("%v %+v, %v", values(&a.Values), a.Processes, values(&c.Values))
+		t.Errorf("%v %+v, %v", acceltest.Values(&a.Values), a.Processes, acceltest.Values(&c.Values))
 	}
 	d.Set(strings.Replace(state, "gpu0.mig 1", "gpu0.mig 0", 1))
 	if all := read(t, b); len(all) != 1 || all[0].Device.Divided || len(all[0].Processes) != 1 {

@@ -43,32 +43,46 @@ func dialIn(ctx context.Context, netns, addr string) (net.Conn, error) {
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		// The thread is in the other namespace for good: it ends with this goroutine,
-		// since it stays locked.
 		runtime.LockOSThread()
-		conn, err := enter(ctx, netns, addr)
+		conn, back, err := enter(ctx, netns, addr)
+		if back {
+			runtime.UnlockOSThread()
+		} // else the thread ends with this goroutine, or if it is the first one, waits for ever
 		done <- outcome{conn, err}
 	}()
 	o := <-done
 	return o.conn, o.err
 }
 
-func enter(ctx context.Context, netns, addr string) (net.Conn, error) {
-	f, err := os.Open(netns)
+// enter connects from within a network namespace. back: the thread is in its own one
+// again, or has never left it.
+func enter(ctx context.Context, netns, addr string) (conn net.Conn, back bool, err error) {
+	// Threads, the first one too, have a namespace each: /proc/self is the first one's.
+	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
-	defer f.Close()
-	own, err := os.Readlink("/proc/thread-self/ns/net")
+	defer own.Close()
+	other, err := os.Open(netns)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
-	if target, err := os.Readlink(netns); err != nil || target != own { // else it is there already
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("enter network namespace: %w", err)
+	defer other.Close()
+	if err := unix.Setns(int(other.Fd()), unix.CLONE_NEWNET); err != nil {
+		if errors.Is(err, unix.EPERM) && same(own, other) { // it is there already
+			conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+			return conn, true, err
 		}
+		return nil, true, fmt.Errorf("enter network namespace: %w", err)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+	return conn, unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil, err
+}
+
+func same(a, b *os.File) bool {
+	x, errX := a.Stat()
+	y, errY := b.Stat()
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // raw passes messages on as they are.

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
 )
 
 // answer writes a MetricResponse with a gauge per device.
@@ -129,16 +130,6 @@ const (
 	duty  = "tpu.runtime.tensorcore.dutycycle.percent"
 )
 
-func values(v *accel.Values) map[string]string {
-	all := make(map[string]string)
-	for m := range accel.NumMetrics {
-		if v[m].Known() {
-			all[m.String()] = v[m].String()
-		}
-	}
-	return all
-}
-
 // linkNetns makes the processes' network namespace one that can be opened.
 func linkNetns(t *testing.T, cfg Config, target string) {
 	t.Helper()
@@ -175,7 +166,7 @@ func TestRead(t *testing.T) {
 		{"utilization_ratio": "0.5 (runtime)", "memory_used_bytes": "1000 (runtime)", "memory_total_bytes": "1.7179869184e+10 (runtime)"},
 		{"utilization_ratio": "0.125 (runtime)", "memory_used_bytes": "2000 (runtime)", "memory_total_bytes": "1.7179869184e+10 (runtime)"},
 	} {
-		if diff := cmp.Diff(want, values(&all[i].Values)); diff != "" {
+		if diff := cmp.Diff(want, acceltest.Values(&all[i].Values)); diff != "" {
 			t.Errorf("chip %d (-want +got):\n%s", i, diff)
 		}
 	}
@@ -193,7 +184,7 @@ func TestRead(t *testing.T) {
 	if all, err = b.Read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s := all[0]; len(s.Processes) != 0 || values(&s.Values)["utilization_ratio"] != "0 (runtime)" || s.Values[accel.MemoryUsed].Known() {
+	if s := all[0]; len(s.Processes) != 0 || acceltest.Values(&s.Values)["utilization_ratio"] != "0 (runtime)" || s.Values[accel.MemoryUsed].Known() {
 		t.Errorf("after its process ended: %+v", s)
 	}
 }
@@ -214,6 +205,23 @@ func TestOtherNamespace(t *testing.T) {
 	port, netns := serve(t, nil), "/run/netns/"+name
 	if _, err := dialIn(t.Context(), netns, fmt.Sprint("127.0.0.1:", port)); err == nil {
 		t.Error("this namespace's server was reached from within the other one")
+	}
+	// However often it is left, every thread comes back to its own.
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		_, _ = dialIn(t.Context(), netns, "127.0.0.1:1")
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		if ns, err := os.Readlink(thread); err == nil && ns != own {
+			t.Errorf("%s is in %s, not %s", thread, ns, own)
+		}
 	}
 	if conn, err := dialIn(t.Context(), "/proc/self/ns/net", fmt.Sprint("127.0.0.1:", port)); err != nil {
 		t.Error(err)
