@@ -19,7 +19,7 @@ var metricName = regexp.MustCompile(`\borb8_[a-z0-9_]+`)
 // Dashboards are JSON, ask for metrics and labels that there are, and no panel lies on
 // another.
 func TestDashboards(t *testing.T) {
-	files, err := filepath.Glob("helm/orb8/dashboards/*.json")
+	files, err := filepath.Glob("grafana/*.json")
 	if err != nil || len(files) == 0 {
 		t.Fatal("no dashboards", err)
 	}

@@ -5,6 +5,7 @@
 #
 #     deploy/render.sh HELM
 #
+# The dashboards of deploy/grafana are copied into the chart.
 # deploy/orb8-daemonset.yaml is the installation with default values,
 # deploy/testdata/all.yaml one with everything that is optional.
 
@@ -26,6 +27,10 @@ render() {
 	mv "$out.new" "$out"
 }
 
+# A chart has no files but its own.
+rm -rf "$chart/dashboards"
+mkdir "$chart/dashboards"
+cp "$here"/grafana/*.json "$chart/dashboards/"
 "$helm" lint --quiet --strict --kube-version 1.25.0 "$chart"
 "$helm" lint --quiet --strict --kube-version 1.25.0 --values "$here/testdata/all-values.yaml" "$chart"
 render "$here/orb8-daemonset.yaml" default
