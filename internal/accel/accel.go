@@ -126,7 +126,8 @@ type Sample struct {
 	Values Values
 	// ClockEvents are the reasons for which the clocks are held back now.
 	ClockEvents []string
-	// Processes that have the device open, if ProcessesKnown.
+	// Processes that have the device open. ProcessesKnown: these are all, and whose
+	// they are can be found out.
 	Processes      []Process
 	ProcessesKnown bool
 	// Errors since the previous sample.

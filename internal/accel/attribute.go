@@ -168,7 +168,7 @@ func (d *division) use(p Process, id *workload.Identity) {
 // alone reports whether the whole device is one owner's: the only holder's, who
 // does not share it, or the only user's.
 func (d *division) alone() bool {
-	if len(d.shares) != 1 || len(d.nobody.Processes) > 0 {
+	if len(d.shares) != 1 || d.sample.ProcessesKnown && len(d.nobody.Processes) > 0 {
 		return false
 	}
 	s := &d.shares[0]

@@ -68,6 +68,8 @@ func TestAttribute(t *testing.T) {
 	unknownUse := Process{PID: 100, Memory: Of(10, PerProcess)}
 	noProcesses := gpuSample(0.5, 40, 300)
 	noProcesses.ProcessesKnown = false
+	hidden := gpuSample(0.5, 40, 300, process(1, 25, 0.5))
+	hidden.ProcessesKnown = false
 	for name, c := range map[string]struct {
 		sample  Sample
 		holders []Holder
@@ -83,6 +85,20 @@ func TestAttribute(t *testing.T) {
 		"one holder, and the processes cannot be seen": {
 			noProcesses, []Holder{held("a", false)},
 			[]summary{{"a", "0.5 (exclusive)", "40 (exclusive)", "300 (exclusive)", "0.25 (exclusive)", Busy}},
+		},
+		"one holder, and whose the processes are cannot be seen": {
+			hidden, []Holder{held("a", false)},
+			[]summary{
+				{"a", "0.5 (exclusive)", "40 (exclusive)", "300 (exclusive)", "0.25 (exclusive)", Busy},
+				{"", "0 (remainder)", "0 (remainder)", "0 (remainder)", "0 (remainder)", Busy},
+			},
+		},
+		"two holders, and whose the processes are cannot be seen": {
+			hidden, []Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "-", "-", "-", "-", Busy}, {"b", "-", "-", "-", "-", Busy},
+				{"", "0.5 (remainder)", "40 (remainder)", "300 (remainder)", "0.25 (remainder)", Busy},
+			},
 		},
 		"two share": {
 			gpuSample(1, 40, 300, process(100, 10, 0.25), process(200, 20, 0.5)), []Holder{held("a", true), held("b", true)},

@@ -86,6 +86,9 @@ type Config struct {
 	// Owner names the workload of a process and its command, nil and empty if they
 	// are not known.
 	Owner func(pid uint32) (*workload.Identity, string)
+	// HiddenPIDs: Owner cannot find any process, since it does not see those of the
+	// host. What holders do is then not judged by processes.
+	HiddenPIDs bool
 	// Report takes what was read. It is called by one goroutine at a time.
 	Report func([]Report)
 	Log    *slog.Logger
@@ -329,6 +332,7 @@ func (c *Collector) take(l *lane, samples []Sample) {
 
 // attribute divides a sample, with each process looked up once.
 func (c *Collector) attribute(s Sample, holders []Holder) Report {
+	s.ProcessesKnown = s.ProcessesKnown && !c.cfg.HiddenPIDs
 	owners := make(map[uint32]*workload.Identity, len(s.Processes))
 	for i := range s.Processes {
 		p := &s.Processes[i]

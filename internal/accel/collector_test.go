@@ -163,3 +163,30 @@ func TestCollectorFills(t *testing.T) {
 		}
 	})
 }
+
+// Without the host's processes a holder is not called idle, since it cannot be known
+// whose those on its device are.
+func TestCollectorHiddenPIDs(t *testing.T) {
+	for hidden, want := range map[bool]summary{
+		false: {"a", "0 (process)", "0 (process)", "0 (estimated)", "-", NoProcess},
+		true:  {"a", "0.5 (exclusive)", "40 (exclusive)", "300 (exclusive)", "0.25 (exclusive)", Busy},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &scripted{name: "one", read: func(context.Context) ([]Sample, error) {
+				return []Sample{gpuSample(0.5, 40, 300, process(7, 25, 0.5))}, nil
+			}}
+			var got []Report
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			defer cancel()
+			NewCollector(Config{
+				Sources: []Source{{Backend: b}}, Interval: func() time.Duration { return time.Second }, HiddenPIDs: hidden,
+				Holders: func(*Device) []Holder { return []Holder{held("a", false)} },
+				Owner:   func(uint32) (*workload.Identity, string) { return nil, "" },
+				Report:  func(r []Report) { got = append(got, r...) },
+			}).Run(ctx)
+			if len(got) != 1 || summarize(got[0].Shares)[0] != want || len(got[0].Shares[1].Processes) != 1 {
+				t.Errorf("hidden %t: %+v", hidden, got)
+			}
+		})
+	}
+}

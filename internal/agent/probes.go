@@ -226,7 +226,7 @@ func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *
 	return func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 		return accel.NewCollector(accel.Config{
 			Sources:  sources,
-			Interval: interval, Report: report, Owner: owner, Holders: held, Log: log,
+			Interval: interval, Report: report, Owner: owner, HiddenPIDs: deps.HiddenPIDs, Holders: held, Log: log,
 		})
 	}
 }
