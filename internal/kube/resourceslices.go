@@ -31,6 +31,8 @@ type ResourceSlices struct {
 	node    string
 	now     func() time.Time
 
+	asking sync.Mutex // held while the API server is asked
+
 	mu      sync.Mutex
 	devices map[ResourceDevice]map[string]string
 	read    time.Time
@@ -48,22 +50,34 @@ func NewResourceSlices(clients *Clients, node string) *ResourceSlices {
 // Attributes returns what the driver says of a device, by the attribute's name
 // without its domain; numbers and truth values as text.
 func (r *ResourceSlices) Attributes(ctx context.Context, d ResourceDevice) (map[string]string, bool) {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	found, ok, due := r.known(d)
+	if ok || !due {
+		return found, ok
+	}
+	devices, err := r.list(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if found, ok := r.devices[d]; ok {
-		return found, true
-	}
-	if !r.read.IsZero() && r.now().Sub(r.read) < sliceGap {
-		return nil, false
-	}
-	r.read = r.now()
-	devices, err := r.list(ctx)
 	if r.err = err; err != nil {
 		return nil, false // what was known stays
 	}
 	r.devices = devices
-	found, ok := r.devices[d]
+	found, ok = r.devices[d]
 	return found, ok
+}
+
+// known looks a device up, and says whether it is time to ask; then it counts as asked.
+func (r *ResourceSlices) known(d ResourceDevice) (found map[string]string, ok, due bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if found, ok = r.devices[d]; ok {
+		return found, true, false
+	}
+	if due = r.read.IsZero() || r.now().Sub(r.read) >= sliceGap; due {
+		r.read = r.now()
+	}
+	return nil, false, due
 }
 
 // Err is why the last reading failed; nil if it did not.

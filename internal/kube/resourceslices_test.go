@@ -74,6 +74,28 @@ func TestResourceSlices(t *testing.T) {
 	}
 }
 
+// While the API server is asked, what is known can be asked for.
+func TestResourceSlicesDoNotBlock(t *testing.T) {
+	a := newAPIServer(t)
+	r, _ := newSlices(a)
+	release := a.hold("resourceslices.resource.k8s.io")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.Attributes(t.Context(), ResourceDevice{"gpu.nvidia.com", "a", "gpu-1"})
+	}()
+	eventually(t, "the question", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return !r.read.IsZero()
+	})
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+	release()
+	<-done
+}
+
 func FuzzParseSlices(f *testing.F) {
 	f.Add(`{"items":[{"spec":{"driver":"d","pool":{"name":"p"},"devices":[{"name":"n","attributes":{"a/b":{"string":"c"}}}]}}]}`)
 	f.Add(`{"items":[{"spec":{"devices":[{"basic":{"attributes":{"b":{"int":1}}}}]}}]}`)

@@ -133,6 +133,9 @@ func Parse(resource, id string) (d Device, replica string, shared bool) {
 	for _, f := range forms {
 		if g := f.pattern.FindStringSubmatch(whole); g != nil {
 			also := f.read(&d, g)
+			if strings.HasSuffix(resource, "/neuroncore") {
+				d.Index = -1 // numbers of cores, of which a device has several
+			}
 			return d, replica, shared || also
 		}
 	}

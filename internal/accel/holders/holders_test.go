@@ -67,6 +67,7 @@ func TestParse(t *testing.T) {
 		{"google.com/tpu", "accel2", with(func(d *Device) { d.Vendor, d.Index = accel.Google, 2 }), "", false},
 		{"aws.amazon.com/neuron", "neuron5", with(func(d *Device) { d.Vendor, d.Index = accel.AWS, 5 }), "", false},
 		{"aws.amazon.com/neuroncore", "nc-5", with(func(d *Device) { d.Vendor = accel.AWS }), "", false},
+		{"aws.amazon.com/neuroncore", "5", with(func(d *Device) { d.Vendor = accel.AWS }), "", false},
 		{"rdma/hca", "7", with(func(d *Device) { d.Index = 7 }), "", false},
 		{"nvidia.com/gpu", "99999999999999999999", nvidia(func(*Device) {}), "", false},
 		{"", "", none(), "", false},
