@@ -171,12 +171,12 @@ func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
 	}
 }
 
-// tellEach hands to each subscriber what make makes for it, unless that is nil.
-func (h *hub) tellEach(make func(*interest) *orb8v1.Event) {
+// tellEach hands to each subscriber the event for it, unless that is nil.
+func (h *hub) tellEach(event func(*interest) *orb8v1.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.subs {
-		if e := make(&s.interest); e != nil {
+		if e := event(&s.interest); e != nil {
 			h.send(s, &update{other: e, node: h.node})
 		}
 	}

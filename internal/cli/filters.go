@@ -35,7 +35,13 @@ type filterKind struct {
 	name, short, placeholder, usage string
 	set                             func(f *orb8v1.Filter, value string) error
 	// whole values are not split at commas.
-	whole      bool
+	whole bool
+	// alone: every occurrence must match by itself.
+	alone bool
+	// event: only for commands that show events.
+	event bool
+	// fixed is the only value, which the flag does not take.
+	fixed      string
 	kubernetes bool
 }
 
@@ -51,7 +57,7 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Namespaces })},
 		{name: "pod", placeholder: "POD", usage: "pod, as NAME or NAMESPACE/NAME; * may stand at the end", kubernetes: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Pods })},
-		{name: "selector", short: "l", placeholder: "SELECTOR", usage: "labels of the pod, as in app=web,tier!=test; if repeated, all must match", whole: true, kubernetes: true,
+		{name: "selector", short: "l", placeholder: "SELECTOR", usage: "labels of the pod, as in app=web,tier!=test; if repeated, all must match", whole: true, alone: true, kubernetes: true,
 			set: func(f *orb8v1.Filter, v string) error { f.LabelSelector = v; return nil }},
 		{name: "workload", placeholder: "WORKLOAD", usage: "deployment, container, systemd unit or command, as NAME or KIND/NAME; * may stand at the end",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Workloads })},
@@ -68,6 +74,10 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
 		{name: "node", placeholder: "NAME", usage: "node; of a cluster, the nodes whose agents are asked",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
+		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(filter.Types(), ", "), event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
+		{name: "failed", placeholder: "bool", usage: "connections that could not be established, with the reason", event: true, alone: true, fixed: "failed",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 	}
 }
 
@@ -80,14 +90,30 @@ func setPort(f *orb8v1.Filter, v string) error {
 	return nil
 }
 
-// bind adds the filters' flags, all or those named.
+// bindEvents adds the flags of filters that are only about events.
+func (f *filterFlags) bindEvents(fs *pflag.FlagSet) {
+	for _, k := range filterKinds() {
+		if k.event {
+			f.add(fs, k)
+		}
+	}
+}
+
+func (f *filterFlags) add(fs *pflag.FlagSet, k filterKind) {
+	flag := fs.VarPF(&filterValue{f, k}, k.name, k.short, k.usage)
+	if k.fixed != "" {
+		flag.NoOptDefVal = "true"
+	}
+}
+
+// bind adds the filters' flags, those named or all but those about events.
 func (f *filterFlags) bind(fs *pflag.FlagSet, only ...string) {
 	f.positive = &orb8v1.Filter{}
 	for _, k := range filterKinds() {
-		if len(only) > 0 && !slices.Contains(only, k.name) {
+		if len(only) > 0 && !slices.Contains(only, k.name) || k.event {
 			continue
 		}
-		fs.VarP(&filterValue{f, k}, k.name, k.short, k.usage)
+		f.add(fs, k)
 	}
 	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --port 443").NoOptDefVal = "true"
 	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces, which is the default")
@@ -120,19 +146,25 @@ type filterValue struct {
 	kind  filterKind
 }
 
-func (v *filterValue) String() string { return "" }
-func (v *filterValue) Type() string   { return v.kind.placeholder }
+func (v *filterValue) String() string   { return "" }
+func (v *filterValue) Type() string     { return v.kind.placeholder }
+func (v *filterValue) IsBoolFlag() bool { return v.kind.fixed != "" }
 
 // Set takes one occurrence of the flag; its comma-separated values are
 // alternatives, also under --not.
 func (v *filterValue) Set(s string) error {
+	if v.kind.fixed != "" {
+		if s != "true" {
+			return errors.New("takes no value")
+		}
+		s = v.kind.fixed
+	}
 	f, target := v.flags, v.flags.positive
 	negated := f.pending
 	switch {
 	case negated:
 		target = &orb8v1.Filter{Negate: true}
-	case v.kind.name == "selector":
-		// A filter holds one selector.
+	case v.kind.alone:
 		target = &orb8v1.Filter{}
 	}
 	for _, value := range v.values(s) {
@@ -144,11 +176,14 @@ func (v *filterValue) Set(s string) error {
 		}
 	}
 	words := v.kind.name + " " + s
+	if v.kind.fixed != "" {
+		words = v.kind.name
+	}
 	switch {
 	case negated:
 		f.negative, f.pending = append(f.negative, target), false
 		words = "not " + words
-	case v.kind.name == "selector":
+	case v.kind.alone:
 		f.selectors = append(f.selectors, target)
 	}
 	f.asked = append(f.asked, words)

@@ -45,6 +45,8 @@ a terminal. What is lost on the way is said in the stream.`
 const traceNetworkExamples = `  sudo orb8 trace network                           # everything, until Ctrl-C
   orb8 trace network --protocol tcp --port 443      # by an agent that runs here
   orb8 trace network --not --ip 10.0.0.0/8          # what leaves the network
+  orb8 trace network --type connect --failed        # refused, timed out, unreachable: who, to whom
+  orb8 trace network --type reset,retransmit -A
   orb8 trace network --process curl,wget -o wide | less -S
   orb8 trace network --last 20                      # what happened, then exit
   orb8 trace network --since 5m --follow            # what happened, and go on
@@ -78,6 +80,7 @@ func newTraceNetwork(c *Config) *cobra.Command {
 
 	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
 	f.filters.bind(filters)
+	f.filters.bindEvents(filters)
 	f.source.bindTraffic(filters)
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")

@@ -4,6 +4,7 @@ package filter
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -11,6 +12,41 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 )
+
+// types are what events may say, by name.
+var types = map[string]predicate{
+	"connect": func(r *flow.Record) bool { return r.Connected || failed(r) },
+	"failed":  failed,
+	"close":   func(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Valid && !r.TCP.Failed },
+	"reset": func(r *flow.Record) bool {
+		return r.Event == flow.EventClose && (r.TCP.ResetSent || r.TCP.ResetReceived)
+	},
+	"retransmit": func(r *flow.Record) bool { return r.Retransmitted > 0 },
+}
+
+func failed(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Failed }
+
+// Types lists what an event may be filtered by, in order.
+func Types() []string { return slices.Sorted(maps.Keys(types)) }
+
+func compileTypes(values []string) (predicate, *Error) {
+	var all []predicate
+	for _, v := range values {
+		p, ok := types[strings.ToLower(v)]
+		if !ok {
+			return nil, &Error{Value: v, Want: strings.Join(Types(), ", ")}
+		}
+		all = append(all, p)
+	}
+	return func(r *flow.Record) bool {
+		for _, p := range all {
+			if p(r) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
 
 const (
 	wantNamespace = "the name of a namespace"

@@ -146,6 +146,7 @@ func (c *compiler) compile(f *orb8v1.Filter) ([]predicate, *Error) {
 		{"processes", f.GetProcesses(), compileProcesses},
 		{"containers", f.GetContainers(), compileContainers},
 		{"services", f.GetServices(), compileServices},
+		{"types", f.GetTypes(), compileTypes},
 	}
 	var predicates []predicate
 	for _, fd := range fields {

@@ -235,7 +235,7 @@ func fullSet(tb testing.TB) *filter.Set {
 			Namespaces: []string{"bank", "shop"}, Pods: []string{"shop/web-*"}, LabelSelector: "app=web,tier in (front,back),!x",
 			Workloads: []string{"Deployment/web"}, Nodes: []string{"node-a"}, Ips: []string{"192.0.2.0/24", "10.0.0.0/8"},
 			Ports: []uint32{80, 443}, Protocols: []string{"tcp"}, Processes: []string{"1", "prom*"},
-			Containers: []string{"4f2d9c"}, Services: []string{"api"},
+			Containers: []string{"4f2d9c"}, Services: []string{"api"}, Types: []string{"close", "retransmit"},
 		},
 		{Negate: true, Ports: []uint32{53}},
 	})
@@ -247,6 +247,7 @@ func fullSet(tb testing.TB) *filter.Set {
 
 func TestMatchDoesNotAllocate(t *testing.T) {
 	set, r := fullSet(t), pod()
+	r.Retransmitted = 1
 	if !set.Match(r) {
 		t.Fatal("the record must pass every field")
 	}
@@ -316,5 +317,50 @@ func TestServiceOfTheServer(t *testing.T) {
 		if got := set.Match(r); got != want {
 			t.Errorf("services %s: %v, want %v", value, got, want)
 		}
+	}
+}
+
+// TestTypes: each kind of record is what it says, and nothing else.
+func TestTypes(t *testing.T) {
+	tcp := func(event flow.Event, change func(*flow.Record)) *flow.Record {
+		r := pod()
+		r.Event, r.TCP.Valid = event, true
+		change(r)
+		return r
+	}
+	datagrams := host()
+	datagrams.Event = flow.EventClose
+	for name, c := range map[string]struct {
+		r    *flow.Record
+		want string
+	}{
+		"opened":            {tcp(flow.EventOpen, func(r *flow.Record) { r.Connected = true }), "connect"},
+		"traffic":           {tcp(flow.EventUpdate, func(*flow.Record) {}), ""},
+		"sent again":        {tcp(flow.EventUpdate, func(r *flow.Record) { r.Retransmitted = 2 }), "retransmit"},
+		"refused":           {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.ResetReceived = true, true }), "connect failed reset"},
+		"timed out":         {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.Retransmitted = true, 6 }), "connect failed retransmit"},
+		"closed":            {tcp(flow.EventClose, func(*flow.Record) {}), "close"},
+		"opened and closed": {tcp(flow.EventClose, func(r *flow.Record) { r.Connected = true }), "close connect"},
+		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent = true }), "close reset"},
+		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), ""},
+		"datagrams":         {datagrams, ""},
+	} {
+		var got []string
+		for _, kind := range filter.Types() {
+			set, err := filter.Compile([]*F{{Types: []string{strings.ToUpper(kind)}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if set.Match(c.r) {
+				got = append(got, kind)
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%s: %q, want %q", name, s, c.want)
+		}
+	}
+	_, err := filter.Compile([]*F{{Types: []string{"drop"}}})
+	if err == nil || !strings.Contains(err.Error(), `types: "drop": want close, connect, failed, reset, retransmit`) {
+		t.Errorf("%v", err)
 	}
 }

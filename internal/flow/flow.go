@@ -241,4 +241,7 @@ type Record struct {
 	// Connected marks the first record of a TCP connection that says that it is
 	// established, unless it was so before orb8.
 	Connected bool
+	// Retransmitted is how many segments were sent again since the flow's last
+	// record; 0 in the first one of a connection that is older than orb8.
+	Retransmitted uint64
 }

@@ -113,7 +113,9 @@ func (t *Table) open(r *row, s *Sample) {
 	t.identify(&r.rec)
 	t.enlist(r)
 	// A flow that has been idle and comes back has a base.
-	r.rec.Connected = connected(s) && !s.TCP.Preexisting && s.Base == Counters{}
+	if !s.TCP.Preexisting && s.Base == (Counters{}) {
+		r.rec.Connected, r.rec.Retransmitted = connected(s), s.TCP.Retransmits
+	}
 	if s.TCP.End != EndNone {
 		r.rec.Event, r.done = EventClose, true
 	}
@@ -148,9 +150,12 @@ func (t *Table) update(r *row, s *Sample) {
 		rec.PID, rec.Comm = s.PID, s.Comm
 	}
 	changed := delta != Counters{} || ended
-	rec.Connected = false
+	rec.Connected, rec.Retransmitted = false, 0
 	if ended || s.Last >= rec.Last { // else it is an older reading
-		changed = changed || s.TCP.State != rec.TCP.State
+		if s.TCP.Retransmits > rec.TCP.Retransmits {
+			rec.Retransmitted = s.TCP.Retransmits - rec.TCP.Retransmits
+		}
+		changed = changed || s.TCP.State != rec.TCP.State || rec.Retransmitted > 0
 		rec.Connected = rec.TCP.State == StateSynSent && connected(s)
 		rec.TCP = s.TCP
 	}
@@ -177,6 +182,7 @@ func (t *Table) tellLate(r *row, delta Counters) {
 	}
 	t.stub = r.rec
 	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
+	t.stub.Connected, t.stub.Retransmitted = false, 0
 	t.tell(&t.stub)
 }
 
@@ -206,7 +212,8 @@ func (t *Table) finish(r *row, why Event, now int64) {
 		return
 	}
 	r.done = true
-	r.rec.Event, r.rec.Time, r.rec.Delta, r.rec.Connected = why, now, Counters{}, false
+	r.rec.Event, r.rec.Time, r.rec.Delta = why, now, Counters{}
+	r.rec.Connected, r.rec.Retransmitted = false, 0
 	t.tell(&r.rec)
 }
 

@@ -5,6 +5,7 @@ package flow
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -428,5 +429,28 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	if len(sums) != 4*flows || losses.Get(loss.FlowTableFull) == 0 {
 		t.Errorf("%d flows, %d evicted", len(sums), losses.Get(loss.FlowTableFull))
+	}
+}
+
+// Retransmitted is what is new in each record, and growth alone makes one.
+func TestRetransmitted(t *testing.T) {
+	var got []uint64
+	table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters)}, func(r *Record) {
+		got = append(got, r.Retransmitted)
+	})
+	for _, s := range []*Sample{
+		sample(1, 10, retransmits(2)), sample(1, 20, retransmits(2)), sample(1, 20, retransmits(5), at(23)),
+		sample(1, 20, retransmits(5), at(24)), // nothing new: no record
+		sample(1, 30, retransmits(4), at(11)), // an older reading
+		sample(1, 30, retransmits(6), at(25), end(EndTimeout)),
+		sample(2, 10, retransmits(7), base(5)), // it was told of before
+	} {
+		table.Apply(s)
+	}
+	old := sample(3, 10, retransmits(9))
+	old.TCP.Preexisting = true
+	table.Apply(old)
+	if want := []uint64{2, 0, 3, 0, 1, 0, 0}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -2004,7 +2004,12 @@ type Filter struct {
 	Containers []string `protobuf:"bytes,11,rep,name=containers,proto3" json:"containers,omitempty"`
 	// NAME, NAMESPACE/NAME, or either with * at the end; a client's flow has the
 	// Service at its remote end, that of the server behind it at its own.
-	Services      []string `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
+	Services []string `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
+	// What an event says: connect (a connection was established, or could not be),
+	// failed (it could not be), close (an established one ended), reset (a connection
+	// ended by a reset, sent or received), retransmit (segments were sent again). Of a
+	// row of the flow table it is the row's last event.
+	Types         []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2119,6 +2124,13 @@ func (x *Filter) GetContainers() []string {
 func (x *Filter) GetServices() []string {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *Filter) GetTypes() []string {
+	if x != nil {
+		return x.Types
 	}
 	return nil
 }
@@ -3878,7 +3890,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xcf\x02\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xe5\x02\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -3896,7 +3908,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
-	"\bservices\x18\f \x03(\tR\bservices\"\xee\x02\n" +
+	"\bservices\x18\f \x03(\tR\bservices\x12\x14\n" +
+	"\x05types\x18\r \x03(\tR\x05types\"\xee\x02\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
