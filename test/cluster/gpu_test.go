@@ -39,6 +39,8 @@ const (
 type gpuNode struct {
 	l    *lab
 	name string
+	// kubelet is the directory of its kubelet, as this process sees it.
+	kubelet string
 	// state is what the library reads, its text without the processes.
 	state  string
 	energy int
@@ -198,7 +200,7 @@ func newGPUNode(t *testing.T) *gpuNode {
 	if cache == "" {
 		cache = filepath.Join(os.Getenv("HOME"), ".cache/orb8/cluster")
 	}
-	kubelet := filepath.Join(cache, "state/run", n.name, "kubelet")
+	n.kubelet = filepath.Join(cache, "state/run", n.name, "kubelet")
 	var whole, shares []string
 	for i := range gpus - 2 {
 		whole = append(whole, gpuUUID(i))
@@ -206,8 +208,8 @@ func newGPUNode(t *testing.T) *gpuNode {
 	for i := gpus - 2; i < gpus; i++ {
 		shares = append(shares, gpuUUID(i)+"::0", gpuUUID(i)+"::1")
 	}
-	startPlugin(t, kubelet, wholeGPU, whole)
-	startPlugin(t, kubelet, sharedGPU, shares)
+	startPlugin(t, n.kubelet, wholeGPU, whole)
+	startPlugin(t, n.kubelet, sharedGPU, shares)
 	eventually(t, time.Minute, func() error {
 		node, err := l.client.CoreV1().Nodes().Get(t.Context(), n.name, metav1.GetOptions{})
 		if err != nil {
@@ -324,6 +326,12 @@ func TestGPUs(t *testing.T) {
 		t.Logf("orb8 gpus -A\n%s", out)
 		if !bytes.Contains(out, []byte("outside Kubernetes")) || !bytes.Contains(out, []byte("idle: no process")) || !bytes.Contains(out, []byte("free")) {
 			t.Error("orb8 gpus does not say who is idle, who is outside Kubernetes, and what is free")
+		}
+	}
+	for i := range gpus - 2 { // one that nobody has
+		if i != a.gpu[0] && !slices.Contains(b.gpu, i) && i != free {
+			t.Run("claim", func(t *testing.T) { n.claims(t, i) })
+			break
 		}
 	}
 	n.endsMidSample(t, one, a.gpu[0])
