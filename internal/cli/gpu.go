@@ -27,8 +27,9 @@ are the device's; where several share it, memory and UTIL are the driver's sampl
 their processes, POWER is divided by those, and what cannot be divided is a dash. A
 dash is never 0. UTIL is the part of the time in which anything ran, SM the mean part
 of the multiprocessors that had work, TENSOR that of the time in which tensor cores
-did, DRAM that of the memory's bandwidth. NOTE has errors (XID), idleness, who uses
-a device that it does not hold, what is free, and why clocks are held back. docs/gpu.md tells what is measured how.
+did, DRAM that of the memory's bandwidth. NOTE has errors (XID), idleness, who uses a
+device that it does not hold, what is free, and why clocks are held back. docs/gpu.md
+tells what is measured how.
 
 With -o json every line is an orb8.v1.Event with an accelerator in it.`
 
