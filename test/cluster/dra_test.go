@@ -69,6 +69,7 @@ func (p *draPlugin) NodeUnprepareResources(_ context.Context, req *dra.NodeUnpre
 func startDRA(t *testing.T, dir string, p *draPlugin) {
 	t.Helper()
 	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // after the servers were stopped
 	for path, register := range map[string]func(*grpc.Server){
 		"plugins/" + draDriver + "/dra.sock":          func(s *grpc.Server) { dra.RegisterDRAPluginServer(s, p) },
 		"plugins_registry/" + draDriver + "-reg.sock": func(s *grpc.Server) { registration.RegisterRegistrationServer(s, p) },
@@ -87,7 +88,6 @@ func startDRA(t *testing.T, dir string, p *draPlugin) {
 		wg.Go(func() { _ = s.Serve(l) })
 		t.Cleanup(s.Stop)
 	}
-	t.Cleanup(wg.Wait)
 	eventually(t, 30*time.Second, func() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
