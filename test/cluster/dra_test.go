@@ -6,6 +6,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -156,7 +157,7 @@ func (n *gpuNode) claims(t *testing.T, gpu int) {
 		s := shareOf(all[uuid], pod)
 		if !s.GetHeld() || s.GetResource() != n.l.namespace+"/one-gpu" || s.GetIdle() != "no_process" {
 			status, err := n.l.statuses(t.Context())
-			return fmt.Errorf("pod with a claim: %v; agent: %s %v", s, status[n.name].GetHealthMessage(), err)
+			return errors.Join(fmt.Errorf("pod with a claim: %v; agent: %s", s, status[n.name].GetHealthMessage()), err)
 		}
 		for id, other := range all {
 			if id != uuid && shareOf(other, pod) != nil {
