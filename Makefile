@@ -9,6 +9,14 @@ FUZZTIME ?= 10s
 # Added to `go test`, for instance TESTFLAGS='-run TestRefused -v'.
 TESTFLAGS ?=
 PKG      ?= ./...
+# What runs the tests; takes the arguments of `go test`.
+GOTEST   ?= $(GO) test
+# After this a package hangs, and all its goroutines are printed.
+TESTTIME ?= 5m
+# Packages whose tests look at the running kernel, at processes or at the network
+# around them: nothing runs beside them, and what they found is not reused.
+LIVE     := ./internal/probe/... ./internal/cli/... ./internal/doctor/... ./internal/workload/... \
+	./internal/accel/tpu/... ./test/kernels/... ./test/dashboards/...
 
 # The BPF objects in the repository are made with these; gen.go beside each
 # program names them.
@@ -30,8 +38,8 @@ HASH := \#
 RACE  = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && echo "$(HASH)include <pthread.h>" | \
 	$$($(GO) env CC) -x c -c -o /dev/null - 2>/dev/null && echo -race)
 
-# Tools that are built once per version, from tools/dev/go.mod.
-TOOLS         := .cache/bin
+# Tools that are built once per version, from tools/dev/go.mod, for all checkouts.
+TOOLS         := $(or $(ORB8_TOOLS),$(HOME)/.cache/orb8/tools)
 tool_version   = $(shell awk '$$1 == "$(1)" { print $$2 }' tools/dev/go.mod)
 tool_suffix   := $(shell $(GO) env GOOS)-$(shell $(GO) env GOARCH)
 BUF           := $(TOOLS)/buf-$(call tool_version,github.com/bufbuild/buf)-$(tool_suffix)
@@ -42,7 +50,7 @@ VM    := orb8
 IN_VM  = limactl shell --workdir '$(CURDIR)' $(VM)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build build-agent run-agent test fuzz bench test-kernels test-cluster test-gpu \
+.PHONY: help run build build-agent run-agent test check fuzz bench test-kernels test-cluster test-gpu \
 	generate lint darwin arm64 verify-setup magic-local magic dev shell clean
 
 help: ## List the targets
@@ -78,16 +86,22 @@ verify-setup: build ## Check the tools for development and what this host offers
 
 test: ## Every test that this machine can run; as root also those in the kernel
 	@[ -z '$(SUDO)' ] || echo 'not root: tests that load BPF programs are skipped; sudo env PATH="$$PATH" make test' >&2
-	$(GO) test $(RACE) -count=1 -timeout 20m $(TESTFLAGS) $(PKG)
+	@live=$$($(GO) list $(LIVE)); status=0; \
+	of() { $(GO) list $(PKG) | grep $$1 -Fx "$$live"; }; \
+	try() { echo "$(GOTEST) $$*"; $(GOTEST) "$$@" || status=1; }; \
+	pure=$$(of -v); live=$$(of -e); \
+	[ -z "$$pure" ] || try -trimpath $(RACE) -timeout=$(TESTTIME) $(TESTFLAGS) $$pure; \
+	[ -z "$$live" ] || try $(RACE) -count=1 -p=1 -timeout=$(TESTTIME) $(TESTFLAGS) $$live; \
+	exit $$status
+
+check: $(GOLANGCI_LINT) ## Build, vet, lint what changed, test what needs no kernel: the loop for working
+	$(GO) build ./...
+	$(GO) vet -tags cluster,gpu ./...
+	$(GOLANGCI_LINT) run --build-tags cluster,gpu --new-from-rev=HEAD
+	$(GO) test -trimpath -timeout=$(TESTTIME) $(TESTFLAGS) $$($(GO) list ./... | grep -v -Fx "$$($(GO) list $(LIVE))")
 
 fuzz: ## Run each fuzz target for FUZZTIME: a time (10s) or inputs (1000x)
-	@status=0; \
-	for f in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal tools); do \
-		for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$f"); do \
-			echo "$$t in ./$$(dirname "$$f")"; \
-			$(GO) test -run='^$$' -fuzz="^$$t\$$" -fuzztime='$(FUZZTIME)' "./$$(dirname "$$f")" || status=1; \
-		done; \
-	done; exit $$status
+	@tools/fuzz.sh '$(FUZZTIME)'
 
 lint: $(GOLANGCI_LINT) $(BUF) ## Check Go, protobuf and, with shellcheck installed, scripts
 	$(GOLANGCI_LINT) run --build-tags cluster,gpu
@@ -101,6 +115,7 @@ generate: $(BUF) $(HELM) ## Make all generated files anew (clang 16, llvm 16, li
 		{ echo "$$t not found: apt-get install clang-16 llvm-16 libbpf-dev" >&2; exit 1; }; done
 	$(BUF) generate
 	$(GO) generate ./...
+	@mkdir -p .cache
 	$(GO) run ./tools/metricsdoc > .cache/metrics.md
 	mv .cache/metrics.md docs/metrics.md
 	deploy/render.sh $(HELM)
@@ -126,17 +141,13 @@ test-gpu: ## Compare with nvidia-smi on real NVIDIA GPUs (root); says so where t
 clean: ## Remove what was built here
 	rm -rf bin .cache
 
-$(BUF):
+$(BUF): TOOL := github.com/bufbuild/buf/cmd/buf
+$(HELM): TOOL := helm.sh/helm/v3/cmd/helm
+$(GOLANGCI_LINT): TOOL := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+# Whole or not at all, also where two checkouts build at once.
+$(BUF) $(HELM) $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)
-	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
-
-$(HELM):
-	@mkdir -p $(TOOLS)
-	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v3/cmd/helm
-
-$(GOLANGCI_LINT):
-	@mkdir -p $(TOOLS)
-	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(GO) build -C tools/dev -trimpath -buildvcs=false -o $@.$$PPID $(TOOL) && mv $@.$$PPID $@
 
 ## Whole way in one command
 

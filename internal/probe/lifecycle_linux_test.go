@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -31,6 +30,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -167,7 +167,7 @@ func TestNothingStaysAttached(t *testing.T) {
 	for _, how := range []string{"exit", "SIGKILL"} {
 		t.Run(how, func(t *testing.T) {
 			startProbesOnce(t)
-			cmd := exec.Command("/proc/self/exe", "-test.run=^TestNothingStaysAttached$")
+			cmd := probetest.Command(t, "/proc/self/exe", "-test.run=^TestNothingStaysAttached$")
 			cmd.Env = append(os.Environ(), lifecycleEnv+"=1")
 			cmd.Stderr = os.Stderr
 			in, err := cmd.StdinPipe()
@@ -179,6 +179,9 @@ func TestNothingStaysAttached(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := out.(*os.File).SetReadDeadline(time.Now().Add(testwait.Limit)); err != nil {
 				t.Fatal(err)
 			}
 			line, err := bufio.NewReader(out).ReadString('\n')
@@ -229,7 +232,7 @@ func runUntilTold(t *testing.T) {
 	fmt.Println("running")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	cancel()
-	if err := errors.Join(<-done, m.Close()); err != nil {
+	if err := errors.Join(testwait.Receive(t, "the end of Run", done), m.Close()); err != nil {
 		t.Error(err)
 	}
 }
@@ -245,7 +248,7 @@ func cycle(t *testing.T) {
 	m.Collect()
 	m.Collect()
 	cancel()
-	if err := errors.Join(<-done, m.Close(), m.Close()); err != nil {
+	if err := errors.Join(testwait.Receive(t, "the end of Run", done), m.Close(), m.Close()); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range m.Status() {

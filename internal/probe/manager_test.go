@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -239,13 +241,14 @@ func TestRunFails(t *testing.T) {
 		}
 	})
 	a.runErr <- &Unsupported{Reason: "ring gone", Remedy: "start again"}
-	for m.Running("a") || a.isOpen() {
+	testwait.True(t, "the end of the probe that failed", func() bool {
 		select {
 		case <-done:
 			t.Fatal("one failure stopped all")
 		default:
 		}
-	}
+		return !m.Running("a") && !a.isOpen()
+	})
 	close(stop)
 	reader.Wait()
 	wantStatus(t, m,
@@ -260,7 +263,7 @@ func TestRunFails(t *testing.T) {
 	}
 	// An error on the way out is none.
 	cancel()
-	if err := <-done; err != nil {
+	if err := testwait.Receive(t, "the end of Run", done); err != nil {
 		t.Errorf("Run = %v", err)
 	}
 	if !m.Running("b") {

@@ -5,12 +5,16 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +41,39 @@ func (l *lab) statuses(ctx context.Context) (map[string]*orb8v1.AgentStatus, err
 	return all, nil
 }
 
+// agentRun is an agent's process on a node.
+type agentRun struct {
+	node    string
+	started int64
+}
+
+// lost is how many records an agent has lost by itself. Events that a client did
+// not take, or asked for too late, depend on the client and the machine.
+func lost(s *orb8v1.AgentStatus) uint64 {
+	n := s.GetEventsDropped()
+	for _, l := range s.GetLosses() {
+		if l.GetStage() == "subscriber_slow" || l.GetStage() == "resume_gap" {
+			n -= l.GetCount()
+		}
+	}
+	return n
+}
+
+// noteLosses keeps what was lost before the tests, which is not their matter.
+func (l *lab) noteLosses(ctx context.Context) error {
+	return poll(ctx, 30*time.Second, func() error {
+		all, err := l.statuses(ctx)
+		if err != nil {
+			return err
+		}
+		l.lost = map[agentRun]uint64{}
+		for node, s := range all {
+			l.lost[agentRun{node, s.GetStartedNs()}] = lost(s)
+		}
+		return nil
+	})
+}
+
 func TestStatus(t *testing.T) {
 	// An agent that has lost the API server, as in another test, is well again
 	// some time after that.
@@ -58,8 +95,9 @@ func TestStatus(t *testing.T) {
 					errs = append(errs, fmt.Errorf("%s: probe %s: %v %s", node, p.GetName(), p.GetState(), p.GetReason()))
 				}
 			}
-			if s.GetEventsDropped() != 0 {
-				errs = append(errs, fmt.Errorf("%s has lost %d records: %v", node, s.GetEventsDropped(), s.GetLosses()))
+			// An agent that the tests have started anew had lost nothing before.
+			if before := shared.lost[agentRun{node, s.GetStartedNs()}]; lost(s) != before {
+				errs = append(errs, fmt.Errorf("%s has lost %d records, before the tests %d: %v", node, lost(s), before, s.GetLosses()))
 			}
 		}
 		return errors.Join(errs...)
@@ -137,44 +175,126 @@ func TestFilters(t *testing.T) {
 	}
 }
 
+// output keeps what a command that still runs has printed.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(b)
+}
+
+// events are those of the whole lines so far.
+func (o *output) events() ([]*orb8v1.Event, error) {
+	o.mu.Lock()
+	text := bytes.Clone(o.text.Bytes())
+	o.mu.Unlock()
+	return parseEvents(text[:bytes.LastIndexByte(text, '\n')+1])
+}
+
+// startTrace starts `orb8 trace` and waits until all agents have a subscriber. What
+// it prints grows until end is called.
+func (l *lab) startTrace(t *testing.T) (out *output, end func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+	var stdout output
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, l.orb8, "trace", "network", "-o", "json", "--namespace", l.namespace,
+		"--kubeconfig", l.kubeconfig, "--orb8-namespace", l.agents)
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &stdout, &stderr, 10*time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() {
+		cancel()
+		if err := cmd.Wait(); err != nil {
+			t.Logf("orb8 trace ended with %v: %s", err, &stderr)
+		}
+	})
+	t.Cleanup(end)
+	eventually(t, 30*time.Second, func() error {
+		all, err := l.statuses(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, node := range l.nodes {
+			if all[node].GetSubscribers() == 0 {
+				return fmt.Errorf("the agent on %s has no subscriber", node)
+			}
+		}
+		return nil
+	})
+	return &stdout, end
+}
+
+// outOfOrder is how far events of several nodes may be out of the order of time. An
+// event waits 200 ms for earlier ones of other nodes, counted from when it arrives,
+// and its agent may have held it back for 2 s before, for the name of its pod.
+const outOfOrder = 5 * time.Second
+
+// inOrder checks that the events of each node are in the order of time, and those
+// of several nodes as nearly as is promised.
+func inOrder(t *testing.T, events []*orb8v1.Event) {
+	t.Helper()
+	last := map[string]int64{}
+	var latest int64
+	for _, e := range events {
+		if _, is := flowOf(e); !is {
+			continue
+		}
+		node, at := e.GetNodeName(), e.GetTimeNs()
+		if at < last[node] {
+			t.Errorf("events of %s are not in the order of time: %d after %d", node, at, last[node])
+		}
+		if behind := time.Duration(latest - at); latest > 0 && behind > outOfOrder {
+			t.Errorf("an event of %s comes %v after a later one of another node", node, behind)
+		}
+		last[node], latest = at, max(latest, at)
+	}
+}
+
+// flowOf is the flow that an event is about, if it is.
+func flowOf(e *orb8v1.Event) (*orb8v1.Flow, bool) {
+	f := e.GetFlow()
+	if c := e.GetConnection(); c != nil {
+		f = c.GetFlow()
+	}
+	return f, f != nil
+}
+
 // TestTrace watches a Service's connection as it happens.
 func TestTrace(t *testing.T) {
 	l := shared
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	type answer struct {
-		out []byte
-		err error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		out, err := l.cli(ctx, "trace", "network", "-o", "json", "--duration", "8s", "--namespace", l.namespace)
-		done <- answer{out, err}
-	}()
-	time.Sleep(3 * time.Second)
+	out, end := l.startTrace(t)
 	res := l.netpeer(t, l.client1, "", "tcp", "-send", "12345", "-receive", "54321", l.clusterIP(t.Context(), "far", 4))
-	a := <-done
-	if a.err != nil {
-		t.Fatal(a.err)
-	}
-	events, err := parseEvents(a.out)
+	eventually(t, 15*time.Second, func() error {
+		events, err := out.events()
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			f, _ := flowOf(e)
+			if isFrom(f, res) && f.GetEvent() == orb8v1.FlowEvent_FLOW_EVENT_CLOSE {
+				return nil
+			}
+		}
+		return fmt.Errorf("the connection's end is not among %d events", len(events))
+	})
+	time.Sleep(time.Second) // the server's node may tell of its end later
+	end()
+	events, err := out.events()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var last int64
+	inOrder(t, events)
 	found := false
 	for _, e := range events {
-		f := e.GetFlow()
-		if c := e.GetConnection(); c != nil {
-			f = c.GetFlow()
-		}
-		if f == nil {
-			continue
-		}
-		if e.GetTimeNs() < last {
-			t.Errorf("events are not in the order of time: %d after %d", e.GetTimeNs(), last)
-		}
-		last = e.GetTimeNs()
+		f, _ := flowOf(e)
 		if !isFrom(f, res) || f.GetTotal().GetTxBytes() == 0 {
 			continue
 		}

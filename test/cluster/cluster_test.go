@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ type env struct {
 	outside6   string
 	lab        string // folder of the lab's scripts, ORB8_TEST_LAB; empty on other clusters
 	source     string // of the flows: cli or grpc, ORB8_TEST_SOURCE
+	// proxies are modes of kube-proxy to test Services in after all else, ORB8_TEST_PROXIES
+	proxies []string
 }
 
 func environment() env {
@@ -52,6 +55,7 @@ func environment() env {
 		outside6:   get("ORB8_TEST_OUTSIDE6", ""),
 		lab:        get("ORB8_TEST_LAB", ""),
 		source:     get("ORB8_TEST_SOURCE", "cli"),
+		proxies:    strings.Fields(os.Getenv("ORB8_TEST_PROXIES")),
 	}
 }
 
@@ -66,7 +70,9 @@ type lab struct {
 	nodes []string
 	// nested: nodes share a kernel, as in this lab and in kind.
 	nested bool
-	flows  source
+	flows  *recorder
+	// lost is what the agents had lost before the tests began.
+	lost map[agentRun]uint64
 
 	client1, client2 *pod // bare pods on the first and the second node
 	near             *pod // of Deployment near, on the first node
@@ -105,6 +111,9 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	fmt.Printf("workloads ready after %.1f s on nodes %v\n", time.Since(began).Seconds(), l.nodes)
+	if err := l.noteLosses(ctx); err != nil {
+		return 1, err
+	}
 	shared = l
 	return m.Run(), nil
 }
@@ -116,15 +125,24 @@ func (l *lab) remove(ctx context.Context) error {
 	defer cancel()
 	zero := int64(0)
 	err := l.client.CoreV1().Namespaces().Delete(ctx, l.namespace, metav1.DeleteOptions{GracePeriodSeconds: &zero})
-	// The nodes' ports that its pods have are wanted by whoever tests next.
-	for err == nil {
-		list, e := l.client.CoreV1().Pods(l.namespace).List(ctx, metav1.ListOptions{LabelSelector: "fake!=yes"})
-		if err = e; err != nil || len(list.Items) == 0 {
-			break
-		}
-		time.Sleep(200 * time.Millisecond)
+	if err != nil {
+		return err
 	}
-	return err
+	// The nodes' ports that its pods have are wanted by whoever tests next.
+	err = poll(ctx, 25*time.Second, func() error {
+		list, err := l.client.CoreV1().Pods(l.namespace).List(ctx, metav1.ListOptions{LabelSelector: "fake!=yes"})
+		if err != nil {
+			return err
+		}
+		if left := len(list.Items); left > 0 {
+			return fmt.Errorf("%d pods are left, %s the first", left, list.Items[0].Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove namespace %s: %w", l.namespace, err)
+	}
+	return nil
 }
 
 // connect finds the cluster and makes the namespace.
@@ -138,24 +156,14 @@ func connect(ctx context.Context) (*lab, error) {
 	if l.client, err = kubernetes.NewForConfig(l.config); err != nil {
 		return nil, err
 	}
-	nodes, err := l.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/os=linux"})
+	if err := l.findNodes(ctx); err != nil {
+		return nil, err
+	}
+	from, err := l.newSource(ctx)
 	if err != nil {
 		return nil, err
 	}
-	boots := map[string]bool{}
-	for _, n := range nodes.Items {
-		l.nested = l.nested || l.lab != "" || boots[n.Status.NodeInfo.BootID]
-		boots[n.Status.NodeInfo.BootID] = true
-		if ready(n.Status.Conditions) && !n.Spec.Unschedulable {
-			l.nodes = append(l.nodes, n.Name)
-		}
-	}
-	if len(l.nodes) == 0 {
-		return nil, fmt.Errorf("no node is ready")
-	}
-	if l.flows, err = l.newSource(ctx); err != nil {
-		return nil, err
-	}
+	l.flows = &recorder{source: from}
 	ns, err := l.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "orb8-test-",
@@ -167,6 +175,25 @@ func connect(ctx context.Context) (*lab, error) {
 	}
 	l.namespace = ns.Name
 	return l, nil
+}
+
+func (l *lab) findNodes(ctx context.Context) error {
+	nodes, err := l.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/os=linux"})
+	if err != nil {
+		return err
+	}
+	boots := map[string]bool{}
+	for _, n := range nodes.Items {
+		l.nested = l.nested || l.lab != "" || boots[n.Status.NodeInfo.BootID]
+		boots[n.Status.NodeInfo.BootID] = true
+		if ready(n.Status.Conditions) && !n.Spec.Unschedulable {
+			l.nodes = append(l.nodes, n.Name)
+		}
+	}
+	if len(l.nodes) == 0 {
+		return errors.New("no node is ready")
+	}
+	return nil
 }
 
 func ready(conditions []corev1.NodeCondition) bool {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -178,18 +177,17 @@ func (l *lab) clusterIP(ctx context.Context, name string, family int) string {
 }
 
 // nodePort returns a node's ADDRESS:PORT for a Service, or an empty string.
-func (l *lab) nodePort(t *testing.T, name, node, protocol string, family int) string {
-	t.Helper()
-	s, err := l.client.CoreV1().Services(l.namespace).Get(t.Context(), name, metav1.GetOptions{})
+func (l *lab) nodePort(ctx context.Context, name, node, protocol string, family int) (string, error) {
+	s, err := l.client.CoreV1().Services(l.namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Name == protocol {
-			return joined(l.nodeIP(t.Context(), node, family), int(p.NodePort))
+			return joined(l.nodeIP(ctx, node, family), int(p.NodePort)), nil
 		}
 	}
-	return ""
+	return "", nil
 }
 
 // nodeIP returns a node's address of a family, or an empty string.

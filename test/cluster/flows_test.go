@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +35,64 @@ type source interface {
 	// flows returns the flow tables' rows now.
 	flows(ctx context.Context) ([]*orb8v1.Event, error)
 	close()
+}
+
+// recorder keeps the last rows of a source, so that one answer, which takes a
+// start of the command line, serves several expectations.
+type recorder struct {
+	source source
+
+	asking sync.Mutex // held while the source answers, which is asked once at a time
+	rows   []*orb8v1.Event
+	// began and ended are when the rows were asked for and answered.
+	began, ended time.Time
+
+	mu      sync.Mutex
+	touched time.Time
+}
+
+const (
+	keptFor = 2 * time.Second  // how long rows may be used again
+	askFor  = 30 * time.Second // how long an answer may take
+)
+
+// touch notes that what has just happened may have changed the rows.
+func (r *recorder) touch() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.touched = time.Now()
+}
+
+func (r *recorder) lastTouch() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.touched
+}
+
+// flows returns the kept rows if they were asked for after all that may have
+// changed them, otherwise, and with fresh always, new ones.
+func (r *recorder) flows(ctx context.Context, fresh bool) ([]*orb8v1.Event, error) {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	if !fresh && !r.ended.IsZero() && r.began.After(r.lastTouch()) && time.Since(r.ended) < keptFor {
+		return r.rows, nil
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, askFor)
+	defer cancel()
+	rows, err := r.source.flows(ctx)
+	if err != nil {
+		r.rows, r.ended = nil, time.Time{}
+		return nil, err
+	}
+	r.rows, r.began, r.ended = rows, began, time.Now()
+	return rows, nil
+}
+
+func (r *recorder) close() {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	r.source.close()
 }
 
 func (l *lab) newSource(ctx context.Context) (source, error) {
@@ -62,6 +121,8 @@ func (s *cliSource) flows(ctx context.Context) ([]*orb8v1.Event, error) {
 // cli runs orb8 against the cluster and returns its standard output.
 func (l *lab) cli(ctx context.Context, args ...string) ([]byte, error) {
 	args = append(args, "--kubeconfig", l.kubeconfig, "--orb8-namespace", l.agents)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, l.orb8, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -167,6 +228,9 @@ func (l *lab) forward(name string) (*agentConn, error) {
 	case <-up:
 	case err := <-failed:
 		return nil, fmt.Errorf("forward a port to %s: %w", name, err)
+	case <-time.After(askFor):
+		close(stop)
+		return nil, fmt.Errorf("forward a port to %s: not up after %v", name, askFor)
 	}
 	ports, err := fw.GetPorts()
 	if err != nil {
@@ -251,14 +315,24 @@ func line(e *orb8v1.Event) string {
 		f.GetEvent(), f.GetLocal().GetWorkload().GetCgroupPath())
 }
 
+// untilRows calls f with all rows until it returns nil. Only its first call may
+// get rows that were kept.
+func (l *lab) untilRows(t *testing.T, limit time.Duration, f func(rows []*orb8v1.Event) error) {
+	t.Helper()
+	fresh := false
+	eventually(t, limit, func() error {
+		rows, err := l.flows.flows(t.Context(), fresh)
+		fresh = true
+		if err != nil {
+			return err
+		}
+		return f(rows)
+	})
+}
+
 // find returns the rows that match; if none does, the error shows what is there
 // of the same protocol.
-func (l *lab) find(t *testing.T, protocol string, match func(*orb8v1.Flow) bool) ([]*orb8v1.Event, error) {
-	t.Helper()
-	all, err := l.flows.flows(t.Context())
-	if err != nil {
-		return nil, err
-	}
+func find(all []*orb8v1.Event, protocol string, match func(*orb8v1.Flow) bool) ([]*orb8v1.Event, error) {
 	var found []*orb8v1.Event
 	var others strings.Builder
 	for _, e := range all {

@@ -152,6 +152,7 @@ func (l *lab) changeAgents(ctx context.Context, change func(*corev1.PodSpec)) er
 	if ds, err = sets.Update(ctx, ds, metav1.UpdateOptions{}); err != nil {
 		return err
 	}
+	defer l.flows.touch()
 	want := ds.Generation
 	return poll(ctx, 2*time.Minute, func() error {
 		if ds, err = sets.Get(ctx, "orb8-agent", metav1.GetOptions{}); err != nil {
@@ -328,13 +329,14 @@ func TestGPUs(t *testing.T) {
 			t.Error("orb8 gpus does not say who is idle, who is outside Kubernetes, and what is free")
 		}
 	}
+	n.endsMidSample(t, one, a.gpu[0])
 	for i := range gpus - 2 { // one that nobody has
 		if i != a.gpu[0] && !slices.Contains(b.gpu, i) && i != free {
 			t.Run("claim", func(t *testing.T) { n.claims(t, i) })
 			break
 		}
 	}
-	n.endsMidSample(t, one, a.gpu[0])
+	n.untilSeriesGone(t, one) // a minute after its end, which the claims have filled
 }
 
 // endsMidSample deletes a pod while the driver still lists its process: nothing of
@@ -368,7 +370,12 @@ func (n *gpuNode) endsMidSample(t *testing.T, p *pod, gpu int) {
 		}
 		return nil
 	})
-	// Its series go after a minute.
+}
+
+// untilSeriesGone waits until a pod that has gone has no series, which is a minute
+// after its end, while the devices' own stay.
+func (n *gpuNode) untilSeriesGone(t *testing.T, p *pod) {
+	t.Helper()
 	eventually(t, 100*time.Second, func() error {
 		for name, f := range n.scrape(t, "/metrics") {
 			for _, m := range f.GetMetric() {

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -71,6 +72,7 @@ func (l *lab) newPod(ctx context.Context, name string, spec corev1.PodSpec) (*po
 	if err != nil {
 		return nil, err
 	}
+	defer l.flows.touch()
 	return l.waitPod(ctx, p.Name, "Pod", p.Name)
 }
 
@@ -90,6 +92,7 @@ func (l *lab) deletePod(t *testing.T, name string) {
 	zero := int64(0)
 	_ = l.client.CoreV1().Pods(l.namespace).Delete(context.WithoutCancel(t.Context()), name,
 		metav1.DeleteOptions{GracePeriodSeconds: &zero})
+	l.flows.touch()
 }
 
 // waitPod waits until a pod has run or runs, with all its containers.
@@ -149,16 +152,30 @@ type result struct {
 // returns what it has done.
 func (l *lab) netpeer(t *testing.T, p *pod, container string, args ...string) result {
 	t.Helper()
-	out, err := l.exec(t.Context(), p, container, args...)
-	r, e := lastResult(out)
-	if err != nil || e != nil || !r.Done {
-		t.Fatalf("netpeer %s in %s: %v, %v: %s", strings.Join(args, " "), p.Name, err, e, out)
+	r, err := l.tryNetpeer(t.Context(), p, container, args...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return r
 }
 
+func (l *lab) tryNetpeer(ctx context.Context, p *pod, container string, args ...string) (result, error) {
+	out, err := l.exec(ctx, p, container, args...)
+	r, e := lastResult(out)
+	if err = errors.Join(err, e); err == nil && !r.Done {
+		err = errors.New("not done")
+	}
+	if err != nil {
+		return r, fmt.Errorf("netpeer %s in %s: %w: %s", strings.Join(args, " "), p.Name, err, out)
+	}
+	return r, nil
+}
+
 // exec runs netpeer in a container and returns its standard output.
 func (l *lab) exec(ctx context.Context, p *pod, container string, args ...string) (string, error) {
+	defer l.flows.touch()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // netpeer itself gives up earlier
+	defer cancel()
 	if container == "" {
 		container = p.Spec.Containers[0].Name
 	}
@@ -208,6 +225,7 @@ func (l *lab) resultOf(t *testing.T, name, container string) result {
 		}
 		return nil
 	})
+	l.flows.touch()
 	return r
 }
 
@@ -217,7 +235,10 @@ func (l *lab) script(t *testing.T, name string, args ...string) {
 	if l.lab == "" {
 		t.Skip("needs the cluster that test/cluster/run.sh makes")
 	}
-	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(l.lab, name), args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(l.lab, name), args...).CombinedOutput()
+	l.flows.touch()
 	if err != nil {
 		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}

@@ -5,6 +5,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strings"
@@ -22,7 +23,7 @@ type route struct {
 	name string
 	from *pod
 	// to is where the client connects to; empty where the cluster lacks it.
-	to func(t *testing.T, protocol string, family int) string
+	to target
 	// remote is the client's view of the other end.
 	remote identity
 	// server, nil where no pod serves, and its view of the client; where the
@@ -33,8 +34,10 @@ type route struct {
 	translated bool
 }
 
-func (l *lab) direct(p *pod, port int) func(*testing.T, string, int) string {
-	return func(_ *testing.T, _ string, family int) string { return joined(p.ip(family), port) }
+type target func(ctx context.Context, protocol string, family int) (string, error)
+
+func (l *lab) direct(p *pod, port int) target {
+	return func(_ context.Context, _ string, family int) (string, error) { return joined(p.ip(family), port), nil }
 }
 
 func with(id identity, service string) identity {
@@ -64,25 +67,27 @@ func (l *lab) podRoutes() []route {
 }
 
 // hostPort is where the pod ported is reached by its node's address.
-func (l *lab) hostPort(t *testing.T, protocol string, family int) string {
+func (l *lab) hostPort(ctx context.Context, protocol string, family int) (string, error) {
 	if protocol == "ping" { // the node would answer
-		return ""
+		return "", nil
 	}
-	return joined(l.nodeIP(t.Context(), l.ported.Spec.NodeName, family), portPorted)
+	return joined(l.nodeIP(ctx, l.ported.Spec.NodeName, family), portPorted), nil
 }
 
-func (l *lab) serviceRoutes(t *testing.T) []route {
-	service := func(name string) func(*testing.T, string, int) string {
-		return func(t *testing.T, _ string, family int) string { return l.clusterIP(t.Context(), name, family) }
-	}
-	nodePort := func(node string) func(*testing.T, string, int) string {
-		return func(t *testing.T, protocol string, family int) string {
-			return l.nodePort(t, "far", node, protocol, family)
+func (l *lab) serviceRoutes() []route {
+	service := func(name string) target {
+		return func(ctx context.Context, _ string, family int) (string, error) {
+			return l.clusterIP(ctx, name, family), nil
 		}
 	}
-	fixed := func(ip4, ip6 string) func(*testing.T, string, int) string {
-		return func(_ *testing.T, _ string, family int) string {
-			return joined(map[int]string{4: ip4, 6: ip6}[family], servicePort)
+	nodePort := func(node string) target {
+		return func(ctx context.Context, protocol string, family int) (string, error) {
+			return l.nodePort(ctx, "far", node, protocol, family)
+		}
+	}
+	fixed := func(ip4, ip6 string) target {
+		return func(_ context.Context, _ string, family int) (string, error) {
+			return joined(map[int]string{4: ip4, 6: ip6}[family], servicePort), nil
 		}
 	}
 	c1, c2, hosts := l.client1, l.client2, l.nodes
@@ -101,57 +106,85 @@ func (l *lab) serviceRoutes(t *testing.T) []route {
 }
 
 func TestPods(t *testing.T)     { shared.runRoutes(t, shared.podRoutes(), 0) }
-func TestServices(t *testing.T) { shared.runRoutes(t, shared.serviceRoutes(t), 200) }
+func TestServices(t *testing.T) { shared.runRoutes(t, shared.serviceRoutes(), 200) }
 
-// runRoutes tries every way; the traffic's sizes are those after size.
+// trip is one transfer along a route, and what came of it.
+type trip struct {
+	route    route
+	protocol string // as netpeer names it
+	family   int
+	to       string
+	transfer transfer
+	result   result
+	err      error
+}
+
+// runRoutes tries every way; the traffic's sizes are those after size. All of a
+// route's transfers are made before the first is looked at, so that one answer of
+// the agents has them all; rows of more than one route would not stay long enough.
 func (l *lab) runRoutes(t *testing.T, routes []route, size int) {
 	for _, r := range routes {
+		var trips []*trip
 		for _, family := range []int{4, 6} {
 			for _, protocol := range []string{"tcp", "udp", "ping"} {
 				size++
 				if protocol == "ping" && r.remote.Service != "" {
 					continue // nobody answers for a Service
 				}
-				t.Run(fmt.Sprintf("%s/IPv%d/%s", r.name, family, protocol), func(t *testing.T) {
-					l.runRoute(t, r, protocol, family, size)
-				})
+				trips = append(trips, l.drive(t.Context(), r, protocol, family, size))
 			}
+		}
+		for _, x := range trips {
+			t.Run(fmt.Sprintf("%s/IPv%d/%s", r.name, x.family, x.protocol), func(t *testing.T) { l.check(t, x) })
 		}
 	}
 }
 
-// runRoute sends traffic whose size nothing else has, and compares what both
-// ends' agents say of it.
-func (l *lab) runRoute(t *testing.T, r route, protocol string, family, size int) {
-	to := r.to(t, protocol, family)
-	if to == "" {
-		t.Skipf("the cluster has no IPv%d here", family)
+// drive sends traffic whose size nothing else has.
+func (l *lab) drive(ctx context.Context, r route, protocol string, family, size int) *trip {
+	x := &trip{route: r, protocol: protocol, family: family}
+	if x.to, x.err = r.to(ctx, protocol, family); x.err != nil || x.to == "" {
+		return x
 	}
-	x := newTransfer(t, protocol, family, size, to)
-	res := l.netpeer(t, r.from, "", x.args...)
-	if protocol == "ping" && r.server != nil && r.server.Spec.HostNetwork {
+	if x.transfer, x.err = newTransfer(protocol, family, size, x.to); x.err != nil {
+		return x
+	}
+	x.result, x.err = l.tryNetpeer(ctx, r.from, "", x.transfer.args...)
+	return x
+}
+
+// check compares what both ends' agents say of a transfer.
+func (l *lab) check(t *testing.T, x *trip) {
+	if x.err != nil {
+		t.Fatal(x.err)
+	}
+	if x.to == "" {
+		t.Skipf("the cluster has no IPv%d here", x.family)
+	}
+	r, ping := x.route, x.protocol == "ping"
+	if ping && r.server != nil && r.server.Spec.HostNetwork {
 		r.remote = nodeIdentity(r.server.Spec.NodeName) // without a port nobody else is meant
 	}
-	want := seen{Local: r.from.identity(), Remote: r.remote, TxBytes: x.tx, RxBytes: x.rx, Role: "client"}
-	l.expect(t, x.protocol, r.from.Spec.NodeName, want, func(f *orb8v1.Flow) bool { return isFrom(f, res) })
-	if r.server == nil || protocol == "ping" && l.nested {
+	want := seen{Local: r.from.identity(), Remote: r.remote, TxBytes: x.transfer.tx, RxBytes: x.transfer.rx, Role: "client"}
+	l.expect(t, x.transfer.protocol, r.from.Spec.NodeName, want, func(f *orb8v1.Flow) bool { return isFrom(f, x.result) })
+	if r.server == nil || ping && l.nested {
 		// What the kernel itself answers is in the root cgroup, which nodes that
 		// share a kernel leave alone.
 		return
 	}
-	want = seen{Local: r.server.identity(), Remote: r.client, TxBytes: x.rx, RxBytes: x.tx, Role: "server"}
+	want = seen{Local: r.server.identity(), Remote: r.client, TxBytes: x.transfer.rx, RxBytes: x.transfer.tx, Role: "server"}
 	if r.from.Spec.NodeName == r.server.Spec.NodeName {
 		want.Local.Service = r.remote.Service // the agent that sees both ends knows it
 	}
-	if protocol == "ping" {
+	if ping {
 		// The kernel answers, and of what it answers it shows what it sends.
 		want.RxBytes = 0
 	}
-	l.expect(t, x.protocol, r.server.Spec.NodeName, want, func(f *orb8v1.Flow) bool {
+	l.expect(t, x.transfer.protocol, r.server.Spec.NodeName, want, func(f *orb8v1.Flow) bool {
 		if r.translated { // found by its size alone
 			return f.GetRole() == orb8v1.Role_ROLE_SERVER && f.GetTotal().GetTxBytes() == want.TxBytes && f.GetTotal().GetRxBytes() == want.RxBytes
 		}
-		return isTo(f, res, r)
+		return isTo(f, x.result, r)
 	}, ignoreRemote(r.translated && l.lab == "")) // elsewhere other addresses are in front
 }
 
@@ -181,17 +214,17 @@ func isTo(f *orb8v1.Flow, res result, r route) bool {
 func (l *lab) expect(t *testing.T, protocol, node string, want seen, match func(*orb8v1.Flow) bool, opts ...cmp.Option) *orb8v1.Flow {
 	t.Helper()
 	var last *orb8v1.Flow
-	eventually(t, 10*time.Second, func() error {
-		rows, err := l.find(t, protocol, match)
+	l.untilRows(t, 10*time.Second, func(all []*orb8v1.Event) error {
+		rows, err := find(all, protocol, match)
 		switch {
 		case err != nil:
 			return fmt.Errorf("%s's row: %w", want.Role, err)
 		case len(rows) > 1:
-			var all strings.Builder
+			var lines strings.Builder
 			for _, e := range rows {
-				all.WriteString("\n  " + line(e))
+				lines.WriteString("\n  " + line(e))
 			}
-			return fmt.Errorf("%s's row is there %d times:%s", want.Role, len(rows), &all)
+			return fmt.Errorf("%s's row is there %d times:%s", want.Role, len(rows), &lines)
 		case rows[0].GetNodeName() != node:
 			return fmt.Errorf("%s's row comes from node %s, want %s", want.Role, rows[0].GetNodeName(), node)
 		}
@@ -213,8 +246,7 @@ type transfer struct {
 }
 
 // newTransfer makes one that differs from those of any other n.
-func newTransfer(t *testing.T, protocol string, family, n int, to string) transfer {
-	t.Helper()
+func newTransfer(protocol string, family, n int, to string) (transfer, error) {
 	ip := uint64(20)
 	if family == 6 {
 		ip = 40
@@ -222,39 +254,44 @@ func newTransfer(t *testing.T, protocol string, family, n int, to string) transf
 	switch protocol {
 	case "tcp":
 		send, receive := 100_000+n*1009, 30_000+n*907
-		return transfer{"TCP", []string{"tcp", "-send", fmt.Sprint(send), "-receive", fmt.Sprint(receive), to}, uint64(send), uint64(receive)}
+		return transfer{"TCP", []string{"tcp", "-send", fmt.Sprint(send), "-receive", fmt.Sprint(receive), to}, uint64(send), uint64(receive)}, nil
 	case "udp":
 		const count = 3
 		size := 100 + n*3
 		bytes := count * (uint64(size) + 8 + ip)
-		return transfer{"UDP", []string{"udp", "-count", fmt.Sprint(count), "-size", fmt.Sprint(size), to}, bytes, bytes}
+		return transfer{"UDP", []string{"udp", "-count", fmt.Sprint(count), "-size", fmt.Sprint(size), to}, bytes, bytes}, nil
 	}
 	const count = 3
 	size := 50 + n*3
 	bytes := count * (uint64(size) + 8 + ip)
 	host, _, err := net.SplitHostPort(to)
 	if err != nil {
-		t.Fatal(err)
+		return transfer{}, err
 	}
 	name := "ICMP"
 	if family == 6 {
 		name = "ICMPv6"
 	}
-	return transfer{name, []string{"ping", "-count", fmt.Sprint(count), "-size", fmt.Sprint(size), host}, bytes, bytes}
+	return transfer{name, []string{"ping", "-count", fmt.Sprint(count), "-size", fmt.Sprint(size), host}, bytes, bytes}, nil
 }
 
 func TestOutside(t *testing.T) {
 	l := shared
-	for family, ip := range map[int]string{4: l.outside4, 6: l.outside6} {
+	var trips []*trip
+	for _, family := range []int{4, 6} {
+		ip := map[int]string{4: l.outside4, 6: l.outside6}[family]
+		to := func(context.Context, string, int) (string, error) { return joined(ip, port), nil }
 		for n, protocol := range []string{"tcp", "udp", "ping"} {
-			t.Run(fmt.Sprintf("IPv%d/%s", family, protocol), func(t *testing.T) {
-				if ip == "" {
-					t.Skip("no server outside the cluster is known (ORB8_TEST_OUTSIDE4, ORB8_TEST_OUTSIDE6)")
-				}
-				to := func(*testing.T, string, int) string { return joined(ip, port) }
-				l.runRoute(t, route{from: l.client1, to: to}, protocol, family, 500+n)
-			})
+			trips = append(trips, l.drive(t.Context(), route{from: l.client1, to: to}, protocol, family, 500+n))
 		}
+	}
+	for _, x := range trips {
+		t.Run(fmt.Sprintf("IPv%d/%s", x.family, x.protocol), func(t *testing.T) {
+			if x.to == "" {
+				t.Skip("no server outside the cluster is known (ORB8_TEST_OUTSIDE4, ORB8_TEST_OUTSIDE6)")
+			}
+			l.check(t, x)
+		})
 	}
 }
 
@@ -263,8 +300,8 @@ func TestAPIServer(t *testing.T) {
 	to := joined(l.kubernetesIP(t), 443)
 	// It takes what is no TLS for an error, which is traffic enough.
 	res := l.netpeer(t, l.client1, "", "tcp", "-send", "50", "-receive", "0", to)
-	eventually(t, 10*time.Second, func() error {
-		rows, err := l.find(t, "TCP", func(f *orb8v1.Flow) bool { return isFrom(f, res) })
+	l.untilRows(t, 10*time.Second, func(all []*orb8v1.Event) error {
+		rows, err := find(all, "TCP", func(f *orb8v1.Flow) bool { return isFrom(f, res) })
 		if err != nil {
 			return err
 		}
@@ -276,4 +313,22 @@ func TestAPIServer(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestServicesInOtherModes is TestServices with each of the other modes of
+// kube-proxy. It is the last test, since the mode stays.
+func TestServicesInOtherModes(t *testing.T) {
+	l := shared
+	if len(l.proxies) == 0 {
+		t.Skip("no other mode of kube-proxy is asked for (ORB8_TEST_PROXIES)")
+	}
+	for i, mode := range l.proxies {
+		l.script(t, "lab.sh", "proxy", mode)
+		l.awaitServices(t)
+		routes := l.serviceRoutes()
+		for j := range routes {
+			routes[j].name = mode + "/" + routes[j].name
+		}
+		l.runRoutes(t, routes, 300+50*i)
+	}
 }

@@ -4,6 +4,10 @@
 # Fetches one of Debian's cloud kernels and prints the folder that holds it:
 #
 #     test/kernels/fetch.sh RELEASE        # 5.10, 6.1 or 6.12
+#     test/kernels/fetch.sh --raise        # pin the newest of each in versions
+#
+# The file versions beside this one pins the package of each release. If a mirror no
+# longer has that version, the next newer one is taken, and that is said.
 #
 # The folder's name is the exact version of the package; in it are vmlinuz and
 # lib/modules, uncompressed, with their modules.dep. apt fetches from the mirror
@@ -15,7 +19,8 @@
 
 set -euo pipefail
 
-release=${1:?usage: fetch.sh RELEASE}
+release=${1:?usage: fetch.sh RELEASE, or fetch.sh --raise}
+pins=$(cd "$(dirname "$0")" && pwd)/versions
 suites=(bullseye bookworm) # with their -security: 5.10, and 6.1 and 6.12
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 cache=${ORB8_KERNEL_CACHE:-$HOME/.cache/orb8/kernels}
@@ -82,18 +87,57 @@ update_indexes() {
 	touch "$stamp"
 }
 
-# newest prints the name and version of the release's newest cloud kernel.
-newest() {
-	local names name version best_name='' best=''
-	mapfile -t names < <(private apt-cache pkgnames "linux-image-$release." |
-		grep -E "^linux-image-${release//./\\.}\.[0-9][^_]*-cloud-amd64$")
-	((${#names[@]})) || return 1
+# offered prints the names and versions of a release's cloud kernels, oldest first.
+offered() {
+	local names name version _ lines=() i
+	mapfile -t names < <(private apt-cache pkgnames "linux-image-$1." |
+		grep -E "^linux-image-${1//./\\.}\.[0-9][^_]*-cloud-amd64$")
+	((${#names[@]})) || return 0
 	while read -r name _ version _; do
-		if [[ -z $best ]] || dpkg --compare-versions "$version" gt "$best"; then
-			best_name=$name best=$version
-		fi
+		for ((i = ${#lines[@]}; i > 0; i--)); do
+			dpkg --compare-versions "${lines[i - 1]#* }" gt "$version" || break
+			lines[i]=${lines[i - 1]}
+		done
+		lines[i]="$name $version"
 	done < <(private apt-cache madison "${names[@]}")
-	[[ -n $best ]] && echo "$best_name $best"
+	printf '%s\n' "${lines[@]}"
+}
+
+# pinned RELEASE prints the version that the file names.
+pinned() { awk -v r="$1" '$1 == r { print $3 }' "$pins"; }
+
+# choose RELEASE prints name and version of the kernel to take: the pinned one, or else
+# the next newer one.
+choose() {
+	local want name version
+	want=$(pinned "$1")
+	while read -r name version; do
+		[[ $version != "$want" ]] || {
+			echo "$name $version"
+			return
+		}
+	done < <(offered "$1")
+	while read -r name version; do
+		dpkg --compare-versions "$version" gt "$want" || continue
+		say "the mirror no longer has Linux $want: taking $version; test/kernels/fetch.sh --raise pins the newest"
+		echo "$name $version"
+		return
+	done < <(offered "$1")
+	return 1
+}
+
+# raise pins the newest of each release.
+raise() {
+	local r last releases
+	write_sources
+	update_indexes
+	mapfile -t releases < <(awk '!/^#/ { print $1 }' "$pins")
+	for r in "${releases[@]}"; do
+		last=$(offered "$r" | tail -n 1)
+		[[ $last ]] || die "the mirror has no cloud kernel $r"
+		sed -i "s/^$r .*/$r $last/" "$pins"
+	done
+	cat "$pins"
 }
 
 # unpack DEB DIR makes DIR complete in one step, by renaming.
@@ -112,25 +156,46 @@ unpack() {
 	mv "$cache/$release/.new" "$2"
 }
 
+# find_kernel sets main's name, version and dir.
+find_kernel() {
+	update_indexes
+	read -r name version < <(choose "$release") || die "the mirror has no cloud kernel $release"
+	dir=$cache/$release/$version
+	[[ -d $dir ]] || say "fetching $name $version"
+}
+
 main() {
 	local name version dir deb
 	mkdir -p "$cache"
 	exec 9>"$cache/lock"
 	flock 9
+	if [[ $release == --raise ]]; then
+		raise
+		return
+	fi
+	[[ $(pinned "$release") ]] || die "no kernel $release in $pins"
 	if [[ ${ORB8_KERNEL_OFFLINE:-} == 1 ]]; then
 		dir=$(find "$cache/$release" -mindepth 1 -maxdepth 1 -name '[0-9]*' 2>/dev/null)
 		[[ -n $dir ]] || die "no kernel $release in $cache"
 		echo "$dir"
 		return
 	fi
+	dir=$cache/$release/$(pinned "$release")
+	if [[ -d $dir ]]; then
+		echo "$dir"
+		return
+	fi
 	write_sources
-	update_indexes
-	read -r name version < <(newest) || die "the mirror has no cloud kernel $release"
-	dir=$cache/$release/$version
+	find_kernel
 	if [[ ! -d $dir ]]; then
-		say "fetching $name $version"
 		cd "$work"
-		logged private apt-get download "$name=$version" || die "download $name"
+		logged private apt-get download "$name=$version" || {
+			# The mirror may have moved on since its indexes were read.
+			sleep 5
+			rm -f "$cache/apt/updated"
+			find_kernel
+			logged private apt-get download "$name=$version" || die "download $name"
+		}
 		deb=("$work"/*.deb)
 		unpack "${deb[0]}" "$dir"
 	fi

@@ -14,6 +14,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 type made struct {
@@ -32,7 +33,7 @@ func start(t *testing.T) (*Probe, <-chan made) {
 	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := testwait.Receive(t, "the end of Run", done); err != nil {
 			t.Errorf("Run: %v", err)
 		}
 		if err := p.Collect(); err != nil {
@@ -45,7 +46,7 @@ func start(t *testing.T) (*Probe, <-chan made) {
 // find waits for a cgroup with that id.
 func find(t *testing.T, told <-chan made, id uint64) string {
 	t.Helper()
-	timeout := time.After(5 * time.Second)
+	timeout := time.After(testwait.Limit)
 	for {
 		select {
 		case m := <-told:

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -140,11 +142,12 @@ type child struct {
 	cmd *exec.Cmd
 	in  io.Writer
 	out *bufio.Reader
+	end *os.File // the other end of out
 }
 
 func newChild(t *testing.T, cgroup string, netns *probetest.Netns) *child {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
+	cmd := probetest.Command(t, "/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	cmd.Stderr = os.Stderr
 	probetest.InCgroup(t, cmd, cgroup)
@@ -159,7 +162,7 @@ func newChild(t *testing.T, cgroup string, netns *probetest.Netns) *child {
 	if netns.Do(func() { err = cmd.Start() }); err != nil {
 		t.Fatalf("start a process in its own cgroup: %v", err)
 	}
-	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out)}
+	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), end: out.(*os.File)}
 	t.Cleanup(func() {
 		_ = in.Close()
 		if err := cmd.Wait(); err != nil {
@@ -176,9 +179,15 @@ func (c *child) try(format string, args ...any) (string, error) {
 	if _, err := fmt.Fprintf(c.in, format+"\n", args...); err != nil {
 		return "", err
 	}
-	line, err := c.out.ReadString('\n')
-	if err != nil {
+	if err := c.end.SetReadDeadline(time.Now().Add(testwait.Limit)); err != nil {
 		return "", err
+	}
+	line, err := c.out.ReadString('\n')
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = c.cmd.Process.Signal(syscall.SIGQUIT) // to see what it waits for
+	}
+	if err != nil {
+		return "", fmt.Errorf("answer of the child process: %w", err)
 	}
 	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "ok"); ok {
 		return strings.TrimSpace(msg), nil

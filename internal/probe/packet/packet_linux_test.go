@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,6 +26,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // Bytes of the headers before a UDP datagram's payload.
@@ -184,7 +184,7 @@ func TestPingsAtOnce(t *testing.T) {
 	addr := lonely(79).String()
 	var wg sync.WaitGroup
 	for range 3 {
-		cmd := exec.Command("ping", "-c", "3", "-i", "0.2", addr)
+		cmd := probetest.Command(t, "ping", "-c", "3", "-i", "0.2", addr)
 		probetest.InCgroup(t, cmd, dir)
 		wg.Go(func() {
 			out, err := cmd.CombinedOutput()
@@ -226,7 +226,7 @@ func TestPing(t *testing.T) {
 		t.Run(c.to, func(t *testing.T) {
 			r.t = t
 			dir, id := probetest.NewCgroup(t)
-			cmd := exec.Command("ping", "-c", "5", "-i", "0.2", c.to)
+			cmd := probetest.Command(t, "ping", "-c", "5", "-i", "0.2", c.to)
 			probetest.InCgroup(t, cmd, dir)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -596,13 +596,16 @@ func tcpExchange(t *testing.T, n int) (client, server netip.AddrPort) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(testwait.Limit)); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.Write(make([]byte, n)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.Copy(io.Discard, c); err != nil || got != int64(n/2) {
 		t.Fatalf("%d bytes back: %v", got, err)
 	}
-	if err := <-done; err != nil {
+	if err := testwait.Receive(t, "the end of the server", done); err != nil {
 		t.Fatal(err)
 	}
 	return netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(l.Addr().String())
@@ -723,7 +726,7 @@ func entriesOf(t *testing.T, m *ebpf.Map) (n int) {
 
 func TestIdle(t *testing.T) {
 	const idle = 300 * time.Millisecond
-	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return idle } })
+	r, c, goIdle := aging(t, func(*Config) {})
 	table := flow.NewTable(flow.Config{
 		MaxFlows: 100, IdleTimeout: idle, Resolver: nobody{}, Losses: &r.losses,
 	}, func(*flow.Record) {})
@@ -737,6 +740,7 @@ func TestIdle(t *testing.T) {
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
 	}
+	goIdle(idle)
 	time.Sleep(idle)
 	r.collect()
 	if got := r.entries(); got != 0 || len(r.drainer.reported) != 0 {
@@ -765,16 +769,27 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// aging is alone, with entries that do not grow old, however slow the machine is, until
+// goIdle sets the idle time.
+func aging(t *testing.T, change func(*Config)) (r *rig, c *child, goIdle func(time.Duration)) {
+	t.Helper()
+	idle := time.Hour
+	r, c = alone(t, func(c *Config) {
+		c.Idle = func() time.Duration { return idle }
+		change(c)
+	})
+	return r, c, func(d time.Duration) { idle = d }
+}
+
 // The idle time may change while the probe runs.
 func TestIdleChanges(t *testing.T) {
-	idle := time.Hour
-	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return idle } })
+	r, c, goIdle := aging(t, func(*Config) {})
 	c.do("many 2 10 %v", c.addr("echo 127.0.0.1:0"))
 	r.collect()
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
 	}
-	idle = 1
+	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
 	r.collect()
 	if got := r.entries(); got != 0 {
@@ -870,10 +885,11 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 // What comes for flows whose entries are being taken out is theirs, and what does
 // not fit is counted.
 func TestLatePackets(t *testing.T) {
-	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
+	r, c, goIdle := aging(t, func(*Config) {})
 	server := c.addr("echo 127.0.0.1:0")
 	c.do("many 4 10 %v", server)
-	r.collect() // too young to be taken out
+	r.collect()
+	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
 	settle, calls := r.drainer.kernel.settle, 0
 	r.drainer.kernel.settle = func() error {
@@ -903,13 +919,11 @@ func TestLatePackets(t *testing.T) {
 }
 
 func TestLateMapFull(t *testing.T) {
-	r, c := alone(t, func(c *Config) {
-		c.Idle = func() time.Duration { return 1 }
-		c.LateEntries = 4
-	})
+	r, c, goIdle := aging(t, func(c *Config) { c.LateEntries = 4 })
 	server := c.addr("echo 127.0.0.1:0")
 	c.do("many 8 10 %v", server)
 	r.collect()
+	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
 	settle := r.drainer.kernel.settle
 	once := sync.OnceFunc(func() { c.do("many 8 10 %v", server) })
@@ -945,7 +959,7 @@ func TestRun(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
 	cancel()
-	if err := <-done; err != nil || p.Name() != "packet" {
+	if err := testwait.Receive(t, "the end of Run", done); err != nil || p.Name() != "packet" {
 		t.Errorf("%s: %v", p.Name(), err)
 	}
 }
@@ -967,7 +981,7 @@ func TestNotPrivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer self.Close()
-	cmd := exec.Command("/proc/self/fd/3", "-test.run=^TestNotPrivileged$")
+	cmd := probetest.Command(t, "/proc/self/fd/3", "-test.run=^TestNotPrivileged$")
 	cmd.ExtraFiles = []*os.File{self}
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "ORB8_PACKET_TEST_NOBODY=1")

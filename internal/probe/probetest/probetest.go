@@ -8,6 +8,7 @@
 package probetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -100,6 +101,18 @@ func NewCgroup(t testing.TB) (dir string, id uint64) {
 		t.Error(err)
 	})
 	return dir, CgroupID(t, dir)
+}
+
+// Command is exec.Command for what a test waits for: a process that has not ended after
+// two minutes gets SIGQUIT, on which a Go program prints its goroutines.
+func Command(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
 }
 
 // InCgroup has cmd start in the cgroup.

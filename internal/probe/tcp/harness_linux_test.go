@@ -19,6 +19,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // seen is what the probe said of one connection's one end.
@@ -67,7 +68,7 @@ func (w *watcher) apply(s *flow.Sample) {
 // find waits for an end of a connection for which ok holds.
 func (w *watcher) find(t *testing.T, what string, ok func(*seen) bool) *seen {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(testwait.Limit)
 	for {
 		if err := w.Collect(); err != nil {
 			t.Fatal(err)
@@ -142,7 +143,7 @@ func (w *watcher) run(t *testing.T) {
 		if err := w.ring.Flush(); err != nil { // Run may wait for long
 			t.Error(err)
 		}
-		if err := <-done; err != nil {
+		if err := testwait.Receive(t, "the end of Run", done); err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
@@ -186,11 +187,11 @@ func dialTo(t *testing.T, l net.Listener, network, addr string) (client, server 
 		}
 		accepted <- c
 	}()
-	c, err := net.Dial(network, addr)
+	c, err := net.DialTimeout(network, addr, testwait.Limit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c.(*net.TCPConn), (<-accepted).(*net.TCPConn)
+	return c.(*net.TCPConn), testwait.Receive(t, "the server's end of the connection", accepted).(*net.TCPConn)
 }
 
 // exchange sends up and down bytes at the same time and waits until both have
@@ -198,6 +199,7 @@ func dialTo(t *testing.T, l net.Listener, network, addr string) (client, server 
 func exchange(t *testing.T, client, server net.Conn, up, down int64) {
 	t.Helper()
 	var wg sync.WaitGroup
+	limit(t, client, server)
 	move := func(from, to net.Conn, n int64) {
 		wg.Go(func() {
 			if _, err := io.CopyN(from, zeros{}, n); err != nil {
@@ -215,6 +217,16 @@ func exchange(t *testing.T, client, server net.Conn, up, down int64) {
 	wg.Wait()
 }
 
+// limit gives what comes next on connections its time.
+func limit(t *testing.T, conns ...net.Conn) {
+	t.Helper()
+	for _, c := range conns {
+		if err := c.SetDeadline(time.Now().Add(testwait.Limit)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
@@ -222,6 +234,7 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 // closeBoth ends a connection in order: the client first.
 func closeBoth(t *testing.T, client, server *net.TCPConn) {
 	t.Helper()
+	limit(t, client, server)
 	if err := client.CloseWrite(); err != nil {
 		t.Error(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func command(t *testing.T) string {
@@ -425,14 +425,9 @@ func TestRetransmitShowsAtOnce(t *testing.T) {
 	if _, err := client.Write([]byte("lost")); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(5 * time.Second)
-	for time.Now().Before(deadline) { // no Collect here
-		if w.first(func(f *seen) bool { return is(f, local, remote) && f.TCP.Retransmits > 0 }) != nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Error("no record of the retransmission")
+	testwait.True(t, "the record of a retransmission", func() bool { // no Collect here
+		return w.first(func(f *seen) bool { return is(f, local, remote) && f.TCP.Retransmits > 0 }) != nil
+	})
 }
 
 func TestShortConnections(t *testing.T) {
@@ -492,6 +487,7 @@ func shortConnections(t *testing.T, l net.Listener, n int) {
 				t.Error(err)
 				return
 			}
+			_ = c.SetDeadline(time.Now().Add(testwait.Limit))
 			if _, err := c.Read(b); err != nil {
 				t.Error(err)
 			}
@@ -508,6 +504,7 @@ func shortConnections(t *testing.T, l net.Listener, n int) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = c.SetDeadline(time.Now().Add(testwait.Limit))
 		if _, err := c.Write(b); err != nil {
 			t.Fatal(err)
 		}
@@ -516,7 +513,7 @@ func shortConnections(t *testing.T, l net.Listener, n int) {
 		}
 		c.Close()
 	}
-	<-done
+	testwait.Receive(t, "the end of the server", done)
 }
 
 // With a ring of one page and nobody reading, most final records are lost: all
@@ -585,11 +582,8 @@ func TestRingWakesTheReader(t *testing.T) {
 	for range rounds {
 		before := w.Received()
 		shortConnections(t, l, perRound)
-		for deadline := time.Now().Add(10 * time.Second); w.Received() == before; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("not woken, with a quarter of the ring full, after %d records", before)
-			}
-		}
+		testwait.True(t, fmt.Sprintf("the reader, with a quarter of the ring full, after %d records", before),
+			func() bool { return w.Received() > before })
 	}
 	if err := w.Collect(); err != nil {
 		t.Fatal(err)
@@ -714,7 +708,7 @@ func TestCgroups(t *testing.T) {
 	cgroup, id := probetest.NewCgroup(t)
 	for _, addr := range []string{"10.231.0.2:0", "[fd00:231::2]:0"} {
 		l := listenIn(t, b, addr)
-		cmd := exec.Command("/proc/self/exe")
+		cmd := probetest.Command(t, "/proc/self/exe")
 		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
 		cmd.Stderr = os.Stderr
 		probetest.InCgroup(t, cmd, cgroup)
@@ -807,7 +801,7 @@ func TestPartOfTheCgroups(t *testing.T) {
 	}
 	defer l.Close()
 	dial := func(dir string) net.Conn {
-		cmd := exec.Command("/proc/self/exe")
+		cmd := probetest.Command(t, "/proc/self/exe")
 		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
 		probetest.InCgroup(t, cmd, dir)
 		if err := cmd.Start(); err != nil {

@@ -58,11 +58,14 @@ start_apiserver() {
 	until_true 60 "the API server" answers_or_died
 }
 
+# Two tests stop the API server for a while, which must not make the nodes NotReady:
+# what becomes of nodes that are lost is not what is tested here.
 start_controllers() {
 	start controllers kube-controller-manager --kubeconfig="$pki/controllers.kubeconfig" \
 		--authentication-kubeconfig="$pki/controllers.kubeconfig" --authorization-kubeconfig="$pki/controllers.kubeconfig" \
 		--service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" --use-service-account-credentials \
-		--cluster-cidr="$pods" --allocate-node-cidrs=false --leader-elect=false --bind-address=127.0.0.1 --secure-port=22257
+		--cluster-cidr="$pods" --allocate-node-cidrs=false --leader-elect=false --bind-address=127.0.0.1 --secure-port=22257 \
+		--node-monitor-grace-period=10m
 	start scheduler kube-scheduler --kubeconfig="$pki/scheduler.kubeconfig" \
 		--authentication-kubeconfig="$pki/scheduler.kubeconfig" --authorization-kubeconfig="$pki/scheduler.kubeconfig" \
 		--leader-elect=false --bind-address=127.0.0.1 --secure-port=22259

@@ -15,8 +15,13 @@ nodes=(1 2)
 
 up() {
 	local i pids=()
-	[[ ! -e $run ]] || die "there is a cluster in $run: $here/lab.sh down"
+	if [[ -e $run ]]; then
+		! any_alive || die "there is a cluster in $run: $here/lab.sh down"
+		say "test-cluster: removing what is in $run of a cluster whose processes have all gone"
+		down
+	fi
 	mkdir -p "$run" "$logs"
+	note up $$ # the cluster is taken before any daemon of it runs
 	rm -f "$logs"/*
 	"$here/build.sh"
 	local began=$SECONDS
@@ -28,6 +33,7 @@ up() {
 	done
 	for i in "${pids[@]}"; do wait "$i"; done
 	until_true 30 "the default service account" kubectl get serviceaccount default
+	rm -f "$run/up.pid"
 	say "two nodes up in $((SECONDS - began)) s"
 }
 

@@ -33,32 +33,61 @@ die() {
 	exit 1
 }
 
-# start NAME COMMAND... runs a daemon of its own session; its pid is in
+# born PID prints when a process began, in ticks since the machine did. Nothing, and
+# an error, of one that has ended.
+born() {
+	local stat fields
+	stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+	read -ra fields <<<"${stat##*) }" # from the third on: a name may hold anything
+	[[ ${fields[0]} != Z ]] && echo "${fields[19]}"
+}
+
+# note NAME PID keeps which process a daemon is in $run/NAME.pid. The pid alone may
+# be somebody else's later, after the machine has started again for one.
+note() { echo "$2 $(born "$2" || echo 0)" >"$run/$1.pid"; }
+
+# pid_of NAME prints a daemon's pid, whether or not it still runs.
+pid_of() {
+	local pid
+	[[ -e $run/$1.pid ]] && read -r pid _ <"$run/$1.pid" && echo "$pid"
+}
+
+# start NAME COMMAND... runs a daemon of its own session; who it is is in
 # $run/NAME.pid and its output in $logs/NAME.log.
 start() {
 	local name=$1
 	shift
 	setsid "$@" >>"$logs/$name.log" 2>&1 </dev/null &
-	echo $! >"$run/$name.pid"
+	note "$name" $!
 }
 
 # alive NAME
 alive() {
-	local pid
-	pid=$(cat "$run/$1.pid" 2>/dev/null) && [[ -e /proc/$pid ]] &&
-		! grep -q '^State:.Z' "/proc/$pid/status" 2>/dev/null
+	local pid since now
+	[[ -e $run/$1.pid ]] && read -r pid since <"$run/$1.pid" && now=$(born "$pid") &&
+		[[ $now == "${since:-$now}" ]]
+}
+
+# any_alive tells whether something of the cluster in $run still runs.
+any_alive() {
+	local f
+	for f in "$run"/*.pid; do
+		f=${f##*/}
+		! alive "${f%.pid}" || return 0
+	done
+	return 1
 }
 
 # stop NAME [SIGNAL] ends a daemon by its pid, with force after ten seconds.
 stop() {
 	local i
 	if alive "$1"; then
-		kill "-${2:-TERM}" "$(cat "$run/$1.pid")" 2>/dev/null || true
+		kill "-${2:-TERM}" "$(pid_of "$1")" 2>/dev/null || true
 		for ((i = 0; i < 100; i++)); do
 			alive "$1" || break
 			sleep 0.1
 		done
-		! alive "$1" || kill -KILL "$(cat "$run/$1.pid")" 2>/dev/null || true
+		! alive "$1" || kill -KILL "$(pid_of "$1")" 2>/dev/null || true
 	fi
 	rm -f "$run/$1.pid"
 }

@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string) error {
 	var t traffic
 	fs := flag.NewFlagSet(args[0], flag.ExitOnError)
 	listen := fs.String("listen", ":7000", "addresses to serve, with commas between them")
-	after := fs.Duration("delay", 0, "time to wait before doing anything")
+	file := fs.String("await", "", "file to wait for before doing anything")
 	fs.IntVar(&t.send, "send", 1000, "bytes to send, at least 16")
 	fs.IntVar(&t.receive, "receive", 1000, "bytes to be answered")
 	fs.IntVar(&t.chunk, "chunk", 0, "bytes in one write, 0 for all")
@@ -82,7 +82,9 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	t.to = fs.Arg(0)
-	sleep(ctx, *after)
+	if *file != "" {
+		await(ctx, *file)
+	}
 	switch args[0] {
 	case "serve":
 		return serve(ctx, *listen)
@@ -99,6 +101,16 @@ func run(ctx context.Context, args []string) error {
 		return syscall.Kill(1, syscall.SIGTERM)
 	}
 	return fmt.Errorf("no command %q", args[0])
+}
+
+// await returns when the file is there, or when ctx is done.
+func await(ctx context.Context, file string) {
+	for ctx.Err() == nil {
+		if _, err := os.Stat(file); err == nil {
+			return
+		}
+		sleep(ctx, 50*time.Millisecond)
+	}
 }
 
 // sleep returns after d, or when ctx is done.

@@ -20,14 +20,22 @@ import (
 func main() {
 	docs := flag.String("docs", "", "compare the result with this `file`")
 	write := flag.Bool("write", false, "write the file instead of comparing")
+	retry := flag.Bool("retry", false, "only list the failed tests that may be tried again: RELEASE PACKAGE TEST")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: report [-docs FILE [-write]] RESULT...")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: report [-docs FILE [-write] | -retry] RESULT...")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
 	if flag.NArg() == 0 || *write && *docs == "" {
 		flag.Usage()
 		os.Exit(2)
+	}
+	if *retry {
+		if err := listRetries(os.Stdout, flag.Args()); err != nil {
+			fmt.Fprintln(os.Stderr, "report:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	ok, err := run(os.Stdout, *docs, *write, flag.Args())
 	if err != nil {
@@ -40,13 +48,9 @@ func main() {
 
 // run reports whether all tests passed and the result is the documented one.
 func run(w io.Writer, docs string, write bool, dirs []string) (bool, error) {
-	var kernels []*kernel
-	for _, dir := range dirs {
-		k, err := readKernel(dir)
-		if err != nil {
-			return false, err
-		}
-		kernels = append(kernels, k)
+	kernels, err := readKernels(dirs)
+	if err != nil {
+		return false, err
 	}
 	ok := true
 	for _, k := range kernels {
@@ -64,7 +68,37 @@ func run(w io.Writer, docs string, write bool, dirs []string) (bool, error) {
 		fmt.Fprintf(w, "kernel %s: %d passed, %d failed, %d skipped\n", k.version, n[pass], n[fail], n[skip])
 		ok = ok && n[fail] == 0
 	}
+	for _, k := range kernels {
+		for _, t := range k.flaky {
+			fmt.Fprintf(w, "flaky: Linux %s %s %s (%s)\n", k.series, t.pkg, t.name, t.said())
+		}
+	}
 	return ok, nil
+}
+
+func listRetries(w io.Writer, dirs []string) error {
+	kernels, err := readKernels(dirs)
+	if err != nil {
+		return err
+	}
+	for _, k := range kernels {
+		for _, t := range k.retries() {
+			fmt.Fprintln(w, k.series, t.pkg, t.name)
+		}
+	}
+	return nil
+}
+
+func readKernels(dirs []string) ([]*kernel, error) {
+	var kernels []*kernel
+	for _, dir := range dirs {
+		k, err := readKernel(dir)
+		if err != nil {
+			return nil, err
+		}
+		kernels = append(kernels, k)
+	}
+	return kernels, nil
 }
 
 func checkDocs(w io.Writer, path string, write bool, kernels []*kernel) (same bool, err error) {
@@ -99,6 +133,12 @@ func readKernel(dir string) (*kernel, error) {
 	k := &kernel{series: filepath.Base(dir), version: strings.TrimSpace(text["version"])}
 	k.parse(text["tests"])
 	k.complete(strings.Fields(text["packages"]), strings.TrimSpace(text["outcome"]))
+	// There only if failed tests were run again.
+	b, err := os.ReadFile(filepath.Join(dir, "again"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read result: %w", err)
+	}
+	k.lookAgain(string(b))
 	return k, nil
 }
 

@@ -23,6 +23,7 @@ type kernel struct {
 	tests    []*test
 	features []*feature
 	ended    map[string]bool // packages whose tests came to their end
+	flaky    []*test         // as they failed, before they passed alone
 }
 
 type test struct {
@@ -125,10 +126,8 @@ func (p *parser) test(name string) *test {
 	if name == "" {
 		return nil
 	}
-	for _, t := range p.tests {
-		if t.pkg == p.pkg && t.name == name {
-			return t
-		}
+	if t := p.find(p.pkg, name); t != nil {
+		return t
 	}
 	t := &test{pkg: p.pkg, name: name}
 	p.tests = append(p.tests, t)
@@ -158,7 +157,7 @@ func (k *kernel) finish(pkg, code string) {
 			continue
 		}
 		if t.status == "" {
-			t.status, t.detail = fail, "did not finish"
+			t.status, t.detail = fail, unfinished
 		}
 		failed = failed || t.status == fail
 	}
