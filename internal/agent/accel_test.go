@@ -12,6 +12,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -58,7 +59,7 @@ func withGPUs(g *gpus) rigOption {
 // gpuEvents reads samples until there are n.
 func gpuEvents(t *testing.T, r *rig, n int, req *orb8v1.ObserveRequest) []*orb8v1.AcceleratorSample {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testwait.Limit)
 	defer cancel()
 	req.Kinds = append(req.Kinds, orb8v1.EventKind_EVENT_KIND_ACCELERATOR)
 	stream, err := r.client.Observe(ctx, req)
@@ -177,7 +178,10 @@ func TestReloadReleasesAccelerators(t *testing.T) {
 	})
 	r.await(t, "a reading", func() bool { return g.reads.Load() > 0 })
 	r.reload()
-	r.await(t, "the release", func() bool { return g.closes.Load() == 1 })
+	r.await(t, "the release", func() bool { return g.closes.Load() > 0 })
+	if n := g.closes.Load(); n != 1 {
+		t.Errorf("released %d times", n)
+	}
 }
 
 type noGPUs struct{ gpus }

@@ -26,6 +26,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -33,25 +34,28 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestStopSendsTheLast: what the kernel gathered up to the end reaches those who
 // follow, and then their stream ends.
 func TestStopSendsTheLast(t *testing.T) {
-	r := startRig(t)
-	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
-	s := tcpSample(1, 1, 1)
-	s.Last = time.Now().UnixNano()
-	r.probe.feed(s)
-	took := r.stop(t)
-	got, err := until(t, stream.Recv, func(*orb8v1.Event) bool { return false })
-	if diff := cmp.Diff([]string{"connected", "opened 1"}, briefs(got)); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
-	if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "the agent is stopping" {
-		t.Errorf("the stream ended with %v", err)
-	}
-	if took > 2*time.Second {
-		t.Errorf("took %v", took)
-	}
-	if !r.probe.closed.Load() || !r.packet.closed.Load() {
-		t.Error("a probe was not closed")
-	}
+	synctest.Test(t, func(t *testing.T) { // where time is that of the agent alone
+		r := startRig(t)
+		stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
+		s := tcpSample(1, 1, 1)
+		s.Last = time.Now().UnixNano()
+		r.probe.feed(s)
+		took := r.stop(t)
+		got, err := until(t, "the end of the stream", stream.Recv, func(*orb8v1.Event) bool { return false })
+		if diff := cmp.Diff([]string{"connected", "opened 1"}, briefs(got)); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "the agent is stopping" {
+			t.Errorf("the stream ended with %v", err)
+		}
+		if took > 2*time.Second {
+			t.Errorf("took %v", took)
+		}
+		if !r.probe.closed.Load() || !r.packet.closed.Load() {
+			t.Error("a probe was not closed")
+		}
+		_ = r.conn.Close()
+	})
 }
 
 // TestStopWithStalledStream: a client that takes nothing does not hold the
@@ -73,7 +77,7 @@ func TestStopWithStalledStream(t *testing.T) {
 		if took > 5*time.Second || took < drainTime {
 			t.Errorf("took %v", took)
 		}
-		_, err = until(t, stream.Recv, func(*orb8v1.Event) bool { return false })
+		_, err = until(t, "the end of the stream", stream.Recv, func(*orb8v1.Event) bool { return false })
 		if status.Code(err) != codes.Unavailable {
 			t.Errorf("the stream ended with %v", err)
 		}
@@ -121,7 +125,7 @@ func TestSamplingInterval(t *testing.T) {
 }
 
 func TestIdleFlowsExpire(t *testing.T) {
-	r := startRig(t)
+	r := startRig(t, idleTimeout(30*time.Second))
 	old := udpSample(1, 1, 1)
 	old.Last = time.Now().Add(-time.Minute).UnixNano()
 	r.probe.feed(old)
@@ -132,17 +136,25 @@ func TestIdleFlowsExpire(t *testing.T) {
 	}
 }
 
+func idleTimeout(d time.Duration) rigOption {
+	return func(c *Config, _ *Deps, _ *rig) { c.IdleTimeout = d }
+}
+
 func TestFullTableIsTold(t *testing.T) {
-	r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.MaxFlows = 2 })
+	r := startRig(t, idleTimeout(time.Second), func(c *Config, _ *Deps, _ *rig) { c.MaxFlows = 2 })
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
+	var all []flow.Sample
 	for port := range uint16(3) {
-		r.probe.feed(udpSample(port+1, 1, 1))
+		s := udpSample(port+1, 1, 1)
+		s.Last = time.Now().Add(-time.Minute).UnixNano()
+		all = append(all, s)
 	}
-	got, err := until(t, stream.Recv, func(e *orb8v1.Event) bool { return e.GetLostEvents() != nil })
+	r.probe.feed(all...) // one pass takes them all
+	got, err := until(t, "the loss", stream.Recv, func(e *orb8v1.Event) bool { return e.GetLostEvents() != nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The flows are as old as the tests' time, so the rest expires at once.
+	// The flows have long been idle, so the rest expires at once.
 	want := []string{"connected", "open 1", "open 2", "evict 1", "open 3", "expire 2", "expire 3", "lost flow_table_full 1"}
 	if diff := cmp.Diff(want, briefs(got)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -192,7 +204,7 @@ func TestRequireProbe(t *testing.T) {
 		d.RequireProbe = true
 		r.probe.startErr, r.packet.startErr = broken, errors.New("no cgroup2")
 	})
-	err := r.Run(t.Context())
+	err := r.Run(testwait.Context(t))
 	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "no cgroup2") {
 		t.Errorf("got %v", err)
 	}
@@ -206,7 +218,7 @@ func TestModeOnIsRequired(t *testing.T) {
 		c.Packet = ModeOn
 		r.packet.startErr = &probe.Unsupported{Reason: "no cgroup2", Remedy: "mount it"}
 	})
-	err := r.Run(t.Context())
+	err := r.Run(testwait.Context(t))
 	if want := "probe packet is set to on and does not run: no cgroup2: mount it"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -245,7 +257,7 @@ func TestPortTaken(t *testing.T) {
 		func(c *Config) { c.Listen, c.MetricsListen = "localhost:0", other.Addr().String() },
 	} {
 		r := newRig(t, func(c *Config, _ *Deps, _ *rig) { set(c) })
-		err := r.Run(t.Context())
+		err := r.Run(testwait.Context(t))
 		_, port, _ := net.SplitHostPort(other.Addr().String())
 		if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "port "+port+" is taken") || !strings.Contains(err.Error(), "listen localhost:PORT") {
 			t.Errorf("got %v", err)
@@ -299,7 +311,7 @@ func TestNothingLeaks(t *testing.T) {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(testwait.Context(t), http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +373,7 @@ func TestHTTP(t *testing.T) {
 	if err := r.http.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := <-done; err != nil {
+	if err := testwait.Receive(t, "the end of the server", done); err != nil {
 		t.Error(err)
 	}
 }
@@ -370,7 +382,7 @@ func TestReloadOnHangup(t *testing.T) {
 	level := new(slog.LevelVar)
 	answers := make(chan func(Config) (Config, error), 3)
 	var base Config
-	r := startRig(t, func(c *Config, d *Deps, _ *rig) {
+	r := startRig(t, idleTimeout(30*time.Second), func(c *Config, d *Deps, _ *rig) {
 		base = *c
 		d.LogLevel = level
 		d.Reload = func() (Config, error) { return (<-answers)(base) }

@@ -20,6 +20,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -146,6 +147,7 @@ func newRig(t testing.TB, opts ...rigOption) *rig {
 	cfg := LocalConfig()
 	cfg.NodeName = "node-a"
 	cfg.Interval = time.Hour
+	cfg.IdleTimeout = time.Hour // a slow machine's flows do not expire by themselves
 	r := &rig{
 		probe: newFakeProbe("tcp"), packet: newFakeProbe("packet"),
 		resolver: new(fakeResolver), listener: bufconn.Listen(1 << 16),
@@ -185,6 +187,7 @@ func startRig(t testing.TB, opts ...rigOption) *rig {
 	go func() { r.done <- r.Run(ctx) }()
 	t.Cleanup(func() { r.stop(t) })
 	conn, err := grpc.NewClient("passthrough:///agent",
+		grpc.WithChainUnaryInterceptor(boundedCall), grpc.WithChainStreamInterceptor(boundedStream(t)),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return r.listener.DialContext(ctx) }))
 	if err != nil {
@@ -198,6 +201,23 @@ func startRig(t testing.TB, opts ...rigOption) *rig {
 	return r
 }
 
+// boundedCall gives a call a deadline.
+func boundedCall(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	ctx, cancel := context.WithTimeout(ctx, testwait.Limit)
+	defer cancel()
+	return call(ctx, method, req, reply, conn, opts...)
+}
+
+// boundedStream gives a stream a deadline, so that no test waits for ever for
+// what does not come.
+func boundedStream(t testing.TB) grpc.StreamClientInterceptor {
+	return func(ctx context.Context, d *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		ctx, cancel := context.WithTimeout(ctx, testwait.Limit)
+		t.Cleanup(cancel)
+		return open(ctx, d, conn, method, opts...)
+	}
+}
+
 // stop ends the agent and returns how long that took.
 func (r *rig) stop(t testing.TB) time.Duration {
 	t.Helper()
@@ -207,7 +227,7 @@ func (r *rig) stop(t testing.TB) time.Duration {
 	begin := time.Now()
 	r.cancel()
 	r.cancel = nil
-	if err := <-r.done; err != nil {
+	if err := testwait.Receive(t, "the agent's end", r.done); err != nil {
 		t.Errorf("Run: %v", err)
 	}
 	return time.Since(begin)
@@ -220,8 +240,12 @@ func comm(s string) (c flow.Comm) {
 	return c
 }
 
+// began is near the clock of the agents under test, so that their flows are not
+// long idle when they are swept.
+var began = time.Now().Truncate(time.Second)
+
 // second is the nth second of the tests' time.
-func second(n int64) int64 { return (1_700_000_000 + n) * int64(time.Second) }
+func second(n int64) int64 { return began.UnixNano() + n*int64(time.Second) }
 
 // tcpSample is an established connection of cgroup 42.
 func tcpSample(localPort uint16, tx, rx uint64) flow.Sample {

@@ -15,6 +15,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 var everything = interest{flows: true}
@@ -30,9 +31,10 @@ func numbered(n int) *flow.Record {
 // events lost.
 func took(t *testing.T, s *subscription, n int) []int {
 	t.Helper()
+	ctx := testwait.Context(t)
 	var got []int
 	for len(got) < n {
-		q, ok := s.next(t.Context())
+		q, ok := s.next(ctx)
 		if !ok {
 			return append(got, 0)
 		}
@@ -207,7 +209,7 @@ func TestSubscribeMissesNothing(t *testing.T) {
 	s, recent := h.subscribe(everything, total, past{last: total})
 	got := ports(recent)
 	got = append(got, took(t, s, total+1-len(got))...)
-	wg.Wait()
+	testwait.Return(t, "the publisher", wg.Wait)
 	want := make([]int, total+1)
 	for i := range total {
 		want[i] = i + 1
@@ -249,8 +251,9 @@ func TestUpdateIsBuiltOnce(t *testing.T) {
 	a, _ := h.subscribe(everything, 1, past{})
 	b, _ := h.subscribe(everything, 1, past{})
 	h.publish(numbered(1))
-	qa, _ := a.next(t.Context())
-	qb, _ := b.next(t.Context())
+	ctx := testwait.Context(t)
+	qa, _ := a.next(ctx)
+	qb, _ := b.next(ctx)
 	if qa.update.event(&everything) != qb.update.event(&everything) {
 		t.Error("each subscriber has its own event")
 	}
@@ -265,7 +268,7 @@ func TestTell(t *testing.T) {
 	none, _ := h.subscribe(everything, 1, past{})
 	e := &orb8v1.Event{NodeName: "n"}
 	h.tell(e, func(i *interest) bool { return i.status })
-	q, _ := all.next(t.Context())
+	q, _ := all.next(testwait.Context(t))
 	if q.update.event(&all.interest) != e {
 		t.Error("the event did not come")
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,6 +16,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -41,7 +43,7 @@ func inCluster(f *fakeCluster) rigOption {
 func TestStatusInKubernetes(t *testing.T) {
 	f := &fakeCluster{status: kube.Status{Counts: kube.Counts{Pods: 3, Peers: 40, Services: 5, Nodes: 2}, Synced: true}}
 	r := startRig(t, inCluster(f))
-	<-f.ran
+	testwait.Receive(t, "the run of the cluster", f.ran)
 	got, err := r.client.GetStatus(t.Context(), &orb8v1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -75,32 +77,33 @@ func TestDegradedInKubernetes(t *testing.T) {
 // A record waits for its pod and goes out once that is known; what waits when
 // the agent stops is not lost.
 func TestRecordsWaitForPods(t *testing.T) {
-	f := &fakeCluster{}
-	r := startRig(t, inCluster(f))
-	stream, err := r.client.StreamEvents(t.Context(), &orb8v1.StreamEventsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for r.hub.subscribers() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	s := udpSample(5000, 10, 0)
-	r.apply(&s)
-	time.Sleep(3 * flushEvery)
-	if n := r.table.Waiting(); n != 1 {
-		t.Fatalf("%d records wait", n)
-	}
-	r.resolver.mu.Lock()
-	r.resolver.local[s.CgroupID] = &workload.Identity{Namespace: "default", Pod: "web-1"}
-	r.resolver.mu.Unlock()
-	f.changed <- struct{}{}
-	got, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.Namespace != "default" || got.PodName != "web-1" {
-		t.Errorf("event of %q/%q", got.Namespace, got.PodName)
-	}
+	synctest.Test(t, func(t *testing.T) { // where no pause of the machine ends the wait for a name
+		f := &fakeCluster{}
+		r := startRig(t, inCluster(f))
+		stream, err := r.client.StreamEvents(t.Context(), &orb8v1.StreamEventsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.await(t, "subscription", func() bool { return r.hub.subscribers() > 0 })
+		s := udpSample(5000, 10, 0)
+		r.apply(&s)
+		time.Sleep(3 * flushEvery)
+		synctest.Wait()
+		if n := r.table.Waiting(); n != 1 {
+			t.Fatalf("%d records wait", n)
+		}
+		r.resolver.mu.Lock()
+		r.resolver.local[s.CgroupID] = &workload.Identity{Namespace: "default", Pod: "web-1"}
+		r.resolver.mu.Unlock()
+		f.changed <- struct{}{}
+		got, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Namespace != "default" || got.PodName != "web-1" {
+			t.Errorf("event of %q/%q", got.Namespace, got.PodName)
+		}
+	})
 }
 
 func TestZoneMetrics(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestListenLocalhostIsBothAddresses(t *testing.T) {
@@ -24,7 +26,7 @@ func TestListenLocalhostIsBothAddresses(t *testing.T) {
 			t.Log("this host has no IPv6 loopback")
 			continue
 		}
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", net.JoinHostPort(host, port))
+		c, err := (&net.Dialer{}).DialContext(testwait.Context(t), "tcp", net.JoinHostPort(host, port))
 		if err != nil {
 			t.Error(err)
 			continue

@@ -5,7 +5,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/cluster"
 	"github.com/Ignoramuss/orb8/internal/doctor"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestMain(m *testing.M) {
@@ -85,6 +85,8 @@ func fakeRun(fs *pflag.FlagSet) func(ctx context.Context, version string, stderr
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
+		// Of all scripts together: one whose command hangs says which, and soon.
+		Deadline: time.Now().Add(2 * time.Minute),
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("TZ", "UTC")
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each command
@@ -107,7 +109,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 || len(args) > 2 {
 		ts.Fatalf("usage: await file [variable]")
 	}
-	for range 500 {
+	for end := time.Now().Add(testwait.Limit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		text, err := os.ReadFile(ts.MkAbs(args[0]))
 		if err == nil {
 			if len(args) == 2 {
@@ -115,9 +117,8 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 			}
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	ts.Fatalf("%s", fmt.Sprintf("no %s after 10s", args[0]))
+	ts.Fatalf("no %s after %v", args[0], testwait.Limit)
 }
 
 // code runs a command that must end with the given exit code.

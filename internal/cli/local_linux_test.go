@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // realConfig has this host's probes; the test is skipped where none can run.
@@ -64,7 +65,7 @@ func TestTraceShowsItsEnd(t *testing.T) {
 			defer l.Close()
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			code := make(chan int)
+			code := make(chan int, 1)
 			go func() { code <- Run(ctx, c, args) }()
 			errs.await(t, "probes running")
 			sent, err := net.Dial("udp4", l.LocalAddr().String())
@@ -72,12 +73,12 @@ func TestTraceShowsItsEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer sent.Close()
-			time.Sleep(300 * time.Millisecond) // past the sample that the stream begins with
+			time.Sleep(300 * time.Millisecond) // past the sample that the stream begins with; if not, that one has it
 			if _, err := sent.Write([]byte("at the last moment")); err != nil {
 				t.Fatal(err)
 			}
 			cancel()
-			if got := <-code; got != exitDone {
+			if got := testwait.Receive(t, "the command's end", code); got != exitDone {
 				t.Errorf("exit code %d; %s", got, errs)
 			}
 			if want := fmt.Sprintf("-> %s ", l.LocalAddr()); !strings.Contains(out.String(), want) {
@@ -104,11 +105,11 @@ func startAgentOn(t *testing.T, cfg agent.Config) string {
 	go func() { done <- errors.Join(host.Run(ctx), host.Close()) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := testwait.Receive(t, "the agent's end", done); err != nil {
 			t.Error(err)
 		}
 	})
-	<-host.Ready()
+	testwait.Receive(t, "the agent to be ready", host.Ready())
 	return l.Addr().String()
 }
 
@@ -126,7 +127,7 @@ func TestRealTrace(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	code := make(chan int)
+	code := make(chan int, 1)
 	go func() {
 		code <- Run(ctx, c, []string{"trace", "network", "--include-self", "--port", fmt.Sprint(port), "-o", "compact"})
 	}()
@@ -141,7 +142,7 @@ func TestRealTrace(t *testing.T) {
 	}
 	out.await(t, fmt.Sprintf("-> 127.0.0.1:%d ", port))
 	cancel()
-	if got := <-code; got != exitDone {
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
 		t.Errorf("exit code %d; %s", got, errs)
 	}
 	// 5 bytes and the headers of UDP and IP.
@@ -174,7 +175,7 @@ func TestAgentConfigErrors(t *testing.T) {
 		c := Config{Stdout: &out, Stderr: &errs}
 		platform(&c)
 		c.MayProbe = func() bool { return true }
-		code := Run(context.Background(), c, append([]string{"agent"}, tt.args...))
+		code := run(t, c, append([]string{"agent"}, tt.args...))
 		if code != tt.code || !strings.Contains(errs.String(), tt.want) {
 			t.Errorf("%v: exit code %d, want %d; %s", tt.args, code, tt.code, errs.String())
 		}

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // watched is a writer that can be waited for.
@@ -50,7 +51,7 @@ func (w *watched) String() string {
 // await returns once s was written.
 func (w *watched) await(t *testing.T, s string) {
 	t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(testwait.Limit)
 	for !strings.Contains(w.String(), s) {
 		select {
 		case <-w.wrote:
@@ -75,20 +76,34 @@ func localConfig(a *fakeAgent, out, errs io.Writer) Config {
 	}
 }
 
+// run is Run, and fails the test if it does not end by itself.
+func run(t *testing.T, c Config, args []string) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testwait.Limit)
+	defer cancel()
+	code := make(chan int, 1)
+	go func() { code <- Run(ctx, c, args) }()
+	got := testwait.Receive(t, strings.Join(args, " "), code)
+	if ctx.Err() != nil {
+		t.Fatalf("%v: did not end by itself in %v", args, testwait.Limit)
+	}
+	return got
+}
+
 // TestInterrupt: what was begun is brought to its end, in order.
 func TestInterrupt(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	out, errs := newWatched(), newWatched()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	code := make(chan int)
+	code := make(chan int, 1)
 	go func() {
 		a := &fakeAgent{status: healthyStatus(), events: []*orb8v1.Event{oneEvent(1), oneEvent(2)}}
 		code <- Run(ctx, localConfig(a, out, errs), []string{"trace", "network"})
 	}()
 	out.await(t, ":2 ")
 	cancel()
-	if got := <-code; got != exitDone {
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
 		t.Errorf("exit code %d, want 0; %s", got, errs)
 	}
 	if !strings.Contains(errs.String(), "\n2 flows in ") || !strings.Contains(errs.String(), "nothing lost") {
@@ -101,14 +116,14 @@ func TestInterruptWatch(t *testing.T) {
 	out, errs := newWatched(), newWatched()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	code := make(chan int)
+	code := make(chan int, 1)
 	go func() {
 		a := &fakeAgent{status: healthyStatus(), events: []*orb8v1.Event{oneEvent(1)}}
 		code <- Run(ctx, localConfig(a, out, errs), []string{"flows", "--watch", "--every", "1h"})
 	}()
 	out.await(t, ":1 ")
 	cancel()
-	if got := <-code; got != exitDone {
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
 		t.Errorf("exit code %d, want 0; %s", got, errs)
 	}
 }
@@ -140,7 +155,7 @@ func TestClosedPipe(t *testing.T) {
 				continue // they write once
 			}
 			var errs bytes.Buffer
-			if code := Run(context.Background(), localConfig(a, &closedPipe{after}, &errs), args); code != exitDone {
+			if code := run(t, localConfig(a, &closedPipe{after}, &errs), args); code != exitDone {
 				t.Errorf("%v: exit code %d, want 0; %s", args, code, errs.String())
 			}
 			if strings.Contains(errs.String(), "pipe") {
@@ -160,7 +175,7 @@ func TestFullDisk(t *testing.T) {
 	defer full.Close()
 	a := &fakeAgent{status: healthyStatus(), events: []*orb8v1.Event{oneEvent(1)}}
 	var errs bytes.Buffer
-	if code := Run(context.Background(), localConfig(a, full, &errs), []string{"trace", "network"}); code != exitFailed {
+	if code := run(t, localConfig(a, full, &errs), []string{"trace", "network"}); code != exitFailed {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	if !strings.Contains(errs.String(), "no space left") {
@@ -199,7 +214,7 @@ func TestNotAnAgent(t *testing.T) {
 					_ = c.Close()
 				}
 			}()
-			_, err = dial(context.Background(), l.Addr().String(), time.Second)
+			_, err = dial(context.Background(), l.Addr().String(), dialTimeout)
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("got %v, want %s", err, tt.want)
 			}
@@ -208,7 +223,7 @@ func TestNotAnAgent(t *testing.T) {
 			var out, errs bytes.Buffer
 			c := localConfig(a, &out, &errs)
 			c.DefaultAgent = l.Addr().String()
-			if code := Run(context.Background(), c, []string{"flows", "--interval", "100ms"}); code != exitDone {
+			if code := run(t, c, []string{"flows", "--interval", "100ms"}); code != exitDone {
 				t.Errorf("exit code %d: %s", code, errs.String())
 			}
 			if !strings.Contains(errs.String(), "warning: "+c.DefaultAgent+" answers, but not as an orb8 agent") {
@@ -217,7 +232,7 @@ func TestNotAnAgent(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Error(err)
 			}
-			<-done
+			testwait.Receive(t, "the end of the neighbour", done)
 		})
 	}
 }
@@ -233,7 +248,7 @@ func TestStopFails(t *testing.T) {
 		conn, stop, err := local(ctx, o)
 		return conn, func() error { return errors.Join(stop(), errors.New("detach tcp: device busy")) }, err
 	}
-	if code := Run(context.Background(), c, []string{"flows", "--interval", "100ms"}); code != exitFailed {
+	if code := run(t, c, []string{"flows", "--interval", "100ms"}); code != exitFailed {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	if !strings.Contains(errs.String(), "detach tcp: device busy") {

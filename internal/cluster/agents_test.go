@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/Ignoramuss/orb8/internal/cluster/clustertest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // TestAgents: one agent a node, the one to ask, and why the others are not ready.
@@ -48,7 +49,7 @@ func TestAgents(t *testing.T) {
 			NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchFields: []v1.NodeSelectorRequirement{{Key: "metadata.name", Values: []string{"n5"}}}}}}}}
 	})
 	set("other", "n6", func(p *v1.Pod) { p.Labels["app.kubernetes.io/component"] = "relay" })
-	agents, err := connect(t, s).Agents(t.Context())
+	agents, err := connect(t, s).Agents(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -22,6 +23,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/cluster/clustertest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // fakeAgent is a node's agent behind a port-forward.
@@ -47,9 +49,15 @@ func newAgent(t *testing.T, node string, events ...*orb8v1.Event) *fakeAgent {
 	wg.Go(func() { _ = a.server.Serve(a.listener) })
 	t.Cleanup(func() {
 		a.server.Stop()
-		wg.Wait()
+		testwait.Return(t, "the end of the agent on "+node, wg.Wait)
 	})
 	return a
+}
+
+// asked is what a stream asked for next.
+func (a *fakeAgent) asked(t *testing.T) *orb8v1.ObserveRequest {
+	t.Helper()
+	return testwait.Receive(t, "a request to the agent on "+a.node, a.requests)
 }
 
 func (a *fakeAgent) dial() (net.Conn, error) { return a.listener.Dial() }
@@ -174,7 +182,7 @@ func TestHistory(t *testing.T) {
 			s.Set(clustertest.AgentPod("a2", "n2"), newAgent(t, "n2", at("n2", 2, 1), at("n2", 4, 1)).dial)
 			s.Set(clustertest.AgentPod("a3", "n3"), nil)
 			f := newFleet(t, connect(t, s), 10*time.Second)
-			stream, err := f.Observe(t.Context(), &orb8v1.ObserveRequest{Last: 10})
+			stream, err := f.Observe(testwait.Context(t), &orb8v1.ObserveRequest{Last: 10})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -209,8 +217,8 @@ func TestSnapshot(t *testing.T) {
 	waits := clustertest.AgentPod("a4", "n4")
 	waits.Status.Phase, waits.Status.Conditions = "Pending", nil
 	s.Set(waits, nil)
-	f := newFleet(t, connect(t, s), 300*time.Millisecond)
-	stream, err := f.Observe(t.Context(), &orb8v1.ObserveRequest{Snapshot: true, Sort: orb8v1.Sort_SORT_BYTES, Limit: 3})
+	f := newFleet(t, connect(t, s), 5*time.Second)
+	stream, err := f.Observe(testwait.Context(t), &orb8v1.ObserveRequest{Snapshot: true, Sort: orb8v1.Sort_SORT_BYTES, Limit: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,8 +241,9 @@ func numbered(events ...*orb8v1.Event) []*orb8v1.Event {
 // live is a stream that follows, and what it has said.
 type live struct {
 	*Stream
-	t    *testing.T
-	seen []string
+	t      *testing.T
+	cancel context.CancelFunc
+	seen   []string
 }
 
 func follow(t *testing.T, s *clustertest.Server, change func(*Fleet), req *orb8v1.ObserveRequest) *live {
@@ -243,7 +252,7 @@ func follow(t *testing.T, s *clustertest.Server, change func(*Fleet), req *orb8v
 	if change != nil {
 		change(f)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	req.Follow = true
 	stream, err := f.Observe(ctx, req)
 	if err != nil {
@@ -260,12 +269,14 @@ func follow(t *testing.T, s *clustertest.Server, change func(*Fleet), req *orb8v
 			t.Errorf("ends with %v", err)
 		}
 	})
-	return &live{Stream: stream, t: t}
+	return &live{Stream: stream, t: t, cancel: cancel}
 }
 
 // await reads until an event's words begin so.
 func (l *live) await(want string) *orb8v1.Event {
 	l.t.Helper()
+	late := time.AfterFunc(testwait.Limit, l.cancel)
+	defer late.Stop()
 	for {
 		ev, err := l.Recv()
 		if err != nil {
@@ -295,7 +306,7 @@ func TestComesBack(t *testing.T) {
 	s.Set(clustertest.AgentPod("b2", "n2"), again.dial)
 	s.Set(clustertest.AgentPod("a3", "n3"), newAgent(t, "n3").dial)
 	stream.await("n2 connected")
-	if r := <-again.requests; r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 2 || !r.GetFollow() || !r.GetProgress() {
+	if r := again.asked(t); r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 2 || !r.GetFollow() || !r.GetProgress() {
 		t.Errorf("asked again with %v", r)
 	}
 	stream.await("n2 3ns") // whatever its time
@@ -346,7 +357,7 @@ func TestComesBackBeforeItsFirstEvent(t *testing.T) {
 	again.started = 1
 	s.Set(clustertest.AgentPod("a1", "n1"), again.dial)
 	stream.await("n1 5ns")
-	if r := <-again.requests; r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 0 {
+	if r := again.asked(t); r.GetResume().GetStartedNs() != 1 || r.GetResume().GetAfter() != 0 {
 		t.Errorf("asked again with %v", r)
 	}
 }
@@ -363,7 +374,7 @@ func TestHistoryThatBreaksAtOnce(t *testing.T) {
 	again := newAgent(t, "n1", numbered(at("n1", 5, 1))...)
 	s.Set(clustertest.AgentPod("a1", "n1"), again.dial)
 	stream.await("n1 5ns")
-	if r := <-again.requests; r.GetResume() != nil || r.GetSinceNs() != 3 {
+	if r := again.asked(t); r.GetResume() != nil || r.GetSinceNs() != 3 {
 		t.Errorf("asked again with %v", r)
 	}
 }
@@ -381,22 +392,19 @@ func TestGoneForGood(t *testing.T) {
 	goes.server.Stop()
 	s.Remove("a2")
 	stream.await("n2 unavailable: ")
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	testwait.Until(t, "one node that is left", func() error {
 		stream.mu.Lock()
-		nodes := len(stream.now)
-		stream.mu.Unlock()
-		if nodes == 1 {
-			break
+		defer stream.mu.Unlock()
+		if n := len(stream.now); n != 1 {
+			return fmt.Errorf("%d nodes", n)
 		}
-		if time.Now().After(end) {
-			t.Fatalf("%d nodes, want 1", nodes)
-		}
-	}
+		return nil
+	})
 	back := newAgent(t, "n2", numbered(at("n2", 7, 1), at("n2", 8, 1))...)
 	back.started = 4
 	s.Set(clustertest.AgentPod("b2", "n2"), back.dial)
 	stream.await("n2 8ns")
-	if r := <-back.requests; r.GetResume().GetAfter() != 1 {
+	if r := back.asked(t); r.GetResume().GetAfter() != 1 {
 		t.Errorf("asked again with %v", r)
 	}
 	stream.merge.mu.Lock()
@@ -412,8 +420,8 @@ func TestStatus(t *testing.T) {
 	hangs := newAgent(t, "n2")
 	hangs.hang = true
 	s.Set(clustertest.AgentPod("a2", "n2"), hangs.dial)
-	f := newFleet(t, connect(t, s), 300*time.Millisecond, "n2", "n1", "n9")
-	answers, err := f.Status(t.Context())
+	f := newFleet(t, connect(t, s), 5*time.Second, "n2", "n1", "n9")
+	answers, err := f.Status(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,17 +442,17 @@ func TestErrors(t *testing.T) {
 	s := newServer(t)
 	c := connect(t, s)
 	var none *NoAgentsError
-	if _, err := c.Agents(t.Context()); !errors.As(err, &none) || none.Namespace != "orb8-system" {
+	if _, err := c.Agents(testwait.Context(t)); !errors.As(err, &none) || none.Namespace != "orb8-system" {
 		t.Errorf("without agents: %v", err)
 	}
 	s.Forbid("list pods")
 	var forbidden *ForbiddenError
-	if _, err := c.Agents(t.Context()); !errors.As(err, &forbidden) || forbidden.Error() != "no right to list pods in namespace orb8-system" {
+	if _, err := c.Agents(testwait.Context(t)); !errors.As(err, &forbidden) || forbidden.Error() != "no right to list pods in namespace orb8-system" {
 		t.Errorf("without the right to list: %v", err)
 	}
 	s.Forbid("get pods/portforward", "create pods/portforward")
 	s.Set(clustertest.AgentPod("a1", "n1"), newAgent(t, "n1").dial)
-	answers, err := newFleet(t, c, 0).Status(t.Context())
+	answers, err := newFleet(t, c, 0).Status(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -454,7 +462,7 @@ func TestErrors(t *testing.T) {
 	s.CloseClientConnections()
 	s.Listener.Close()
 	var away *UnreachableError
-	if _, err := c.Agents(t.Context()); !errors.As(err, &away) || !strings.Contains(err.Error(), "connection refused") {
+	if _, err := c.Agents(testwait.Context(t)); !errors.As(err, &away) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("without an API server: %v", err)
 	}
 }

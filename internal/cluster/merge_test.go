@@ -13,13 +13,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // put adds events of the given ranks; an event's time tells it from others.
 func put(t *testing.T, l *lane, ranks ...int64) {
 	t.Helper()
+	ctx := testwait.Context(t) // a full lane waits
 	for _, r := range ranks {
-		if err := l.push(t.Context(), r, &orb8v1.Event{TimeNs: r}); err != nil {
+		if err := l.push(ctx, r, &orb8v1.Event{TimeNs: r}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -419,9 +420,9 @@ func TestConcurrentUse(t *testing.T) {
 			table.SetIdleTimeout(time.Minute)
 		}
 	})
-	wg.Wait()
+	testwait.Return(t, "the writers", wg.Wait)
 	close(stop)
-	readers.Wait()
+	testwait.Return(t, "the reader", readers.Wait)
 	for k, n := range sums {
 		if n != 10*rounds {
 			t.Errorf("flow %d: differences add up to %d, want %d", k.LocalPort, n, 10*rounds)

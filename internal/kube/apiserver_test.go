@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -11,19 +12,22 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // apiServer is as much of an API server as this package asks for: list and watch
 // with resource versions, pages, streamed lists, field selector spec.nodeName;
 // GET of metadata; RBAC; it can be stopped and started at the same address.
 type apiServer struct {
-	t    *testing.T
-	addr string
+	t     *testing.T
+	addr  string
+	dials atomic.Int64 // of its clients, also while it is shut
 
 	mu      sync.Mutex
 	http    *http.Server
@@ -88,7 +92,11 @@ func (a *apiServer) shut() {
 
 // clients speak to this server.
 func (a *apiServer) clients() *Clients {
-	c, err := ConnectTo(&rest.Config{Host: "http://" + a.addr}, "test")
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		a.dials.Add(1)
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	c, err := ConnectTo(&rest.Config{Host: "http://" + a.addr, Dial: dial}, "test")
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -337,10 +345,5 @@ func reply(w http.ResponseWriter, o obj) {
 // eventually waits until ok says yes.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("not in time: %s", what)
+	testwait.True(t, what, ok)
 }

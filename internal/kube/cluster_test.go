@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -34,14 +35,13 @@ func runCluster(t *testing.T, a *apiServer, cfg Config) *Cluster {
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
 	t.Cleanup(func() {
+		began := time.Now()
 		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(5 * time.Second):
-			t.Error("Run does not return")
+		if err := testwait.Receive(t, "Run to return", done); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if took := time.Since(began); took > slowestRetry/2 {
+			t.Errorf("Run returns after %v", took)
 		}
 	})
 	return c
@@ -252,7 +252,7 @@ func TestClusterStopsWhileAway(t *testing.T) {
 	a.shut()
 	c := runCluster(t, a, Config{})
 	eventually(t, "degraded", func() bool { return c.Status().Degraded != "" })
-	time.Sleep(2 * time.Second)
+	eventually(t, "three attempts of each of the five watches", func() bool { return a.dials.Load() >= 15 })
 }
 
 func TestClusterNamesMissingPermissions(t *testing.T) {

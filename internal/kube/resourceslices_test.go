@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func newSlices(a *apiServer) (*ResourceSlices, *testClock) {
@@ -93,7 +95,7 @@ func TestResourceSlicesDoNotBlock(t *testing.T) {
 		t.Error(err)
 	}
 	release()
-	<-done
+	testwait.Receive(t, "the answer", done)
 }
 
 func FuzzParseSlices(f *testing.F) {

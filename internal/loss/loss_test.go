@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestStages(t *testing.T) {
@@ -69,7 +71,7 @@ func TestCountersConcurrently(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	testwait.Return(t, "all who count", wg.Wait)
 	for _, s := range Stages() {
 		if got := c.Get(s); got != 4000 {
 			t.Errorf("%s = %d, want 4000", s, got)

@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -211,7 +213,7 @@ func startIn(t *testing.T, dir string) (*exec.Cmd, *os.File) {
 		t.Fatal(err)
 	}
 	defer closeFile(t, in)
-	cmd := exec.Command("cat")
+	cmd := exec.CommandContext(testwait.Context(t), "cat")
 	cmd.Stdin = in
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
 	if err := cmd.Start(); err != nil {
@@ -229,17 +231,16 @@ func closeFile(t *testing.T, f *os.File) {
 
 func waitForZombie(t *testing.T, pid uint32) {
 	t.Helper()
-	for range 500 {
+	testwait.Until(t, "the end of the process", func() error {
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(stat), ") Z ") {
-			return
+		if !strings.Contains(string(stat), ") Z ") {
+			return fmt.Errorf("it is %s", stat)
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("the process did not end")
+		return nil
+	})
 }
 
 func TestWalkIsRateLimited(t *testing.T) {

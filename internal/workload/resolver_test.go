@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // fakeTree is a hierarchy in memory.
@@ -288,7 +290,7 @@ func TestLocalConcurrently(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	testwait.Return(t, "all who ask", wg.Wait)
 }
 
 func TestLocalDoesNotAllocate(t *testing.T) {

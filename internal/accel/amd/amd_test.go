@@ -12,6 +12,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // tree has two AMD GPUs, the second of which says little, a connector and another
@@ -47,7 +48,7 @@ func TestRead(t *testing.T) {
 	sys := t.TempDir()
 	acceltest.Tree(t, sys, tree())
 	b := New(Config{Sys: sys})
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +99,7 @@ func TestWithoutKFD(t *testing.T) {
 	files := tree()
 	maps.DeleteFunc(files, func(name, _ string) bool { return strings.HasPrefix(name, "class/kfd") })
 	acceltest.Tree(t, sys, files)
-	all, err := New(Config{Sys: sys}).Read(t.Context())
+	all, err := New(Config{Sys: sys}).Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +112,7 @@ func TestWithoutKFD(t *testing.T) {
 
 func TestNone(t *testing.T) {
 	unsupported := new(accel.Unsupported)
-	if _, err := New(Config{Sys: t.TempDir()}).Read(t.Context()); !errors.As(err, &unsupported) || unsupported.Remedy != "" {
+	if _, err := New(Config{Sys: t.TempDir()}).Read(testwait.Context(t)); !errors.As(err, &unsupported) || unsupported.Remedy != "" {
 		t.Errorf("%v", err)
 	}
 }
@@ -128,7 +129,7 @@ func FuzzRead(f *testing.F) {
 		files["class/kfd/kfd/topology/nodes/1/properties"], files[a+"hwmon/hwmon4/temp1_input"] = properties, temp
 		files[a+"uevent"] = properties
 		acceltest.Tree(t, sys, files)
-		all, err := New(Config{Sys: sys}).Read(t.Context())
+		all, err := New(Config{Sys: sys}).Read(testwait.Context(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // exporter serves page.
@@ -48,7 +49,7 @@ func file(t testing.TB, name string) string {
 
 func read(t *testing.T, b *Backend) []accel.Sample {
 	t.Helper()
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,11 +145,11 @@ func TestRatioThatIsNone(t *testing.T) {
 func TestNoExporter(t *testing.T) {
 	down := "http://127.0.0.1:1/metrics"
 	unsupported := new(accel.Unsupported)
-	_, err := New(Config{Find: func() []string { return []string{down} }}).Read(t.Context())
+	_, err := New(Config{Find: func() []string { return []string{down} }}).Read(testwait.Context(t))
 	if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), down) {
 		t.Errorf("nothing found: %v", err)
 	}
-	_, err = New(Config{URL: down}).Read(t.Context())
+	_, err = New(Config{URL: down}).Read(testwait.Context(t))
 	if err == nil || errors.As(err, &unsupported) {
 		t.Errorf("a URL that was given does not answer: %v", err)
 	}
@@ -159,7 +160,7 @@ func TestNoExporter(t *testing.T) {
 		"{\"json\":true}": "read page",
 	} {
 		url, _ := exporter(t, page)
-		if _, err := New(Config{URL: url}).Read(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := New(Config{URL: url}).Read(testwait.Context(t)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", page, err, want)
 		}
 	}
@@ -170,7 +171,7 @@ func TestNoExporter(t *testing.T) {
 		t.Error("the second URL was not tried")
 	}
 	body.Store("")
-	if _, err := b.Read(t.Context()); err == nil || errors.As(err, &unsupported) {
+	if _, err := b.Read(testwait.Context(t)); err == nil || errors.As(err, &unsupported) {
 		t.Errorf("an exporter that was there: %v", err)
 	}
 	if err := b.Close(); err != nil {
@@ -204,7 +205,7 @@ func TestFillsNVML(t *testing.T) {
 	ctx := t.Context()
 	go c.Run(ctx)
 	seen := make(map[string]bool)
-	for end := time.After(10 * time.Second); len(seen) < 2; {
+	for end := time.After(testwait.Limit); len(seen) < 2; {
 		select {
 		case r := <-latest:
 			if r.Device.ID == uuid && r.Values[accel.TensorActive].Known() {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,6 +22,7 @@ import (
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 const (
@@ -164,7 +166,7 @@ func serve(t *testing.T, socket string, k *kubelet) (stop func()) {
 	podresources.RegisterPodResourcesListerServer(s, k)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Serve(l) })
-	stop = sync.OnceFunc(func() { s.Stop(); wg.Wait() })
+	stop = sync.OnceFunc(func() { s.Stop(); testwait.Return(t, "the end of the kubelet", wg.Wait) })
 	t.Cleanup(stop)
 	return stop
 }
@@ -207,7 +209,7 @@ func TestKubelet(t *testing.T) {
 		},
 		Running: func(_, pod string) (bool, bool) { r, ok := running[pod]; return r, ok },
 	})
-	if err := k.Refresh(t.Context()); err != nil {
+	if err := k.Refresh(testwait.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	holds, at, err := k.Holds()
@@ -248,7 +250,7 @@ func TestKubelet(t *testing.T) {
 		{ResourceName: "nvidia.com/gpu", DeviceIds: []string{gpuA + "::0", gpuA + "::1"}}, {ResourceName: "rdma/hca", DeviceIds: []string{"0"}},
 	}
 	server.mu.Unlock()
-	if err := k.Refresh(t.Context()); err != nil {
+	if err := k.Refresh(testwait.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if other := (&accel.Device{Vendor: accel.NVIDIA, ID: gpuB, Instance: -1}); !k.Allocatable(device) || k.Allocatable(other) {
@@ -262,7 +264,7 @@ func TestKubelet(t *testing.T) {
 	// A kubelet that is away leaves what was known, and says so.
 	stop()
 	_ = os.Remove(socket)
-	if err := k.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "hostPath") {
+	if err := k.Refresh(testwait.Context(t)); err == nil || !strings.Contains(err.Error(), "hostPath") {
 		t.Errorf("no socket: %v", err)
 	}
 	if holds, _, err := k.Holds(); len(holds) != 5 || err == nil {
@@ -271,14 +273,14 @@ func TestKubelet(t *testing.T) {
 	// It comes back with a socket of its own.
 	server.answer = pods(3000, []*podresources.ContainerDevices{{ResourceName: "nvidia.com/gpu", DeviceIds: []string{gpuA}}})
 	serve(t, socket, server)
-	if err := k.Refresh(t.Context()); err != nil {
+	if err := k.Refresh(testwait.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if holds, _, err := k.Holds(); len(holds) != 3000 || err != nil {
 		t.Errorf("%d holds, %v", len(holds), err)
 	}
 	server.answer = nil
-	if err := k.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "PodResources v1") {
+	if err := k.Refresh(testwait.Context(t)); err == nil || !strings.Contains(err.Error(), "PodResources v1") {
 		t.Errorf("an old kubelet: %v", err)
 	}
 }
@@ -290,7 +292,7 @@ func TestKubeletThatHangs(t *testing.T) {
 	defer cancel()
 	began := time.Now()
 	err := New(Config{Socket: socket}).Refresh(ctx)
-	if took := time.Since(began); err == nil || took > 3*time.Second {
+	if took := time.Since(began); err == nil || took >= answerTimeout { // that of a context without a deadline
 		t.Errorf("%v after %v", err, took)
 	}
 }
@@ -302,16 +304,15 @@ func TestRun(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { k.Run(ctx) })
 	serve(t, socket, &kubelet{answer: pods(2, []*podresources.ContainerDevices{{ResourceName: "nvidia.com/gpu", DeviceIds: []string{gpuA}}})})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if holds, _, err := k.Holds(); err == nil && len(holds) == 2 {
-			break
+	testwait.Until(t, "2 holds", func() error {
+		holds, _, err := k.Holds()
+		if err == nil && len(holds) != 2 {
+			return fmt.Errorf("%d holds", len(holds))
 		}
-		if time.Now().After(end) {
-			t.Fatal("not in time")
-		}
-	}
+		return err
+	})
 	cancel()
-	wg.Wait()
+	testwait.Return(t, "the end of Run", wg.Wait)
 }
 
 func TestFromAttributes(t *testing.T) {
@@ -342,24 +343,22 @@ func TestFromAttributes(t *testing.T) {
 
 // Where there is nothing to ask for, the kubelet is left alone.
 func TestRunWhileWanted(t *testing.T) {
-	var wanted atomic.Bool
-	k := New(Config{Socket: filepath.Join(t.TempDir(), "none"), Wanted: wanted.Load})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { k.Run(ctx); close(done) }()
-	time.Sleep(50 * time.Millisecond)
-	if _, _, err := k.Holds(); err != nil {
-		t.Errorf("asked although nothing is wanted: %v", err)
-	}
-	wanted.Store(true)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	synctest.Test(t, func(t *testing.T) {
+		var wanted atomic.Bool
+		k := New(Config{Socket: filepath.Join(t.TempDir(), "none"), Wanted: wanted.Load})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { k.Run(ctx); close(done) }()
+		time.Sleep(time.Minute)
 		if _, _, err := k.Holds(); err != nil {
-			break
+			t.Errorf("asked although nothing is wanted: %v", err)
 		}
-		if time.Now().After(end) {
-			t.Fatal("never asked")
-		}
-	}
-	cancel()
-	<-done
+		wanted.Store(true)
+		testwait.True(t, "a question", func() bool {
+			_, _, err := k.Holds()
+			return err != nil
+		})
+		cancel()
+		testwait.Receive(t, "the end of Run", done)
+	})
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 func healthy(t testing.TB) []byte {
@@ -161,7 +162,7 @@ func TestMonitor(t *testing.T) {
 	path := monitor(t, `[ "$1" = -c ] || exit 3; grep -q '"period":"1s"' "$2" || exit 4
 while :; do cat healthy.json; sleep 0.05; done`)
 	b := New(Config{Sys: tree(t, 3), Monitor: path})
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +178,7 @@ while :; do cat healthy.json; sleep 0.05; done`)
 	default:
 		t.Error("it still runs")
 	}
-	if again, err := b.Read(t.Context()); err != nil || len(again) != 3 {
+	if again, err := b.Read(testwait.Context(t)); err != nil || len(again) != 3 {
 		t.Errorf("after Close: %v", err)
 	}
 	_ = b.Close()
@@ -192,7 +193,11 @@ func TestMonitorThatFails(t *testing.T) {
 		"echo '{\"neuron_hardware_info\":{\"error\":\"EACCES\"}}'; exec sleep 5": "EACCES",
 	} {
 		b := New(Config{Sys: tree(t, 1), Monitor: monitor(t, script)})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		limit := testwait.Limit
+		if want == "not reported in time" {
+			limit = time.Second
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		_, err := b.Read(ctx)
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -207,7 +212,7 @@ func TestMonitorThatFails(t *testing.T) {
 // Without neuron-monitor the driver's files tell less, and it is said that they do.
 func TestSysfs(t *testing.T) {
 	b := New(Config{Sys: tree(t, 2), Monitor: "-"})
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil || len(all) != 2 {
 		t.Fatal(len(all), err)
 	}
@@ -217,7 +222,7 @@ func TestSysfs(t *testing.T) {
 		t.Errorf("%+v %+v", s.Device, s)
 	}
 	unsupported := new(accel.Unsupported)
-	if _, err := New(Config{Sys: t.TempDir()}).Read(t.Context()); !errors.As(err, &unsupported) {
+	if _, err := New(Config{Sys: t.TempDir()}).Read(testwait.Context(t)); !errors.As(err, &unsupported) {
 		t.Errorf("%v", err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml/nvmltest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // one is a GPU that says all there is.
@@ -84,7 +85,7 @@ func newBackend(t *testing.T, d *nvmltest.Driver, change ...func(*Config)) *Back
 
 func read(t *testing.T, b *Backend) []accel.Sample {
 	t.Helper()
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,26 +326,26 @@ func TestXIDs(t *testing.T) {
 
 func TestUnsupported(t *testing.T) {
 	unsupported := new(accel.Unsupported)
-	if _, err := New(Config{HostRoot: t.TempDir()}).Read(t.Context()); !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "/usr/lib64") {
+	if _, err := New(Config{HostRoot: t.TempDir()}).Read(testwait.Context(t)); !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "/usr/lib64") {
 		t.Errorf("no library: %v", err)
 	}
 	d := nvmltest.New(t)
 	for code, want := range map[int]string{9: "not loaded", 4: "permission", 18: "different versions"} {
 		d.Set(fmt.Sprintf("init %d\n", code))
-		_, err := newBackend(t, d).Read(t.Context())
+		_, err := newBackend(t, d).Read(testwait.Context(t))
 		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), want) || unsupported.Remedy == "" {
 			t.Errorf("init says %d: %v", code, err)
 		}
 	}
 	d.Set("count 0\n")
-	if _, err := newBackend(t, d).Read(t.Context()); !errors.As(err, &unsupported) {
+	if _, err := newBackend(t, d).Read(testwait.Context(t)); !errors.As(err, &unsupported) {
 		t.Errorf("no GPU: %v", err)
 	}
 	text := filepath.Join(t.TempDir(), libraryName)
 	if err := os.WriteFile(text, []byte("no library"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(Config{Library: text}).Read(t.Context()); !errors.As(err, &unsupported) {
+	if _, err := New(Config{Library: text}).Read(testwait.Context(t)); !errors.As(err, &unsupported) {
 		t.Errorf("no ELF: %v", err)
 	}
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/acceltest"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
 // answer writes a MetricResponse with a gauge per device.
@@ -151,7 +152,7 @@ func TestRead(t *testing.T) {
 		usage: answer(usage, 1000, 2000), total: answer(total, 16<<30, 16<<30), duty: answer(duty, 50, 12.5),
 	})
 	b := New(cfg)
-	all, err := b.Read(t.Context())
+	all, err := b.Read(testwait.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestRead(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(filepath.Join(cfg.Proc, "100")), os.RemoveAll(filepath.Join(cfg.Proc, "101"))); err != nil {
 		t.Fatal(err)
 	}
-	if all, err = b.Read(t.Context()); err != nil {
+	if all, err = b.Read(testwait.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if s := all[0]; len(s.Processes) != 0 || acceltest.Values(&s.Values)["utilization_ratio"] != "0 (runtime)" || s.Values[accel.MemoryUsed].Known() {
@@ -252,7 +253,7 @@ func TestRuntimeThatFails(t *testing.T) {
 		cfg := host(t)
 		linkNetns(t, cfg, "/proc/self/ns/net")
 		cfg.Port = c.port
-		all, err := New(cfg).Read(t.Context())
+		all, err := New(cfg).Read(testwait.Context(t))
 		if err != nil || len(all) != 2 {
 			t.Fatal(c.name, err)
 		}
@@ -288,7 +289,7 @@ func TestPerChip(t *testing.T) {
 func TestNone(t *testing.T) {
 	unsupported := new(accel.Unsupported)
 	b := New(Config{Sys: t.TempDir(), Proc: t.TempDir(), Now: time.Now})
-	if _, err := b.Read(t.Context()); !errors.As(err, &unsupported) {
+	if _, err := b.Read(testwait.Context(t)); !errors.As(err, &unsupported) {
 		t.Errorf("%v", err)
 	}
 	if err := b.Close(); err != nil {
