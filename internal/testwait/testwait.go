@@ -50,13 +50,13 @@ func Receive[T any](t testing.TB, what string, from <-chan T) T {
 	t.Helper()
 	late := time.NewTimer(Limit)
 	defer late.Stop()
+	var v T
 	select {
-	case v := <-from:
-		return v
+	case v = <-from:
 	case <-late.C:
+		t.Fatalf("waited %v for %s: nothing came", Limit, what)
 	}
-	t.Fatalf("waited %v for %s: nothing came", Limit, what)
-	panic("not reached")
+	return v
 }
 
 // Return calls f, such as a WaitGroup's Wait, and returns when it does.

@@ -82,7 +82,7 @@ func parse(args []string, w io.Writer) (*config, error) {
 		}
 	}
 	if len(cfg.packages) == 0 {
-		return nil, errors.New("no package; usage: testgate [-skips=FILE] [-summary=FILE] [go test flag=value...] package...")
+		return nil, errors.New("no package, want [flag=value...] [go test flag=value...] package")
 	}
 	for _, p := range cfg.packages {
 		if strings.HasPrefix(p, "-") {

@@ -10,7 +10,7 @@ import (
 )
 
 // final are failures that are true whenever they are seen, however rarely that is.
-var final = [...]struct{ pattern, what string }{ //nolint:gochecknoglobals // a table
+var final = [...]struct{ pattern, what string }{
 	{"WARNING: DATA RACE", "data race"},
 	{"race detected during execution of test", "data race"},
 	{"panic: test timed out", "hang"},
