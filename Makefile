@@ -86,10 +86,9 @@ verify-setup: build ## Check the tools for development and what this host offers
 
 test: ## Every test that this machine can run; as root also those in the kernel
 	@[ -z '$(SUDO)' ] || echo 'not root: tests that load BPF programs are skipped; sudo env PATH="$$PATH" make test' >&2
-	@live=$$($(GO) list $(LIVE)); status=0; \
-	of() { $(GO) list $(PKG) | grep $$1 -Fx "$$live"; }; \
-	try() { echo "$(GOTEST) $$*"; $(GOTEST) "$$@" || status=1; }; \
-	pure=$$(of -v); live=$$(of -e); \
+	@live=$$($(GO) list $(LIVE)) && all=$$($(GO) list $(PKG)) || exit 1; status=0; \
+	try() { $(GOTEST) "$$@" || status=1; }; \
+	pure=$$(echo "$$all" | grep -vFx "$$live"); live=$$(echo "$$all" | grep -Fx "$$live"); \
 	[ -z "$$pure" ] || try -trimpath $(RACE) -timeout=$(TESTTIME) $(TESTFLAGS) $$pure; \
 	[ -z "$$live" ] || try $(RACE) -count=1 -p=1 -timeout=$(TESTTIME) $(TESTFLAGS) $$live; \
 	exit $$status

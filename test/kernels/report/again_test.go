@@ -20,7 +20,10 @@ func said(lines ...string) string {
 	for _, l := range lines {
 		result, rest, _ := strings.Cut(l, " ")
 		name, text, _ := strings.Cut(rest, " ")
-		b.WriteString(frame + "=== RUN   " + name + "\n    x_test.go:1: " + text + "\n")
+		if !strings.HasPrefix(text, "panic: ") {
+			text = "    x_test.go:1: " + text
+		}
+		b.WriteString(frame + "=== RUN   " + name + "\n" + text + "\n")
 		if result != "HANG" {
 			b.WriteString(frame + "--- " + result + ": " + name + " (0.10s)\n")
 		}

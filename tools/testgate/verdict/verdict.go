@@ -10,14 +10,17 @@ import (
 )
 
 // final are failures that are true whenever they are seen, however rarely that is.
-var final = [...]struct{ pattern, what string }{
-	{"WARNING: DATA RACE", "data race"},
-	{"race detected during execution of test", "data race"},
-	{"panic: test timed out", "hang"},
-	{"found unexpected goroutines", "leak"},
-	{"panic: ", "panic"},
-	{"fatal error: ", "crash"},
-	{"SIGSEGV: ", "crash"},
+var final = [...]struct {
+	pattern *regexp.Regexp
+	what    string
+}{
+	{regexp.MustCompile(`WARNING: DATA RACE`), "data race"},
+	{regexp.MustCompile(`race detected during execution of test`), "data race"},
+	{regexp.MustCompile(`(?m)^panic: test timed out`), "hang"},
+	{regexp.MustCompile(`found unexpected goroutines`), "leak"},
+	// As the runtime writes them; other programs' are indented, as what a test says.
+	{regexp.MustCompile(`(?m)^panic: `), "panic"},
+	{regexp.MustCompile(`(?m)^(fatal error|SIG[A-Z]+): `), "crash"},
 }
 
 // Final tells why a failed test must not be tried again: it is a data race, a leak, a
@@ -25,7 +28,7 @@ var final = [...]struct{ pattern, what string }{
 // that it and the testing package said.
 func Final(name, output string) string {
 	for _, f := range final {
-		if strings.Contains(output, f.pattern) {
+		if f.pattern.MatchString(output) {
 			return f.what
 		}
 	}

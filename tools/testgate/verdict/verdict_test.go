@@ -12,6 +12,8 @@ func TestFinal(t *testing.T) {
 		{"TestX", "panic: test timed out after 4m0s\nrunning tests:\n\tTestX (4m0s)\n", "hang"},
 		{"TestX", "panic: runtime error: index out of range [recovered]\n", "panic"},
 		{"TestX", "fatal error: all goroutines are asleep - deadlock!\n", "crash"},
+		{"TestX", "SIGQUIT: quit\nPC=0x47a3c1\n", "crash"},
+		{"TestX", "    x_test.go:1: cc1: exit status 1\n        cc1: fatal error: x.h: No such file\n", ""},
 		{"TestX", "    leaks.go:78: found unexpected goroutines:\n", "leak"},
 		{"TestNothingLeaks", "    x_test.go:1: 12 open files, before 10\n", "leak"},
 	} {

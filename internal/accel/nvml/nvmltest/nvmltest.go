@@ -7,14 +7,17 @@
 package nvmltest
 
 import (
+	_ "embed"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 )
+
+//go:embed testdata/fake.c
+var fake []byte
 
 // Driver is such a library and its file.
 type Driver struct {
@@ -36,14 +39,17 @@ func New(t testing.TB, flags ...string) *Driver {
 	if err != nil {
 		t.Fatalf("find nvml.h: %v", err)
 	}
-	_, here, _, _ := runtime.Caller(0)
 	dir := t.TempDir()
+	source := filepath.Join(dir, "fake.c")
+	if err := os.WriteFile(source, fake, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	d := &Driver{Library: filepath.Join(dir, "libnvidia-ml.so.1"), state: filepath.Join(dir, "state"), t: t}
 	args := append([]string{
 		"-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-deprecated-declarations", "-o", d.Library,
 		"-I", filepath.Join(strings.TrimSpace(string(headers)), "pkg/nvml"),
 	}, flags...)
-	out, err := exec.CommandContext(t.Context(), cc, append(args, filepath.Join(filepath.Dir(here), "testdata/fake.c"))...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), cc, append(args, source)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("build the stand-in for NVIDIA's library: %v\n%s", err, out)
 	}
