@@ -7,9 +7,7 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -71,36 +69,6 @@ func (l *lab) noteLosses(ctx context.Context) error {
 			l.lost[agentRun{node, s.GetStartedNs()}] = lost(s)
 		}
 		return nil
-	})
-}
-
-func TestStatus(t *testing.T) {
-	// An agent that has lost the API server, as in another test, is well again
-	// some time after that.
-	eventually(t, time.Minute, func() error {
-		all, err := shared.statuses(t.Context())
-		if err != nil {
-			return err
-		}
-		if d := cmp.Diff(slices.Sorted(slices.Values(shared.nodes)), slices.Sorted(maps.Keys(all))); d != "" {
-			return fmt.Errorf("nodes (-cluster +status):\n%s", d)
-		}
-		var errs []error
-		for node, s := range all {
-			if k := s.GetKubernetes(); !s.GetHealthy() || !k.GetEnabled() || !k.GetSynced() || k.GetDegraded() != "" {
-				errs = append(errs, fmt.Errorf("%s: healthy %v %q, Kubernetes %v", node, s.GetHealthy(), s.GetHealthMessage(), k))
-			}
-			for _, p := range s.GetProbes() {
-				if p.GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING && p.GetState() != orb8v1.ProbeState_PROBE_STATE_FALLBACK {
-					errs = append(errs, fmt.Errorf("%s: probe %s: %v %s", node, p.GetName(), p.GetState(), p.GetReason()))
-				}
-			}
-			// An agent that the tests have started anew had lost nothing before.
-			if before := shared.lost[agentRun{node, s.GetStartedNs()}]; lost(s) != before {
-				errs = append(errs, fmt.Errorf("%s has lost %d records, before the tests %d: %v", node, lost(s), before, s.GetLosses()))
-			}
-		}
-		return errors.Join(errs...)
 	})
 }
 
