@@ -163,7 +163,7 @@ func (a *Agent) sharePB(r *accel.Report, s *accel.Share) *orb8v1.AcceleratorShar
 	}
 	for _, p := range s.Processes {
 		out.Processes = append(out.Processes, &orb8v1.AcceleratorProcess{
-			Process: &orb8v1.Process{Pid: p.PID, Command: strings.ToValidUTF8(p.Command, "\uFFFD")}, Graphics: p.Graphics,
+			Process: &orb8v1.Process{Pid: p.PID, Command: p.Command}, Graphics: p.Graphics,
 			MemoryBytes: measurementPB(p.Memory), UtilizationRatio: measurementPB(p.Utilization),
 		})
 	}

@@ -140,7 +140,7 @@ func (e *dcgmExporter) report(ch chan<- prometheus.Metric, r *accel.Report, mode
 		for i, l := range all {
 			all[i] = strings.ToValidUTF8(l, "\uFFFD")
 		}
-		ch <- prometheus.MustNewConstMetric(e.descs[name], prometheus.UntypedValue, v, all...)
+		ch <- constMetric(e.descs[name], prometheus.UntypedValue, v, all)
 	}
 	alone := soleOwner(r)
 	for _, m := range dcgmMetrics() {

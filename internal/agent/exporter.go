@@ -78,12 +78,25 @@ type scrape struct {
 	ch chan<- prometheus.Metric
 }
 
+// send sends a series. One that is refused costs itself only, not the page.
+func (s scrape) send(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels []string) {
+	s.ch <- constMetric(desc, kind, v, labels)
+}
+
+func constMetric(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels []string) prometheus.Metric {
+	m, err := prometheus.NewConstMetric(desc, kind, v, labels...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(desc, err)
+	}
+	return m
+}
+
 func (s scrape) counter(f familyID, v uint64, labels ...string) {
-	s.ch <- prometheus.MustNewConstMetric(s.descs[f], prometheus.CounterValue, float64(v), labels...)
+	s.send(s.descs[f], prometheus.CounterValue, float64(v), labels)
 }
 
 func (s scrape) gauge(f familyID, v float64, labels ...string) {
-	s.ch <- prometheus.MustNewConstMetric(s.descs[f], prometheus.GaugeValue, v, labels...)
+	s.send(s.descs[f], prometheus.GaugeValue, v, labels)
 }
 
 func (s scrape) histogram(f familyID, h *histogram, labels ...string) {
@@ -94,7 +107,11 @@ func (s scrape) histogram(f familyID, h *histogram, labels ...string) {
 		buckets[float64(bound)/1e9] = count
 	}
 	count += h.counts[len(h.bounds)]
-	s.ch <- prometheus.MustNewConstHistogram(s.descs[f], count, float64(h.sum)/1e9, buckets, labels...)
+	m, err := prometheus.NewConstHistogram(s.descs[f], count, float64(h.sum)/1e9, buckets, labels...)
+	if err != nil {
+		m = prometheus.NewInvalidMetric(s.descs[f], err)
+	}
+	s.ch <- m
 }
 
 func (s scrape) workloads(f *facts) {

@@ -121,7 +121,7 @@ func (s scrape) accelerators(f *gpuFacts) {
 		if types[p.family].Type == "counter" {
 			kind = prometheus.CounterValue
 		}
-		s.ch <- prometheus.MustNewConstMetric(s.descs[p.family], kind, p.v, p.labels...)
+		s.send(s.descs[p.family], kind, p.v, p.labels)
 	}
 }
 

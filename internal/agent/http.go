@@ -23,7 +23,7 @@ func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, l
 		reg.MustRegister(all...)
 		mux.Handle("GET "+path, promhttp.HandlerFor(reg, promhttp.HandlerOpts{
 			ErrorLog:            errorLog,
-			ErrorHandling:       promhttp.HTTPErrorOnError,
+			ErrorHandling:       promhttp.ContinueOnError,
 			MaxRequestsInFlight: 4,
 			EnableOpenMetrics:   true,
 		}))

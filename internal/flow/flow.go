@@ -6,8 +6,10 @@
 package flow
 
 import (
+	"bytes"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -182,14 +184,15 @@ type TCPInfo struct {
 // Comm is a command name as the kernel keeps it, NUL-padded.
 type Comm [16]byte
 
-// String returns the command without its padding.
+// String returns the command without its padding, in valid UTF-8: a command is any 15
+// bytes, and the kernel cuts long ones in the middle of a character. What is no
+// character is U+FFFD.
 func (c Comm) String() string {
-	for i, b := range c {
-		if b == 0 {
-			return string(c[:i])
-		}
+	n := bytes.IndexByte(c[:], 0)
+	if n < 0 {
+		n = len(c)
 	}
-	return string(c[:])
+	return strings.ToValidUTF8(string(c[:n]), "\uFFFD")
 }
 
 // Sample is one reading of one flow's counters: the boundary between the probes

@@ -28,15 +28,6 @@ func TestProtocolString(t *testing.T) {
 	}
 }
 
-func TestCommString(t *testing.T) {
-	full := Comm([]byte("0123456789abcdef"))
-	for want, c := range map[string]Comm{"": {}, "sh": {'s', 'h', 0, 'x'}, "0123456789abcdef": full} {
-		if got := c.String(); got != want {
-			t.Errorf("Comm = %q, want %q", got, want)
-		}
-	}
-}
-
 func TestCounters(t *testing.T) {
 	a, b := Counters{5, 6, 7, math.MaxUint64}, Counters{1, 10, 7, 1}
 	for name, c := range map[string]struct{ got, want Counters }{

@@ -5,6 +5,7 @@ package workload
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -206,5 +207,24 @@ func FuzzParseCgroup(f *testing.F) {
 			t.Errorf("%q is %+v, a cgroup inside it %+v", path, info, inside)
 		}
 		enclosing(path) // ends
+	})
+}
+
+// FuzzKnown: whatever a cgroup is called, what it is named by is text, and tells the
+// same container and pod.
+func FuzzKnown(f *testing.F) {
+	f.Add("/user.slice/x\xff")
+	f.Add("/system.slice/a\\xffb.service")
+	f.Add("/x\xff/kubepods-pod12345678_1234_1234_1234_123456789012.slice")
+	f.Fuzz(func(t *testing.T, cgroupPath string) {
+		e := known(7, cgroupPath)
+		for _, s := range []string{e.id.Name, e.id.CgroupPath, e.id.ContainerID, e.id.ContainerRuntime, e.id.PodUID} {
+			if !utf8.ValidString(s) {
+				t.Errorf("%q gives %q", cgroupPath, s)
+			}
+		}
+		if info := ParseCgroup(cgroupPath); info.ContainerID != e.id.ContainerID || info.PodUID != e.id.PodUID {
+			t.Errorf("%q: container %q of pod %q, want %q and %q", cgroupPath, e.id.ContainerID, e.id.PodUID, info.ContainerID, info.PodUID)
+		}
 	})
 }

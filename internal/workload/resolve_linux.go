@@ -94,7 +94,7 @@ func (r *Resolver) Process(pid uint32) (*Identity, string) {
 	if err != nil {
 		return nil, ""
 	}
-	command := strings.TrimSuffix(string(comm), "\n")
+	command := strings.ToValidUTF8(strings.TrimSuffix(string(comm), "\n"), "\uFFFD")
 	return r.Local(r.tree.ofProcess(pid), pid, command, netip.Addr{}), command
 }
 

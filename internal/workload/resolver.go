@@ -230,6 +230,8 @@ func (r *Resolver) LearnAll() {
 
 // known makes the entry of a cgroup whose path is known.
 func known(id uint64, cgroupPath string) *entry {
+	// A cgroup's name is any bytes; names are text from here on.
+	cgroupPath = strings.ToValidUTF8(cgroupPath, "\uFFFD")
 	e := &entry{id: identify(id, cgroupPath), pods: enclosing(cgroupPath)}
 	e.perCommand = e.id.Kind == KindProcess
 	return e

@@ -7,13 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
 // WriteJSON writes m as one line in the protobuf JSON mapping. Fields that are
-// zero are written too, so that every line has the same keys.
+// zero are written too, so that every line has the same keys. Characters that a
+// terminal would act on are escaped, which is the same text to whoever reads JSON.
 func WriteJSON(w io.Writer, m proto.Message) error {
 	text, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
 	if err != nil {
@@ -25,6 +29,26 @@ func WriteJSON(w io.Writer, m proto.Message) error {
 		return fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
 	}
 	line.WriteByte('\n')
-	_, err = w.Write(line.Bytes())
+	_, err = w.Write(escapeUnprintable(line.Bytes()))
 	return err
+}
+
+// escapeUnprintable escapes what protojson leaves as it is: DEL, C1 controls and
+// characters that change the direction of text or take no place.
+func escapeUnprintable(line []byte) []byte {
+	plain := func(r rune) bool { return r < 0x7f || unicode.IsPrint(r) }
+	if bytes.IndexFunc(line, func(r rune) bool { return !plain(r) }) < 0 {
+		return line
+	}
+	out := make([]byte, 0, len(line)+16)
+	for _, r := range string(line) {
+		if plain(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, u := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, `\u%04x`, u)
+		}
+	}
+	return out
 }

@@ -3,9 +3,15 @@
 package render
 
 import (
+	"bytes"
+	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 )
 
 func TestBytes(t *testing.T) {
@@ -112,6 +118,27 @@ func FuzzCut(f *testing.F) {
 			if cells(got) > n && got != s || !utf8.ValidString(got) {
 				t.Errorf("%q cut to %d cells gives %q", s, n, got)
 			}
+		}
+	})
+}
+
+// FuzzJSON: what goes to a terminal as JSON is as clean as a table, and says the same.
+func FuzzJSON(f *testing.F) {
+	f.Add("curl")
+	f.Add("\u009b31m\u202etxt\u200b\x7f\U000e0001\U0001f680")
+	f.Fuzz(func(t *testing.T, s string) {
+		s = strings.ToValidUTF8(s, "\uFFFD")
+		var b bytes.Buffer
+		if err := WriteJSON(&b, &orb8v1.Process{Command: s}); err != nil {
+			t.Fatal(err)
+		}
+		line := strings.TrimSuffix(b.String(), "\n")
+		if clean(line) != line {
+			t.Errorf("%q is not clean: %q", s, line)
+		}
+		var got orb8v1.Process
+		if err := protojson.Unmarshal(b.Bytes(), &got); err != nil || got.GetCommand() != s {
+			t.Errorf("%q comes back as %q, %v: %s", s, got.GetCommand(), err, line)
 		}
 	})
 }
