@@ -133,6 +133,7 @@ struct tcp_sock {
 	u32 srtt_us; /* eight times the smoothed round-trip time */
 	u32 snd_cwnd;
 	u32 total_retrans;
+	u8 bpf_sock_ops_cb_flags;
 	struct minmax rtt_min;
 } __core;
 

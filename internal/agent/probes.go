@@ -45,7 +45,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver) *probe.Manager
 	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}))
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
-		CgroupID: part.CgroupID,
+		CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
 	})
 	packetProbe := packet.New(packet.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot + part.Path,

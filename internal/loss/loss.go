@@ -19,6 +19,7 @@ const (
 	PacketUnreadable
 	PacketBatchRetried
 	CgroupUntold
+	ProgramSkipped
 	DecodeFailed
 	FlowTableFull
 	NameWaitFull
@@ -38,6 +39,7 @@ var stages = [numStages]struct {
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
+	ProgramSkipped:     {"program_skipped", "runs of tracing programs that the kernel left out, since one had interrupted another of the same on its CPU; it knows of a part of them only", false},
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
 	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
 	NameWaitFull:       {"name_wait_full", "records that went out before the name of their pod was known, since 8192 later ones waited as well", true},

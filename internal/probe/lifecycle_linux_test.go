@@ -47,7 +47,7 @@ func newProbes(t *testing.T) *probe.Manager {
 	m := probe.NewManager(slog.New(slog.DiscardHandler))
 	losses, clock := new(loss.Counters), probe.NewClock()
 	apply := func(*flow.Sample) {}
-	m.Add(tcp.New(tcp.Config{Apply: apply, Losses: losses, Clock: clock}))
+	m.Add(tcp.New(tcp.Config{Apply: apply, Losses: losses, Clock: clock, CgroupRoot: probetest.CgroupRoot(t)}))
 	m.Add(packet.New(packet.Config{
 		Apply: apply, Losses: losses, Clock: clock, CgroupRoot: mount.Path,
 		CountTCP: func() bool { return !m.Running("tcp") },

@@ -46,7 +46,7 @@ static __always_inline void count(u32 stat)
 	u64 *n = bpf_map_lookup_elem(&cgroup_stats, &stat);
 
 	if (n)
-		(*n)++;
+		__sync_fetch_and_add(n, 1);
 }
 
 SEC("tp_btf/cgroup_mkdir")

@@ -18,7 +18,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -43,6 +42,7 @@ type Probe struct {
 	hooks   []string
 	ring    *ringbuf.Reader
 	stats   *ebpf.Map
+	tracing probe.Tracing
 	lost    [bpfCgroupStatSTAT_MAX]uint64 // as last read from the kernel
 }
 
@@ -82,7 +82,7 @@ func (p *Probe) start() error {
 	}
 	p.closers = append(p.closers, p.ring)
 	const hook = "tp_btf/cgroup_mkdir"
-	l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[bpfProgCgroupMkdir]})
+	l, err := p.tracing.Attach(coll.Programs[bpfProgCgroupMkdir])
 	if err != nil {
 		return probe.Explain("attach "+hook, err)
 	}
@@ -132,6 +132,11 @@ func decode(raw []byte) (id uint64, path string, err error) {
 
 // Collect reads the loss counters.
 func (p *Probe) Collect() error {
+	skips, err := p.tracing.Skips()
+	if err != nil {
+		return err
+	}
+	p.cfg.Losses.Add(loss.ProgramSkipped, skips)
 	var total [bpfCgroupStatSTAT_MAX]uint64
 	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
 		return fmt.Errorf("read the cgroup probe's loss counters: %w", err)

@@ -59,6 +59,14 @@ func Joined(t testing.TB) (a, b *Netns) {
 	return a, b
 }
 
+// Steer has packets that come in on v0 taken over by CPUs 0 and 1, which are told by
+// interrupt, as with the queues of a real network card.
+func (n *Netns) Steer(t testing.TB) {
+	t.Helper()
+	var own *Netns // this command enters, and shows the namespace's own /sys
+	own.Need(t, "ip", "netns", "exec", n.name, "sh", "-c", "for f in /sys/class/net/v0/queues/rx-*/rps_cpus; do echo 3 >$f; done")
+}
+
 // Run runs a program in the namespace.
 func (n *Netns) Run(t testing.TB, args ...string) {
 	t.Helper()

@@ -5,11 +5,13 @@
 package tcp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -149,11 +151,25 @@ func (w *watcher) run(t *testing.T) {
 	})
 }
 
+// noCgroups is for Config.CgroupRoot where there is no cgroup2, so that tracing
+// programs tell of connections.
+const (
+	noCgroups = "-"
+	// cgroupsEnv sets Config.CgroupRoot where a test does not.
+	cgroupsEnv = "ORB8_TEST_TCP_CGROUPS"
+)
+
 // load is start without Run.
 func load(t *testing.T, cfg Config) *watcher {
 	t.Helper()
 	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
 	cfg.Apply, cfg.Losses, cfg.Clock = w.apply, w.losses, probe.NewClock()
+	if cfg.CgroupRoot == "" {
+		cfg.CgroupRoot = cmp.Or(os.Getenv(cgroupsEnv), probetest.CgroupRoot(t))
+	}
+	if cfg.CgroupRoot == noCgroups {
+		cfg.CgroupRoot = ""
+	}
 	w.Probe = New(cfg)
 	probetest.Start(t, w, "TCP from socket counters: fallback")
 	return w

@@ -3,9 +3,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * TCP flows from the kernel's own per-socket counters. Nothing here runs per
- * packet: a program on the socket's state changes keeps a small record beside
- * each socket and reports its end, an iterator reads the counters of all
- * tracked sockets at each interval.
+ * packet: a program that the kernel tells of a connection's steps keeps a small
+ * record beside each socket and reports its end, an iterator reads the counters of
+ * all tracked sockets at each interval.
+ *
+ * The steps come from sock_ops at the cgroup2 root, which misses none: it runs under
+ * the socket's lock. Tracing programs do miss some, see probe.Tracing; one of these
+ * follows the sockets that were there before sock_ops was, and all of them where
+ * there is no cgroup2.
  */
 #include "core.h"
 
@@ -138,13 +143,22 @@ struct {
 volatile const u64 wake_bytes = 1 << 20;
 #define WAKE_WINDOW (16 * sizeof(struct tcp_record))
 
+/* Atomic, because an interrupt may count on the same CPU. */
 static __always_inline void count(u32 stat)
 {
 	u64 *n = bpf_map_lookup_elem(&tcp_stats, &stat);
 
 	if (n)
-		(*n)++;
+		__sync_fetch_and_add(n, 1);
 }
+
+/* sock_ops is attached. */
+volatile const bool have_ops = false;
+
+/* Connections seen in the latest pass of which a tracing program tells, not sock_ops. */
+volatile u64 traced;
+/* Ends of such that were told. */
+volatile u64 traced_ends;
 
 /* The root of this node's part of the cgroups, where it has not all of them. */
 volatile const u64 part_root = 0;
@@ -215,6 +229,19 @@ static __always_inline void set_owner(struct sock_state *st, struct task_struct 
 
 	st->pid = task->tgid;
 	bpf_probe_read_kernel(st->comm, sizeof(st->comm), leader->comm);
+}
+
+/* The same for the current task, in programs to which the kernel's types are not
+ * known. Kernel threads own nothing: what they do is somebody else's. */
+static __always_inline void set_owner_current(struct sock_state *st)
+{
+	struct task_struct *task = (void *)bpf_get_current_task(), *leader;
+
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		return;
+	leader = BPF_CORE_READ(task, group_leader);
+	st->pid = BPF_CORE_READ(task, tgid);
+	bpf_probe_read_kernel(st->comm, sizeof(st->comm), &leader->comm);
 }
 
 static __always_inline bool fin_received(struct sock *sk)
@@ -366,12 +393,13 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct so
 				      BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline struct sock_state *state_of(struct sock *sk)
+/* sk is a struct sock, or in sock_ops a struct bpf_sock. */
+static __always_inline struct sock_state *state_of(void *sk)
 {
 	return bpf_sk_storage_get(&tcp_socks, sk, 0, 0);
 }
 
-static __always_inline struct sock_state *make_state(struct sock *sk)
+static __always_inline struct sock_state *make_state(void *sk)
 {
 	struct sock_state *st = bpf_sk_storage_get(&tcp_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
@@ -381,17 +409,10 @@ static __always_inline struct sock_state *make_state(struct sock *sk)
 }
 
 /* A connection is being made by the current process. */
-static __always_inline void on_connect(struct sock *sk)
+static __always_inline void begin_connect(struct sock_state *st, struct sock *sk, struct tcp_sock *tp)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	u64 now = bpf_ktime_get_boot_ns();
-	struct sock_state *st;
 
-	if (!tp || !is_ours(sk))
-		return;
-	st = make_state(sk);
-	if (!st)
-		return;
 	start(st, sk, now);
 	st->syn_ns = now;
 	st->established_ns = 0;
@@ -400,7 +421,25 @@ static __always_inline void on_connect(struct sock *sk)
 	st->segs_in = st->origin_in = tp->segs_in;
 	st->origin_tx = tp->bytes_sent - tp->bytes_retrans;
 	st->origin_rx = tp->bytes_received;
-	set_owner(st, bpf_get_current_task_btf());
+	st->pid = 0;
+	__builtin_memset(st->comm, 0, sizeof(st->comm));
+}
+
+static __always_inline void on_connect(struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct task_struct *task;
+	struct sock_state *st;
+
+	if (!tp || !is_ours(sk))
+		return;
+	st = make_state(sk);
+	if (!st)
+		return;
+	begin_connect(st, sk, tp);
+	task = bpf_get_current_task_btf();
+	if (!(task->flags & PF_KTHREAD))
+		set_owner(st, task);
 }
 
 /* See seed_multipath. */
@@ -415,8 +454,23 @@ static __always_inline void owner_by_port(struct sock_state *st, struct sock *sk
 	__builtin_memcpy(st->comm, o->comm, sizeof(st->comm));
 }
 
-/* The handshake is done. On the server's side this is the first that is seen
- * of the new socket; its record was cloned from the listener's. */
+/* The first that is seen of a socket that a listener has made; its record was cloned
+ * from the listener's. */
+static __always_inline void begin_accepted(struct sock_state *st, struct sock *sk)
+{
+	start(st, sk, bpf_ktime_get_boot_ns());
+	st->established_ns = st->start_ns;
+	st->syn_ns = 0;
+	st->role = ROLE_SERVER;
+	st->segs_out = st->origin_out = 0;
+	st->segs_in = st->origin_in = 0;
+	st->origin_tx = 0;
+	st->origin_rx = 0;
+	if (!st->pid)
+		owner_by_port(st, sk);
+}
+
+/* The handshake is done. */
 static __always_inline void on_established(struct sock *sk, int oldstate)
 {
 	struct sock_state *st = state_of(sk);
@@ -430,18 +484,8 @@ static __always_inline void on_established(struct sock *sk, int oldstate)
 	if (!st && !is_ours(sk))
 		return;
 	st = make_state(sk);
-	if (!st)
-		return;
-	start(st, sk, bpf_ktime_get_boot_ns());
-	st->established_ns = st->start_ns;
-	st->syn_ns = 0;
-	st->role = ROLE_SERVER;
-	st->segs_out = st->origin_out = 0;
-	st->segs_in = st->origin_in = 0;
-	st->origin_tx = 0;
-	st->origin_rx = 0;
-	if (!st->pid)
-		owner_by_port(st, sk);
+	if (st)
+		begin_accepted(st, sk);
 }
 
 static __always_inline void on_listen(struct sock *sk)
@@ -499,6 +543,17 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 	st->base_rx_segs = st->segs_in;
 }
 
+/* The socket's last reading. st is that of a connection. */
+static __always_inline void finish(struct sock *sk, struct tcp_sock *tp, struct sock_state *st,
+				   int oldstate)
+{
+	if (st->closed)
+		return;
+	advance_segs(st, tp);
+	emit(sk, tp, st, oldstate, TCP_CLOSE);
+	st->closed = 1;
+}
+
 static __always_inline void on_close(struct sock *sk, int oldstate)
 {
 	struct sock_state *st;
@@ -514,27 +569,51 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	if (!st || !st->start_ns) {
-		/* Older than the agent and held by no file, so the seeding
-		 * missed it. */
+	if (!st || !st->start_ns || (st->closed && oldstate == TCP_SYN_SENT && have_ops)) {
 		if (!is_ours(sk))
 			return;
 		st = make_state(sk);
 		if (!st)
 			return;
-		adopt(st, sk, tp);
+		if (oldstate == TCP_SYN_SENT && have_ops) {
+			/* connect() failed before it got to sock_ops: no port is
+			 * free, or the address is not one to connect to. */
+			begin_connect(st, sk, tp);
+			set_owner(st, bpf_get_current_task_btf());
+		} else {
+			/* Older than the agent and held by no file, so the
+			 * seeding missed it. */
+			adopt(st, sk, tp);
+		}
+	} else if (have_ops && !st->closed) {
+		__sync_fetch_and_add(&traced_ends, 1);
 	}
-	if (st->closed)
-		return;
-	advance_segs(st, tp);
-	emit(sk, tp, st, oldstate, TCP_CLOSE);
-	st->closed = 1;
+	finish(sk, tp, st, oldstate);
+}
+
+/* sock_ops is told of the socket's states. */
+static __always_inline bool is_followed(struct tcp_sock *tp)
+{
+	return have_ops && tp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG;
+}
+
+/* What is told to sock_ops is not looked at twice. */
+static __always_inline bool is_told(struct sock *sk, int newstate)
+{
+	struct tcp_sock *tp;
+
+	if (!have_ops)
+		return false;
+	if (newstate == TCP_SYN_SENT || newstate == TCP_LISTEN)
+		return true;
+	tp = bpf_skc_to_tcp_sock(sk);
+	return tp && is_followed(tp);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 {
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP || is_told(sk, newstate))
 		return 0;
 	switch (newstate) {
 	case TCP_SYN_SENT:
@@ -558,6 +637,132 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 		break;
 	}
 	return 0;
+}
+
+/* Has the kernel tell of the socket's states from now on. Others may have flags of
+ * their own. */
+static __always_inline void follow(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline void ops_listen(struct bpf_sock *sk)
+{
+	struct sock_state *st = make_state(sk);
+
+	if (!st)
+		return;
+	st->role = ROLE_LISTENER;
+	st->start_ns = 0;
+	set_owner_current(st);
+}
+
+static __always_inline void ops_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sock_state *st;
+
+	if (!tp)
+		return;
+	st = make_state(sk);
+	if (!st)
+		return;
+	begin_connect(st, (struct sock *)tp, tp);
+	set_owner_current(st);
+	follow(ops);
+}
+
+/* A client's handshake is done, or a server's: this one before the state changes, and
+ * with TCP Fast Open before the client's answer. */
+static __always_inline void ops_established(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct sock_state *st = state_of(sk);
+	struct tcp_sock *tp;
+
+	/* Where both ends connect at the same time, both are told as servers are. */
+	if (st && st->role == ROLE_CLIENT && st->start_ns && !st->closed) {
+		st->established_ns = bpf_ktime_get_boot_ns();
+		return;
+	}
+	if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		return; /* older than the agent, see tcp_seed */
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	st = make_state(sk);
+	if (!st)
+		return;
+	begin_accepted(st, (struct sock *)tp);
+	follow(ops);
+}
+
+/* close() and shutdown() run in the process that uses the socket, see on_local_close.
+ * In SYN_RECV they only leave a note, and the step is made by an interrupt. */
+static __always_inline void ops_local_close(struct bpf_sock *sk, int oldstate)
+{
+	struct sock_state *st = state_of(sk);
+
+	if (st && st->role == ROLE_SERVER && oldstate != TCP_SYN_RECV)
+		set_owner_current(st);
+}
+
+/* Also of sockets that another agent, or an earlier one, had followed. */
+static __always_inline void ops_close(struct bpf_sock *sk, int oldstate)
+{
+	struct sock_state *st = state_of(sk);
+	struct tcp_sock *tp;
+
+	if (oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
+		return;
+	if (oldstate == TCP_SYN_RECV && (!st || !st->start_ns))
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	if (!st || !st->start_ns) {
+		st = make_state(sk);
+		if (!st)
+			return;
+		adopt(st, (struct sock *)tp, tp);
+	} else if (st->closed && oldstate == TCP_SYN_SENT) {
+		/* Another attempt, which failed early, see on_close. */
+		begin_connect(st, (struct sock *)tp, tp);
+		set_owner_current(st);
+	}
+	finish((struct sock *)tp, tp, st, oldstate);
+}
+
+SEC("sockops")
+int tcp_ops(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	if (!sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		ops_listen(sk);
+		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		ops_connect(ops, sk);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		ops_established(ops, sk);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		switch (ops->args[1]) {
+		case TCP_FIN_WAIT1:
+		case TCP_LAST_ACK:
+			ops_local_close(sk, ops->args[0]);
+			break;
+		case TCP_CLOSE:
+			ops_close(sk, ops->args[0]);
+			break;
+		}
+		break;
+	}
+	return 1;
 }
 
 /* Retransmissions show at once, at most one record per socket and second; the
@@ -642,6 +847,8 @@ int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!tp)
 		return 0;
 	state = sk->__sk_common.skc_state;
+	if (!is_followed(tp))
+		traced++;
 	advance_segs(st, tp);
 	if (state == st->reported_state && st->segs_out - st->origin_out == st->base_tx_segs &&
 	    st->segs_in - st->origin_in == st->base_rx_segs)

@@ -42,6 +42,9 @@ type Config struct {
 	// RingBytes is a power of two and a multiple of the page size.
 	// DefaultRingBytes if 0.
 	RingBytes uint32
+	// CgroupRoot is where the cgroup2 hierarchy is mounted, or this node's part of
+	// it. Without it tracing programs tell of connections, and may miss some.
+	CgroupRoot string
 	// CgroupID is the root of this node's part of the cgroups, 0 for all: other
 	// nodes may share the kernel. Sockets outside it are left alone.
 	CgroupID uint64
@@ -59,6 +62,12 @@ type Probe struct {
 	drainEvery time.Duration
 	iter       *link.Iter
 	stats      *ebpf.Map
+	tracing    probe.Tracing // all but the next one
+	states     probe.Tracing // the program at the socket's states
+	hasOps     bool
+
+	traced, tracedEnds *ebpf.Variable
+	older              older
 
 	mu       sync.Mutex
 	flushed  chan struct{} // closed by Run when a requested flush is through
@@ -115,19 +124,70 @@ func (p *Probe) start() error {
 	if err := p.configure(spec); err != nil {
 		return err
 	}
-	core, err := p.loadCore(spec)
+	core, err := p.startCore(spec)
 	if err != nil {
-		return probe.Explain("the kernel does not take the tcp probe's programs", err)
-	}
-	p.stats = core.Maps[bpfMapTcpStats]
-	if err := p.openReaders(core); err != nil {
-		return err
-	}
-	if err := p.attachTracing(core.Programs[bpfProgTcpSetState], "tp_btf/inet_sock_set_state"); err != nil {
 		return err
 	}
 	p.startOptional(spec, core)
 	return nil
+}
+
+const (
+	opsHook      = "cgroup/sock_ops"
+	setStateHook = "tp_btf/inet_sock_set_state"
+)
+
+// startCore starts what tells of connections and what reads them: sock_ops, or else a
+// tracing program, which may miss some.
+func (p *Probe) startCore(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	core, opsErr := p.startOps(spec)
+	if opsErr == nil {
+		return core, nil
+	}
+	p.degraded = append(p.degraded, fmt.Sprintf("connections may be missed, see program_skipped (%s: %v)", opsHook, opsErr))
+	if err := spec.Variables[bpfVarHaveOps].Set(false); err != nil {
+		return nil, fmt.Errorf("set who tells of connections: %w", err)
+	}
+	core, err := p.loadCore(spec, bpfProgTcpSetState)
+	if err != nil {
+		return nil, probe.Explain("the kernel does not take the tcp probe's programs", err)
+	}
+	if err := p.attachTracing(core.Programs[bpfProgTcpSetState], setStateHook); err != nil {
+		return nil, err
+	}
+	return core, nil
+}
+
+// startOps leaves nothing behind if it fails.
+func (p *Probe) startOps(spec *ebpf.CollectionSpec) (core *ebpf.Collection, err error) {
+	if p.cfg.CgroupRoot == "" {
+		return nil, errors.New("no cgroup2 hierarchy is mounted")
+	}
+	if err := spec.Variables[bpfVarHaveOps].Set(true); err != nil {
+		return nil, fmt.Errorf("set who tells of connections: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, probe.CloseAll(p.closers))
+			p.closers, p.hooks = nil, nil
+		}
+	}()
+	if core, err = p.loadCore(spec, bpfProgTcpOps); err != nil {
+		return nil, probe.Explain("load", err)
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{
+		Path: p.cfg.CgroupRoot, Attach: ebpf.AttachCGroupSockOps, Program: core.Programs[bpfProgTcpOps],
+	})
+	if err != nil {
+		return nil, probe.Explain("attach at "+p.cfg.CgroupRoot, err)
+	}
+	p.closers = append(p.closers, l)
+	p.hooks, p.hasOps = append(p.hooks, opsHook), true
+	// Of what was there before only this one tells.
+	if err := p.startOne(spec, core, bpfProgTcpSetState, setStateHook); err != nil {
+		p.degraded = append(p.degraded, fmt.Sprintf("the end of connections that were open before orb8 is not seen (%s: %v)", setStateHook, err))
+	}
+	return core, nil
 }
 
 func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
@@ -141,14 +201,17 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// loadCore loads what the probe cannot do without, and all maps.
-func (p *Probe) loadCore(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	coll, err := ebpf.NewCollection(probe.Only(spec, bpfProgTcpSetState, bpfProgTcpSample))
+// loadCore loads what the probe cannot do without: what tells of connections, what
+// reads them, and all maps.
+func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) (*ebpf.Collection, error) {
+	coll, err := ebpf.NewCollection(probe.Only(spec, teller, bpfProgTcpSample))
 	if err != nil {
 		return nil, err
 	}
 	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	return coll, nil
+	p.stats = coll.Maps[bpfMapTcpStats]
+	p.traced, p.tracedEnds = coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
+	return coll, p.openReaders(coll)
 }
 
 func (p *Probe) openReaders(core *ebpf.Collection) error {
@@ -170,7 +233,11 @@ func (p *Probe) openReaders(core *ebpf.Collection) error {
 }
 
 func (p *Probe) attachTracing(prog *ebpf.Program, hook string) error {
-	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	with := &p.tracing
+	if hook == setStateHook {
+		with = &p.states
+	}
+	l, err := with.Attach(prog)
 	if err != nil {
 		return probe.Explain("attach "+hook, err)
 	}
@@ -300,6 +367,9 @@ func (p *Probe) flushRing() error {
 
 // sample makes one pass over all sockets.
 func (p *Probe) sample() error {
+	if err := p.traced.Set(uint64(0)); err != nil {
+		return fmt.Errorf("begin a pass over all sockets: %w", err)
+	}
 	r, err := p.iter.Open()
 	if err != nil {
 		return fmt.Errorf("open the socket iterator: %w", err)
@@ -332,6 +402,9 @@ func (p *Probe) readRecords(r io.Reader) error {
 }
 
 func (p *Probe) readStats() error {
+	if err := p.readSkips(); err != nil {
+		return err
+	}
 	var total [bpfTcpStatSTAT_MAX]uint64
 	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
 		return fmt.Errorf("read the tcp probe's loss counters: %w", err)
@@ -340,6 +413,30 @@ func (p *Probe) readStats() error {
 	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
 	p.resets.Store(total[bpfTcpStatSTAT_RESETS_UNMATCHED])
 	p.lost = total
+	return nil
+}
+
+// readSkips counts what tracing programs may have missed. What sock_ops tells is not
+// among it: where that is attached, the program at the socket's states matters to
+// older connections only.
+func (p *Probe) readSkips() error {
+	skips, err := p.tracing.Skips()
+	if err != nil {
+		return err
+	}
+	p.cfg.Losses.Add(loss.ProgramSkipped, skips)
+	if skips, err = p.states.Skips(); err != nil {
+		return err
+	}
+	if !p.hasOps {
+		p.cfg.Losses.Add(loss.ProgramSkipped, skips)
+		return nil
+	}
+	var traced, ends uint64
+	if err := errors.Join(p.traced.Get(&traced), p.tracedEnds.Get(&ends)); err != nil {
+		return fmt.Errorf("read how many connections a tracing program follows: %w", err)
+	}
+	p.cfg.Losses.Add(loss.ProgramSkipped, p.older.pass(traced, ends, skips))
 	return nil
 }
 

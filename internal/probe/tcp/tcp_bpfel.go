@@ -132,14 +132,18 @@ const (
 	bpfMapTcpSocks         = "tcp_socks"
 	bpfMapTcpStats         = "tcp_stats"
 	bpfProgTcpError        = "tcp_error"
+	bpfProgTcpOps          = "tcp_ops"
 	bpfProgTcpReceiveReset = "tcp_receive_reset"
 	bpfProgTcpRetransmit   = "tcp_retransmit"
 	bpfProgTcpSample       = "tcp_sample"
 	bpfProgTcpSeed         = "tcp_seed"
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
+	bpfVarHaveOps          = "have_ops"
 	bpfVarMirrored         = "mirrored"
 	bpfVarPartRoot         = "part_root"
+	bpfVarTraced           = "traced"
+	bpfVarTracedEnds       = "traced_ends"
 	bpfVarWakeBytes        = "wake_bytes"
 )
 
@@ -186,6 +190,7 @@ type bpfSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
 	TcpError        *ebpf.ProgramSpec `ebpf:"tcp_error"`
+	TcpOps          *ebpf.ProgramSpec `ebpf:"tcp_ops"`
 	TcpReceiveReset *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.ProgramSpec `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.ProgramSpec `ebpf:"tcp_sample"`
@@ -208,9 +213,12 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	Mirrored  *ebpf.VariableSpec `ebpf:"mirrored"`
-	PartRoot  *ebpf.VariableSpec `ebpf:"part_root"`
-	WakeBytes *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	HaveOps    *ebpf.VariableSpec `ebpf:"have_ops"`
+	Mirrored   *ebpf.VariableSpec `ebpf:"mirrored"`
+	PartRoot   *ebpf.VariableSpec `ebpf:"part_root"`
+	Traced     *ebpf.VariableSpec `ebpf:"traced"`
+	TracedEnds *ebpf.VariableSpec `ebpf:"traced_ends"`
+	WakeBytes  *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -252,9 +260,12 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	Mirrored  *ebpf.Variable `ebpf:"mirrored"`
-	PartRoot  *ebpf.Variable `ebpf:"part_root"`
-	WakeBytes *ebpf.Variable `ebpf:"wake_bytes"`
+	HaveOps    *ebpf.Variable `ebpf:"have_ops"`
+	Mirrored   *ebpf.Variable `ebpf:"mirrored"`
+	PartRoot   *ebpf.Variable `ebpf:"part_root"`
+	Traced     *ebpf.Variable `ebpf:"traced"`
+	TracedEnds *ebpf.Variable `ebpf:"traced_ends"`
+	WakeBytes  *ebpf.Variable `ebpf:"wake_bytes"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
@@ -262,6 +273,7 @@ type bpfVariables struct {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
 	TcpError        *ebpf.Program `ebpf:"tcp_error"`
+	TcpOps          *ebpf.Program `ebpf:"tcp_ops"`
 	TcpReceiveReset *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.Program `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.Program `ebpf:"tcp_sample"`
@@ -273,6 +285,7 @@ type bpfPrograms struct {
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
 		p.TcpError,
+		p.TcpOps,
 		p.TcpReceiveReset,
 		p.TcpRetransmit,
 		p.TcpSample,

@@ -790,6 +790,13 @@ func TestStorageFull(t *testing.T) {
 // of cgroups within it.
 func TestPartOfTheCgroups(t *testing.T) {
 	cgroup, id := probetest.NewCgroup(t)
+	for name, root := range map[string]string{"sock_ops": cgroup, "tracing": noCgroups} {
+		t.Run(name, func(t *testing.T) { partOfTheCgroups(t, Config{CgroupRoot: root, CgroupID: id}, cgroup) })
+	}
+}
+
+func partOfTheCgroups(t *testing.T, cfg Config, cgroup string) {
+	t.Helper()
 	inner := filepath.Join(cgroup, "inner")
 	if err := os.Mkdir(inner, 0o755); err != nil {
 		t.Fatal(err)
@@ -819,7 +826,7 @@ func TestPartOfTheCgroups(t *testing.T) {
 		return server
 	}
 	old := dial(cgroup) // open before the probe
-	w := start(t, Config{CgroupID: id})
+	w := start(t, cfg)
 	young := dial(inner)
 	client, server := dialTo(t, l, "tcp", l.Addr().String())
 	closeBoth(t, client, server)
