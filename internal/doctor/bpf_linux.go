@@ -42,16 +42,20 @@ func needs() []need {
 			Warn, "probe tcp is off, packet counts TCP too", newer,
 		},
 		{
+			"sock-ops", "programs at cgroups that are told of connections load", trySockOps,
+			Warn, "tracing programs tell of TCP connections instead, and may miss some under load", newer,
+		},
+		{
 			"tracepoints", "tp_btf programs load", tryTracepoints,
-			Warn, "probe tcp is off or lacks resets and retransmits, packet counts TCP too", newer,
+			Warn, "TCP connections that were open before the agent are not followed", newer,
 		},
 		{
 			"socket-storage", "usable in tp_btf programs", trySocketStorage,
-			Warn, "probe tcp is off, packet counts TCP too, without RTT, retransmits and the reason of failures", newer,
+			Warn, "TCP connections that were open before the agent are not followed, and resets are told by sockets' errors only", newer,
 		},
 		{
 			"iterators", "iter/bpf_sk_storage_map and iter/task_file load", tryIterators,
-			Warn, "probe tcp is off, packet counts TCP too", newer,
+			Warn, "probe tcp is off, packet counts TCP too, without RTT, retransmits and the reason of failures", newer,
 		},
 		{
 			"older-sockets", "sockets older than the agent can be found", tryOlderSockets,
@@ -83,6 +87,18 @@ func (h *host) feature(n need) Finding {
 		}
 	}
 	return warn("cannot be told: "+err.Error(), "Run orb8 trace network, which says whether its probes load.")
+}
+
+func trySockOps() error {
+	if err := features.HaveProgramType(ebpf.SockOps); err != nil {
+		return fmt.Errorf("load sock_ops program: %w", err)
+	}
+	for _, helper := range []asm.BuiltinFunc{asm.FnSkStorageGet, asm.FnSkcToTcpSock, asm.FnGetCurrentTask, asm.FnRingbufReserve} {
+		if err := features.HaveProgramHelper(ebpf.SockOps, helper); err != nil {
+			return fmt.Errorf("call %s in a sock_ops program: %w", helperName(helper), err)
+		}
+	}
+	return nil
 }
 
 func tryTracepoints() error {

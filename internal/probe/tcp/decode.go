@@ -89,6 +89,7 @@ func info(r *bpfTcpRecord) flow.TCPInfo {
 		t.End = end(r)
 		t.Failed = flow.State(r.OldState) == flow.StateSynSent
 		t.ResetSent = t.ResetSent || t.End == flow.EndResetLocal
+		t.ResetReceived = t.ResetReceived || t.End == flow.EndResetRemote
 	}
 	return t
 }
@@ -120,7 +121,8 @@ func end(r *bpfTcpRecord) flow.End {
 	switch {
 	case r.OldState == synSent && (errno == syscall.ECONNREFUSED || has(r, bpfTcpFlagFLAG_RESET_RECEIVED)):
 		return flow.EndRefused
-	case has(r, bpfTcpFlagFLAG_RESET_RECEIVED):
+	case has(r, bpfTcpFlagFLAG_RESET_RECEIVED) || errno == syscall.ECONNRESET || errno == syscall.EPIPE:
+		// These errors only a reset leaves, the second one where the peer had closed.
 		return flow.EndResetRemote
 	case errno == syscall.ETIMEDOUT:
 		return flow.EndTimeout
@@ -131,7 +133,7 @@ func end(r *bpfTcpRecord) flow.End {
 		return flow.EndAborted
 	case has(r, bpfTcpFlagFLAG_RESET_SENT) || errno == syscall.ECONNABORTED:
 		return flow.EndResetLocal
-	case errno != 0 && errno != syscall.EPIPE && errno != syscall.ECONNRESET:
+	case errno != 0:
 		return flow.EndError
 	case r.OldState == established || r.OldState == closeWait:
 		// Closed without a FIN of our own: with data unread, or with a linger

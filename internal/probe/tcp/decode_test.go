@@ -100,6 +100,8 @@ func TestEnd(t *testing.T) {
 		{"both at once", closing, 0, fin, flow.EndFIN},
 		{"peer reset", established, syscall.ECONNRESET, received, flow.EndResetRemote},
 		{"peer reset after its FIN", closeWait, syscall.EPIPE, received | fin, flow.EndResetRemote},
+		{"peer reset, told by the error", established, syscall.ECONNRESET, 0, flow.EndResetRemote},
+		{"peer reset after its FIN, told by the error", closeWait, syscall.EPIPE, fin, flow.EndResetRemote},
 		{"peer reset, both sides", established, syscall.ECONNRESET, received | sent, flow.EndResetRemote},
 		{"linger zero", established, 0, 0, flow.EndResetLocal},
 		{"data unread at close", closeWait, 0, fin, flow.EndResetLocal},

@@ -591,10 +591,28 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	finish(sk, tp, st, oldstate);
 }
 
-/* sock_ops is told of the socket's states. */
+/* A retransmission shows at once, at most one record per socket and second; the count
+ * itself is the socket's own. */
+static __always_inline void resent(struct sock *sk, struct tcp_sock *tp, struct sock_state *st)
+{
+	u64 now;
+
+	if (!st || !st->start_ns || st->closed)
+		return;
+	now = bpf_ktime_get_boot_ns();
+	if (st->retrans_reported_ns && now - st->retrans_reported_ns < 1000000000ULL)
+		return;
+	st->retrans_reported_ns = now;
+	advance_segs(st, tp);
+	emit(sk, tp, st, sk->__sk_common.skc_state, sk->__sk_common.skc_state);
+}
+
+#define FOLLOWED (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG)
+
+/* sock_ops is told what happens to the socket. */
 static __always_inline bool is_followed(struct tcp_sock *tp)
 {
-	return have_ops && tp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG;
+	return have_ops && (tp->bpf_sock_ops_cb_flags & FOLLOWED) == FOLLOWED;
 }
 
 /* What is told to sock_ops is not looked at twice. */
@@ -639,11 +657,19 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-/* Has the kernel tell of the socket's states from now on. Others may have flags of
- * their own. */
+/* Has the kernel tell of the socket's states and retransmissions from now on. Others
+ * may have flags of their own. */
 static __always_inline void follow(struct bpf_sock_ops *ops)
 {
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | FOLLOWED);
+}
+
+static __always_inline void ops_resent(struct bpf_sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (tp)
+		resent((struct sock *)tp, tp, state_of(sk));
 }
 
 static __always_inline void ops_listen(struct bpf_sock *sk)
@@ -750,6 +776,9 @@ int tcp_ops(struct bpf_sock_ops *ops)
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		ops_established(ops, sk);
 		break;
+	case BPF_SOCK_OPS_RETRANS_CB:
+		ops_resent(sk);
+		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		switch (ops->args[1]) {
 		case TCP_FIN_WAIT1:
@@ -765,26 +794,14 @@ int tcp_ops(struct bpf_sock_ops *ops)
 	return 1;
 }
 
-/* Retransmissions show at once, at most one record per socket and second; the
- * count itself is the socket's own. */
+/* Of sockets that sock_ops does not tell of. */
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit, struct sock *sk)
 {
-	struct sock_state *st = state_of(sk);
-	struct tcp_sock *tp;
-	u64 now;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 
-	if (!st || !st->start_ns || st->closed)
-		return 0;
-	now = bpf_ktime_get_boot_ns();
-	if (st->retrans_reported_ns && now - st->retrans_reported_ns < 1000000000ULL)
-		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
-		return 0;
-	st->retrans_reported_ns = now;
-	advance_segs(st, tp);
-	emit(sk, tp, st, sk->__sk_common.skc_state, sk->__sk_common.skc_state);
+	if (tp && !is_followed(tp))
+		resent(sk, tp, state_of(sk));
 	return 0;
 }
 

@@ -102,11 +102,15 @@ func (p *Probe) Received() uint64 { return p.received.Load() }
 func (p *Probe) UnmatchedResets() uint64 { return p.resets.Load() }
 
 // optional programs, each with what is missing without it.
-func optional() []struct{ prog, hook, effect string } {
+func optional(hasOps bool) []struct{ prog, hook, effect string } {
+	retransmits := "retransmits show at the next interval, not at once"
+	if hasOps {
+		retransmits += ", of connections that are older than orb8"
+	}
 	return []struct{ prog, hook, effect string }{
 		{bpfProgTcpReceiveReset, "tp_btf/tcp_receive_reset", "resets received are told only by the socket's error"},
 		{bpfProgTcpSendReset, "tp_btf/tcp_send_reset", "resets sent are told only by how the socket closed"},
-		{bpfProgTcpRetransmit, "tp_btf/tcp_retransmit_skb", "retransmits show at the next interval, not at once"},
+		{bpfProgTcpRetransmit, "tp_btf/tcp_retransmit_skb", retransmits},
 		{bpfProgTcpError, "tp_btf/inet_sk_error_report", "a failed connection may show as aborted if the program is quick to ask why"},
 		{bpfProgTcpSeed, "iter/task_file", "sockets that were open before orb8 show only when they close"},
 	}
@@ -247,7 +251,7 @@ func (p *Probe) attachTracing(prog *ebpf.Program, hook string) error {
 }
 
 func (p *Probe) startOptional(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
-	for _, o := range optional() {
+	for _, o := range optional(p.hasOps) {
 		if err := p.startOne(spec, core, o.prog, o.hook); err != nil {
 			p.degraded = append(p.degraded, fmt.Sprintf("%s (%s: %v)", o.effect, o.hook, err))
 		}

@@ -145,6 +145,7 @@ func TestPreexisting(t *testing.T) {
 	exchange(t, client, server, 5000, 700)
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	w := start(t, Config{})
+	w.needOlder(t)
 	f := w.find(t, "the older connection", func(f *seen) bool { return is(f, local, remote) })
 	if !f.TCP.Preexisting || f.Total.TxBytes != 5000 || f.Base.TxBytes != 5000 {
 		t.Errorf("preexisting %v, total %+v, base %+v", f.TCP.Preexisting, f.Total, f.Base)
@@ -183,6 +184,7 @@ func TestPreexistingListener(t *testing.T) {
 	}
 	defer l.Close()
 	w := start(t, Config{})
+	w.needOlder(t)
 	client, server := dialTo(t, l, "tcp4", l.Addr().String())
 	exchange(t, client, server, 1, 1)
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
@@ -827,6 +829,7 @@ func partOfTheCgroups(t *testing.T, cfg Config, cgroup string) {
 	}
 	old := dial(cgroup) // open before the probe
 	w := start(t, cfg)
+	w.needOlder(t)
 	young := dial(inner)
 	client, server := dialTo(t, l, "tcp", l.Addr().String())
 	closeBoth(t, client, server)

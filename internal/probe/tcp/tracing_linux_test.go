@@ -25,6 +25,7 @@ func TestByTracing(t *testing.T) {
 // An attempt that fails before there is a SYN is told of as well.
 func TestNoPort(t *testing.T) {
 	w := start(t, Config{})
+	w.needOlder(t) // the same program
 	ns := probetest.NewNetns(t)
 	var l net.Listener
 	var first, second net.Conn
