@@ -3,6 +3,7 @@
 package tcp
 
 import (
+	"maps"
 	"net"
 	"os"
 	"testing"
@@ -13,12 +14,25 @@ import (
 // Without cgroups a tracing program tells the same.
 func TestByTracing(t *testing.T) {
 	t.Setenv(cgroupsEnv, noCgroups)
-	for name, test := range map[string]func(*testing.T){
-		"ExactBytes": TestExactBytes, "Refused": TestRefused, "Resets": TestResets, "Failures": TestFailures,
-		"SocketConnectedAgain": TestSocketConnectedAgain, "Cgroups": TestCgroups, "FastOpen": TestFastOpen,
-		"SimultaneousOpen": TestSimultaneousOpen, "Multipath": TestMultipath, "NoPort": TestNoPort,
-	} {
-		t.Run(name, test)
+	tests := map[string]func(*testing.T){
+		"ExactBytes": TestExactBytes, "Resets": TestResets, "SocketConnectedAgain": TestSocketConnectedAgain,
+		"Cgroups": TestCgroups, "Multipath": TestMultipath,
+	}
+	if !testing.Short() {
+		maps.Copy(tests, map[string]func(*testing.T){
+			"Refused": TestRefused, "Failures": TestFailures, "FastOpen": TestFastOpen,
+			"SimultaneousOpen": TestSimultaneousOpen, "NoPort": TestNoPort,
+		})
+	}
+	skipped := false
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			defer func() { skipped = skipped || t.Skipped() }()
+			test(t)
+		})
+	}
+	if !skipped {
+		feature(t, "TCP without cgroup2")
 	}
 }
 
