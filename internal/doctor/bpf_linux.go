@@ -54,8 +54,12 @@ func needs() []need {
 			Warn, "TCP connections that were open before the agent are not followed, and resets are told by sockets' errors only", newer,
 		},
 		{
-			"iterators", "iter/bpf_sk_storage_map and iter/task_file load", tryIterators,
-			Warn, "probe tcp is off, packet counts TCP too, without RTT, retransmits and the reason of failures", newer,
+			"iterators", "iter/bpf_sk_storage_map loads", func() error { return tryIterator("bpf_sk_storage_map") },
+			Warn, "TCP sockets are found by open files, which costs more; those that no process has open show only when they close", newer,
+		},
+		{
+			"file-iterator", "iter/task_file loads", func() error { return tryIterator("task_file") },
+			Warn, "TCP connections that were open before the agent are not seen", newer,
 		},
 		{
 			"older-sockets", "sockets older than the agent can be found", tryOlderSockets,
@@ -110,11 +114,9 @@ func tryTracepoints() error {
 	return nil
 }
 
-func tryIterators() error {
-	for _, name := range []string{"bpf_sk_storage_map", "task_file"} {
-		if err := tryTracing(ebpf.AttachTraceIter, name, nil); err != nil {
-			return fmt.Errorf("load iter/%s: %w", name, err)
-		}
+func tryIterator(name string) error {
+	if err := tryTracing(ebpf.AttachTraceIter, name, nil); err != nil {
+		return fmt.Errorf("load iter/%s: %w", name, err)
 	}
 	return nil
 }

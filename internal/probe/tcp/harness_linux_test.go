@@ -174,17 +174,27 @@ func (w *watcher) needOlder(t *testing.T) {
 // load is start without Run.
 func load(t *testing.T, cfg Config) *watcher {
 	t.Helper()
+	w := newWatcher(t, cfg)
+	name := "TCP from socket counters: fallback"
+	if w.Probe.cfg.CgroupRoot == "" {
+		name = "TCP without cgroup2: off"
+	}
+	probetest.Start(t, w, name)
+	return w
+}
+
+// newWatcher is load without Start.
+func newWatcher(t *testing.T, cfg Config) *watcher {
+	t.Helper()
 	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
 	cfg.Apply, cfg.Losses, cfg.Clock = w.apply, w.losses, probe.NewClock()
 	if cfg.CgroupRoot == "" {
 		cfg.CgroupRoot = cmp.Or(os.Getenv(cgroupsEnv), probetest.CgroupRoot(t))
 	}
-	name := "TCP from socket counters: fallback"
 	if cfg.CgroupRoot == noCgroups {
-		cfg.CgroupRoot, name = "", "TCP without cgroup2: off"
+		cfg.CgroupRoot = ""
 	}
 	w.Probe = New(cfg)
-	probetest.Start(t, w, name)
 	return w
 }
 

@@ -55,7 +55,8 @@ struct sock_state {
 	u8 flags;
 	u8 reported_state; /* 0: never reported */
 	u8 closed;
-	u8 pad[2];
+	u8 counted; /* the pass in which it was counted as traced */
+	u8 pad;
 	u16 err; /* as reported, should the program take it before the close */
 };
 
@@ -157,6 +158,8 @@ volatile const bool have_ops = false;
 
 /* Connections seen in the latest pass of which a tracing program tells, not sock_ops. */
 volatile u64 traced;
+/* The latest pass. A socket may come more than once in one. */
+volatile u8 pass;
 /* Ends of such that were told. */
 volatile u64 traced_ends;
 
@@ -847,39 +850,76 @@ int BPF_PROG(tcp_error, struct sock *sk)
 	return 0;
 }
 
-/* One pass over all tracked sockets of all network namespaces; only those that
- * changed since the last pass are reported. */
-SEC("iter/bpf_sk_storage_map")
-int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* Writes a tracked socket's record if it changed since the last pass. */
+static __always_inline void sample(struct seq_file *seq, struct sock *sk, struct sock_state *st)
 {
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
 	struct tcp_record r = {};
 	struct tcp_sock *tp;
 	u8 state;
 
-	if (!sk || !st || !st->start_ns || st->closed)
-		return 0;
+	if (!st->start_ns || st->closed)
+		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
-		return 0;
+		return;
 	state = sk->__sk_common.skc_state;
-	if (!is_followed(tp))
+	if (st->counted != pass && !is_followed(tp)) {
+		st->counted = pass;
 		traced++;
+	}
 	advance_segs(st, tp);
 	if (state == st->reported_state && st->segs_out - st->origin_out == st->base_tx_segs &&
 	    st->segs_in - st->origin_in == st->base_rx_segs)
-		return 0;
+		return;
 	fill(&r, sk, tp, st, state);
 	r.state = state;
 	r.old_state = st->reported_state;
-	if (bpf_seq_write(ctx->meta->seq, &r, sizeof(r)))
-		return 0; /* the page is full: this socket comes again */
+	if (bpf_seq_write(seq, &r, sizeof(r)))
+		return; /* the page is full: this socket comes again */
 	st->reported_state = state;
 	st->base_tx_bytes = r.tx_bytes;
 	st->base_rx_bytes = r.rx_bytes;
 	st->base_tx_segs = r.tx_segs;
 	st->base_rx_segs = r.rx_segs;
+}
+
+/* One pass over all tracked sockets of all network namespaces. */
+SEC("iter/bpf_sk_storage_map")
+int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock_state *st = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (sk && st)
+		sample(ctx->meta->seq, sk, st);
+	return 0;
+}
+
+static __always_inline struct sock *sock_of_file(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+
+	if (!file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	return socket ? socket->sk : 0;
+}
+
+/* The same by way of open files, for kernels that are kept from the iterator above. A
+ * socket that several processes hold comes more than once in a pass, one that none
+ * holds does not come. */
+SEC("iter/task_file")
+int tcp_sample_files(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = sock_of_file(ctx);
+	struct sock_state *st;
+
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	st = state_of(sk);
+	if (st)
+		sample(ctx->meta->seq, sk, st);
 	return 0;
 }
 
@@ -907,20 +947,12 @@ SEC("iter/task_file")
 int tcp_seed(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
+	struct sock *sk = sock_of_file(ctx);
 	struct sock_state *st;
-	struct socket *socket;
 	struct tcp_sock *tp;
-	struct sock *sk;
 	u8 state;
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk)
+	if (!task || !sk)
 		return 0;
 	if (sk->sk_protocol == IPPROTO_MPTCP)
 		return seed_multipath(sk, task);

@@ -66,8 +66,11 @@ type Probe struct {
 	states     probe.Tracing // the program at the socket's states
 	hasOps     bool
 
-	traced, tracedEnds *ebpf.Variable
-	older              older
+	pass, traced, tracedEnds *ebpf.Variable
+	passes                   uint8
+	older                    older
+
+	byFiles bool // sockets are found by open files; a test may want it so
 
 	mu       sync.Mutex
 	flushed  chan struct{} // closed by Run when a requested flush is through
@@ -139,16 +142,46 @@ func (p *Probe) start() error {
 const (
 	opsHook      = "cgroup/sock_ops"
 	setStateHook = "tp_btf/inet_sock_set_state"
+	samplerHook  = "iter/bpf_sk_storage_map"
 )
 
 // startCore starts what tells of connections and what reads them: sock_ops, or else a
-// tracing program, which may miss some.
-func (p *Probe) startCore(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+// tracing program, which may miss some; an iterator over socket storage, or else one
+// over open files.
+func (p *Probe) startCore(spec *ebpf.CollectionSpec) (core *ebpf.Collection, err error) {
+	samplerErr := p.trySampler(spec)
+	if samplerErr != nil {
+		p.byFiles = true
+	}
+	if core, err = p.startTeller(spec); err != nil {
+		return nil, errors.Join(err, samplerErr)
+	}
+	if p.byFiles {
+		p.degraded = append(p.degraded, fmt.Sprintf("connections that no process has open and multipath ones show only when they close, "+
+			"and the more files are open, the more a reading costs (%s: %v)", samplerHook, samplerErr))
+	}
+	return core, nil
+}
+
+// trySampler tells why the iterator over socket storage cannot be used, if so. There are
+// kernels that keep programs from the iterators that may write into maps.
+func (p *Probe) trySampler(spec *ebpf.CollectionSpec) error {
+	if p.byFiles {
+		return errors.New("not wanted")
+	}
+	coll, err := ebpf.NewCollection(probe.Only(spec, bpfProgTcpSample))
+	if err != nil {
+		return probe.Explain("load", err)
+	}
+	coll.Close()
+	return nil
+}
+
+func (p *Probe) startTeller(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	core, opsErr := p.startOps(spec)
 	if opsErr == nil {
 		return core, nil
 	}
-	p.degraded = append(p.degraded, fmt.Sprintf("connections may be missed, see program_skipped (%s: %v)", opsHook, opsErr))
 	if err := spec.Variables[bpfVarHaveOps].Set(false); err != nil {
 		return nil, fmt.Errorf("set who tells of connections: %w", err)
 	}
@@ -159,6 +192,7 @@ func (p *Probe) startCore(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	if err := p.attachTracing(core.Programs[bpfProgTcpSetState], setStateHook); err != nil {
 		return nil, err
 	}
+	p.degraded = append(p.degraded, fmt.Sprintf("connections may be missed, see program_skipped (%s: %v)", opsHook, opsErr))
 	return core, nil
 }
 
@@ -208,26 +242,32 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 // loadCore loads what the probe cannot do without: what tells of connections, what
 // reads them, and all maps.
 func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) (*ebpf.Collection, error) {
-	coll, err := ebpf.NewCollection(probe.Only(spec, teller, bpfProgTcpSample))
+	sampler := bpfProgTcpSample
+	if p.byFiles {
+		sampler = bpfProgTcpSampleFiles
+	}
+	coll, err := ebpf.NewCollection(probe.Only(spec, teller, sampler))
 	if err != nil {
 		return nil, err
 	}
 	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
 	p.stats = coll.Maps[bpfMapTcpStats]
-	p.traced, p.tracedEnds = coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
+	p.pass, p.traced, p.tracedEnds = coll.Variables[bpfVarPass], coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
 	return coll, p.openReaders(coll)
 }
 
 func (p *Probe) openReaders(core *ebpf.Collection) error {
-	it, err := link.AttachIter(link.IterOptions{
-		Program: core.Programs[bpfProgTcpSample], Map: core.Maps[bpfMapTcpSocks],
-	})
+	options, hook := link.IterOptions{Program: core.Programs[bpfProgTcpSample], Map: core.Maps[bpfMapTcpSocks]}, samplerHook
+	if p.byFiles {
+		options, hook = link.IterOptions{Program: core.Programs[bpfProgTcpSampleFiles]}, "iter/task_file"
+	}
+	it, err := link.AttachIter(options)
 	if err != nil {
 		return probe.Explain("attach the socket iterator", err)
 	}
 	p.iter = it
 	p.closers = append(p.closers, it)
-	p.hooks = append(p.hooks, "iter/bpf_sk_storage_map")
+	p.hooks = append(p.hooks, hook)
 	p.ring, err = ringbuf.NewReader(core.Maps[bpfMapTcpRing])
 	if err != nil {
 		return fmt.Errorf("open the tcp probe's ring buffer: %w", err)
@@ -371,7 +411,8 @@ func (p *Probe) flushRing() error {
 
 // sample makes one pass over all sockets.
 func (p *Probe) sample() error {
-	if err := p.traced.Set(uint64(0)); err != nil {
+	p.passes++
+	if err := errors.Join(p.pass.Set(p.passes), p.traced.Set(uint64(0))); err != nil {
 		return fmt.Errorf("begin a pass over all sockets: %w", err)
 	}
 	r, err := p.iter.Open()

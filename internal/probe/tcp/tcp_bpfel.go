@@ -58,7 +58,8 @@ type bpfSockState struct {
 	Flags             uint8
 	ReportedState     uint8
 	Closed            uint8
-	Pad               [2]uint8
+	Counted           uint8
+	Pad               uint8
 	Err               uint16
 }
 
@@ -136,12 +137,14 @@ const (
 	bpfProgTcpReceiveReset = "tcp_receive_reset"
 	bpfProgTcpRetransmit   = "tcp_retransmit"
 	bpfProgTcpSample       = "tcp_sample"
+	bpfProgTcpSampleFiles  = "tcp_sample_files"
 	bpfProgTcpSeed         = "tcp_seed"
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
 	bpfVarHaveOps          = "have_ops"
 	bpfVarMirrored         = "mirrored"
 	bpfVarPartRoot         = "part_root"
+	bpfVarPass             = "pass"
 	bpfVarTraced           = "traced"
 	bpfVarTracedEnds       = "traced_ends"
 	bpfVarWakeBytes        = "wake_bytes"
@@ -194,6 +197,7 @@ type bpfProgramSpecs struct {
 	TcpReceiveReset *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.ProgramSpec `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.ProgramSpec `ebpf:"tcp_sample"`
+	TcpSampleFiles  *ebpf.ProgramSpec `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.ProgramSpec `ebpf:"tcp_seed"`
 	TcpSendReset    *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.ProgramSpec `ebpf:"tcp_set_state"`
@@ -216,6 +220,7 @@ type bpfVariableSpecs struct {
 	HaveOps    *ebpf.VariableSpec `ebpf:"have_ops"`
 	Mirrored   *ebpf.VariableSpec `ebpf:"mirrored"`
 	PartRoot   *ebpf.VariableSpec `ebpf:"part_root"`
+	Pass       *ebpf.VariableSpec `ebpf:"pass"`
 	Traced     *ebpf.VariableSpec `ebpf:"traced"`
 	TracedEnds *ebpf.VariableSpec `ebpf:"traced_ends"`
 	WakeBytes  *ebpf.VariableSpec `ebpf:"wake_bytes"`
@@ -263,6 +268,7 @@ type bpfVariables struct {
 	HaveOps    *ebpf.Variable `ebpf:"have_ops"`
 	Mirrored   *ebpf.Variable `ebpf:"mirrored"`
 	PartRoot   *ebpf.Variable `ebpf:"part_root"`
+	Pass       *ebpf.Variable `ebpf:"pass"`
 	Traced     *ebpf.Variable `ebpf:"traced"`
 	TracedEnds *ebpf.Variable `ebpf:"traced_ends"`
 	WakeBytes  *ebpf.Variable `ebpf:"wake_bytes"`
@@ -277,6 +283,7 @@ type bpfPrograms struct {
 	TcpReceiveReset *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.Program `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.Program `ebpf:"tcp_sample"`
+	TcpSampleFiles  *ebpf.Program `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.Program `ebpf:"tcp_seed"`
 	TcpSendReset    *ebpf.Program `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.Program `ebpf:"tcp_set_state"`
@@ -289,6 +296,7 @@ func (p *bpfPrograms) Close() error {
 		p.TcpReceiveReset,
 		p.TcpRetransmit,
 		p.TcpSample,
+		p.TcpSampleFiles,
 		p.TcpSeed,
 		p.TcpSendReset,
 		p.TcpSetState,

@@ -12,6 +12,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -116,10 +118,31 @@ func TestMappedIPv4(t *testing.T) {
 }
 
 func TestOpenConnectionIsSampled(t *testing.T) {
-	w := start(t, Config{})
+	isSampled(t, start(t, Config{}))
+	feature(t, "TCP connections while open")
+}
+
+// Where the iterator over socket storage is refused, open files lead to the sockets.
+func TestSampledByFiles(t *testing.T) {
+	w := newWatcher(t, Config{})
+	w.byFiles = true
+	probetest.Start(t, w, "TCP connections while open, by open files: off")
+	w.run(t)
+	if !slices.ContainsFunc(w.Degraded(), func(d string) bool { return strings.Contains(d, samplerHook) }) {
+		t.Errorf("degraded: %q", w.Degraded())
+	}
+	isSampled(t, w)
+	feature(t, "TCP connections while open, by open files")
+}
+
+// isSampled has a connection exchange bytes, and looks whether each reading tells of
+// them once, although two processes have the connection open.
+func isSampled(t *testing.T, w *watcher) {
+	t.Helper()
 	client, server := pair(t, "tcp4", "127.0.0.1")
 	defer server.Close()
 	defer client.Close()
+	share(t, client)
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	var want uint64
 	for range 3 {
@@ -137,7 +160,25 @@ func TestOpenConnectionIsSampled(t *testing.T) {
 	if w.first(func(f *seen) bool { return is(f, local, remote) && f.Total.TxBytes != want }) != nil || w.Received() > before+20 {
 		t.Error("a connection without traffic was reported again")
 	}
-	feature(t, "TCP connections while open")
+}
+
+// share has another process hold a connection for the time of the test.
+func share(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := probetest.Command(t, "sleep", "60")
+	cmd.ExtraFiles = []*os.File{f}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 }
 
 func TestPreexisting(t *testing.T) {
