@@ -66,6 +66,19 @@ type Cluster interface {
 	Changed() <-chan struct{}
 }
 
+// Clock is that by which flows are ordered and grow old, see probe.Clock: it never
+// jumps. Correction is what to add to its times for those of the wall clock, which
+// everybody outside the agent has.
+type Clock interface {
+	Now() time.Time
+	Correction() time.Duration
+}
+
+type wallClock struct{}
+
+func (wallClock) Now() time.Time            { return time.Now() }
+func (wallClock) Correction() time.Duration { return 0 }
+
 // Sink is where probes deliver, and what they may need of the agent.
 type Sink struct {
 	// Apply takes a reading. It does not keep the sample.
@@ -91,6 +104,8 @@ type Deps struct {
 	// HiddenPIDs: the processes on accelerators cannot be named, since this process
 	// does not see those of the host.
 	HiddenPIDs bool
+	// Clock is that of the probes' times; nil for the wall clock.
+	Clock Clock
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*flow.Sample) bool
 	// Probes returns a manager with every probe added, none started.
@@ -148,6 +163,9 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if deps.Clock == nil {
+		deps.Clock = wallClock{}
+	}
 	a := &Agent{
 		deps: deps, log: log, node: node, started: time.Now(),
 		losses:   new(loss.Counters),
@@ -160,6 +178,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
 		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
+		Correction: deps.Clock.Correction,
 	}, a.record)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
@@ -227,6 +246,11 @@ func (a *Agent) record(r *flow.Record) {
 	if !r.Self || cfg.IncludeSelf {
 		a.metrics.observe(r)
 	}
+	if d := a.deps.Clock.Correction(); d != 0 {
+		corrected := *r
+		corrected.Shift(d)
+		r = &corrected
+	}
 	a.hub.publish(r)
 }
 
@@ -242,6 +266,11 @@ func (a *Agent) rows(use func([]flow.Record)) {
 	defer a.snapshotMu.Unlock()
 	a.snapshot = a.table.Snapshot(a.snapshot[:0])
 	rows := a.snapshot
+	if d := a.deps.Clock.Correction(); d != 0 {
+		for i := range rows {
+			rows[i].Shift(d)
+		}
+	}
 	if !a.config().Loopback {
 		rows = withoutLoopback(rows)
 	}

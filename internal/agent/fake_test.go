@@ -89,6 +89,7 @@ type fakeResolver struct {
 	mu       sync.Mutex
 	local    map[uint64]*workload.Identity
 	remote   map[netip.Addr]*workload.Identity
+	asked    func(workload.Peer)
 	swept    int
 }
 
@@ -114,8 +115,14 @@ func (f *fakeResolver) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ 
 	return false, false
 }
 
-func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity { return f.remote[p.Addr] }
-func (f *fakeResolver) Alive(uint64) bool                         { return true }
+func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity {
+	if f.asked != nil {
+		f.asked(p)
+	}
+	return f.remote[p.Addr]
+}
+
+func (f *fakeResolver) Alive(uint64) bool { return true }
 
 func (f *fakeResolver) Sweep(time.Time) {
 	f.mu.Lock()

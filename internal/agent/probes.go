@@ -36,9 +36,8 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s Sink, now func() *Config, names *workload.Resolver) *probe.Manager {
+func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.Clock) *probe.Manager {
 	cgroupRoot, part := names.Mount().Path, names.Part()
-	clock := probe.NewClock()
 	m := probe.NewManager(s.Log)
 
 	// First, so that the others' records find names.
@@ -105,9 +104,11 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 		log.Warn("workloads are named less well", "why", d)
 	}
 	deps.KernelRelease = kernelRelease()
+	clock := probe.NewClock()
+	deps.Clock = clock
 	var a *Agent
 	deps.Probes = func(s Sink) *probe.Manager {
-		return probes(s, func() *Config { return a.config() }, r)
+		return probes(s, func() *Config { return a.config() }, r, clock)
 	}
 	if deps.Accelerators == nil && cfg.GPU != ModeOff {
 		if cluster != nil {

@@ -246,7 +246,7 @@ func (a *Agent) tick(ctx context.Context, now time.Time) {
 	if a.collector.fresh(ctx) != nil {
 		return
 	}
-	a.table.Expire(now)
+	a.table.Expire(a.deps.Clock.Now())
 	a.watch.look()
 	a.watch.sweep(now)
 }

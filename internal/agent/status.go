@@ -238,5 +238,5 @@ func (w *watch) sweep(now time.Time) {
 	if w.agent.accel != nil {
 		w.agent.accel.ledger.Sweep(now)
 	}
-	w.agent.metrics.sweep(now, w.agent.deps.Resolver.Alive)
+	w.agent.metrics.sweep(w.agent.deps.Clock.Now(), w.agent.deps.Resolver.Alive)
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -205,8 +206,8 @@ type Sample struct {
 	Role     Role
 	Unit     ByteUnit
 	Loopback bool
-	// First and Last are Unix nanoseconds of the flow's begin and of its latest
-	// traffic or change of state.
+	// First and Last are when the flow began and when it last had traffic or changed
+	// its state, in Unix nanoseconds by a clock that never jumps, see probe.Clock.
 	First, Last int64
 	// Total is cumulative since First; Base is what Total was when the probe
 	// last reported this flow, so that a table which has forgotten the flow
@@ -233,7 +234,7 @@ const (
 type Record struct {
 	Sample
 	Event Event
-	// Time of the event in Unix nanoseconds.
+	// Time of the event, by the clock of First and Last.
 	Time int64
 	// Delta is what was added since the flow's last record.
 	Delta Counters
@@ -247,4 +248,13 @@ type Record struct {
 	// Retransmitted is how many segments were sent again since the flow's last
 	// record; 0 in the first one of a connection that is older than orb8.
 	Retransmitted uint64
+}
+
+// Shift moves the record's times by d.
+func (r *Record) Shift(d time.Duration) {
+	for _, t := range []*int64{&r.First, &r.Last, &r.Time} {
+		if *t != 0 {
+			*t += int64(d)
+		}
+	}
 }

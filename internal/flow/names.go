@@ -86,7 +86,7 @@ func (t *Table) identify(rec *Record) {
 	}
 	if rec.Remote == nil {
 		rec.Remote = t.cfg.Resolver.Remote(workload.Peer{
-			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: rec.First,
+			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: t.wall(rec.First),
 		})
 	}
 	rec.Self = t.cfg.IsSelf != nil && t.cfg.IsSelf(&rec.Sample)

@@ -37,6 +37,9 @@ type Config struct {
 	// Flush must be called regularly.
 	Awaits func(*workload.Identity) bool
 	Losses *loss.Counters
+	// Correction is what to add to times of samples for those of the wall clock, by
+	// which peers are found; nil where they are the same.
+	Correction func() time.Duration
 }
 
 // Table holds the current flows. Its methods may be called from any goroutine.
@@ -241,6 +244,14 @@ func (t *Table) Snapshot(dst []Record) []Record {
 		dst = append(dst, r.rec)
 	}
 	return dst
+}
+
+// wall is a sample's time by the wall clock.
+func (t *Table) wall(ns int64) int64 {
+	if t.cfg.Correction == nil {
+		return ns
+	}
+	return ns + int64(t.cfg.Correction())
 }
 
 // Len is the number of rows.

@@ -82,25 +82,44 @@ func TestClock(t *testing.T) {
 	if got := c.Unix(0); got != 0 {
 		t.Errorf("Unix(0) = %d: never must stay never", got)
 	}
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		t.Fatal(err)
-	}
-	boot := uint64(ts.Nano())
-	if d := time.Since(time.Unix(0, c.Unix(boot))); d.Abs() > time.Second {
+	if d := time.Since(time.Unix(0, c.Unix(uint64(bootTime())))); d.Abs() > time.Second {
 		t.Errorf("now is %v off", d)
 	}
-	if got := c.Unix(boot+5) - c.Unix(boot); got != 5 {
+	if got := c.Unix(105) - c.Unix(100); got != 5 {
 		t.Errorf("5 ns became %d", got)
 	}
-	// Somebody has set the wall clock since the offset was read.
-	c.offset.Add(int64(time.Hour))
-	if d := time.Since(time.Unix(0, c.Unix(boot))); d.Abs() < time.Minute {
-		t.Error("the clocks are read for every conversion")
+	if d := time.Since(c.Now()); d.Abs() > time.Second || c.Correction().Abs() > time.Second {
+		t.Errorf("now is %v off, corrected by %v", d, c.Correction())
 	}
-	c.due.Store(boot)
-	if d := time.Since(time.Unix(0, c.Unix(boot))); d.Abs() > time.Second {
-		t.Errorf("now is %v off after the clocks were due", d)
+}
+
+// Somebody sets the wall clock.
+func TestClockStep(t *testing.T) {
+	const second = int64(time.Second)
+	boot, wall := 100*second, 1_000_000*second
+	c := newClock(func() (int64, int64) { return boot, wall })
+	if got := c.Now().UnixNano(); got != wall || c.Correction() != 0 {
+		t.Fatalf("begins at %d, corrected by %v", got, c.Correction())
+	}
+	for _, step := range []time.Duration{-time.Hour, 2 * time.Hour, -time.Hour} {
+		before := c.Now()
+		boot, wall = boot+5*second, wall+5*second+int64(step)
+		if d := c.Now().Sub(before); d != 5*time.Second {
+			t.Errorf("after a step of %v 5 s are %v", step, d)
+		}
+		if got := c.Now().Add(c.Correction()).UnixNano(); got != wall {
+			t.Errorf("after a step of %v it is %d, want %d", step, got, wall)
+		}
+		if got := c.Unix(uint64(boot)); got != c.Now().UnixNano() {
+			t.Errorf("now is %d and %d", got, c.Now().UnixNano())
+		}
+	}
+	if c.Correction() != 0 {
+		t.Errorf("corrected by %v in the end", c.Correction())
+	}
+	wall += 1000
+	if c.Now(); c.Correction() != 0 {
+		t.Errorf("corrected by %v, which is no step", c.Correction())
 	}
 }
 
