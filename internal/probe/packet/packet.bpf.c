@@ -7,7 +7,7 @@
  * once per endpoint: on the way out before fragmentation, on the way in after
  * reassembly. Every program returns 1: nothing is ever dropped.
  */
-#include "core.h"
+#include "owner.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -58,12 +58,6 @@ struct packet_flow {
 	u32 pid;
 	u8 role;
 	u8 pad[3];
-	u8 comm[16];
-};
-
-/* Who made a socket. */
-struct owner {
-	u32 pid;
 	u8 comm[16];
 };
 
@@ -529,8 +523,7 @@ int packet_sock_create(struct bpf_sock *sk)
 	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!o)
 		return 1;
-	o->pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(o->comm, sizeof(o->comm));
+	owner_current(o);
 	return 1;
 }
 
@@ -551,6 +544,8 @@ int packet_seed(struct bpf_iter__task_file *ctx)
 		return 0;
 	sk = socket->sk;
 	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+		return 0;
+	if (!count_tcp && sk->sk_protocol == IPPROTO_TCP)
 		return 0;
 	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!o || o->pid)

@@ -147,6 +147,10 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	if n := p.cfg.LateEntries; n != 0 {
 		spec.Maps[bpfMapPacketLate].MaxEntries = n
 	}
+	if !p.tcp {
+		// Only listeners have sockets cloned from them.
+		spec.Maps[bpfMapPacketOwners].Flags &^= unix.BPF_F_CLONE
+	}
 	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
 		return fmt.Errorf("set whether TCP is counted: %w", err)
 	}

@@ -12,12 +12,11 @@
  * follows the sockets that were there before sock_ops was, and all of them where
  * there is no cgroup2.
  */
-#include "core.h"
+#include "owner.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define ETIMEDOUT 110
-#define PF_KTHREAD 0x00200000
 
 enum role {
 	ROLE_UNKNOWN,
@@ -112,11 +111,6 @@ struct {
 struct listener {
 	u32 netns;
 	u32 port; /* host order */
-};
-
-struct owner {
-	u32 pid;
-	u8 comm[16];
 };
 
 /* Owners of listeners that are older than the agent and are not plain TCP. */
@@ -235,16 +229,15 @@ static __always_inline void set_owner(struct sock_state *st, struct task_struct 
 }
 
 /* The same for the current task, in programs to which the kernel's types are not
- * known. Kernel threads own nothing: what they do is somebody else's. */
+ * known. */
 static __always_inline void set_owner_current(struct sock_state *st)
 {
-	struct task_struct *task = (void *)bpf_get_current_task(), *leader;
+	struct owner o;
 
-	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+	if (!owner_current(&o))
 		return;
-	leader = BPF_CORE_READ(task, group_leader);
-	st->pid = BPF_CORE_READ(task, tgid);
-	bpf_probe_read_kernel(st->comm, sizeof(st->comm), &leader->comm);
+	st->pid = o.pid;
+	__builtin_memcpy(st->comm, o.comm, sizeof(st->comm));
 }
 
 static __always_inline bool fin_received(struct sock *sk)
