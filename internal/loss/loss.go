@@ -17,6 +17,7 @@ const (
 	TCPStorageFull
 	PacketMapFull
 	PacketUnreadable
+	PacketStorageFull
 	PacketBatchRetried
 	CgroupUntold
 	ProgramSkipped
@@ -37,6 +38,7 @@ var stages = [numStages]struct {
 	TCPStorageFull:     {"tcp_storage_full", "TCP sockets for which the kernel had no memory to keep state", false},
 	PacketMapFull:      {"packet_map_full", "packets that no flow entry was left for", false},
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
+	PacketStorageFull:  {"packet_storage_full", "sockets other than TCP's for which the kernel had no memory to keep their owner; their flows have none", true},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	ProgramSkipped:     {"program_skipped", "runs of tracing programs that the kernel left out, since one had interrupted another of the same on its CPU; it knows of a part of them only", false},

@@ -302,6 +302,7 @@ func serveCommands() {
 
 type commands struct {
 	clients []*net.UDPConn
+	server  *server
 }
 
 func (c *commands) do(f []string) (string, error) {
@@ -315,9 +316,16 @@ func (c *commands) do(f []string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		c.server = s
 		return addrPort(s.LocalAddr()).String(), nil
 	case "exchange": // COUNT SIZE ADDRESS
 		return c.exchange(number(1), number(2), f[3])
+	case "unconnected": // COUNT SIZE ADDRESS
+		return c.unconnected(number(1), number(2), f[3])
+	case "elsewhere": // COUNT SIZE ADDRESS, by the first of many's sockets
+		return "", exchangeOneWay(c.clients[0], number(1), number(2), f[3])
+	case "push": // SIZE ADDRESS: by the server, to a client of many's, which takes it
+		return "", c.push(number(1))
 	case "many": // SOCKETS SIZE ADDRESS
 		return "", c.many(number(1), number(2), f[3])
 	case "pausing": // ROUNDS SOCKETS SIZE MICROSECONDS ADDRESS
@@ -350,6 +358,63 @@ func (c *commands) exchange(count, size int, addr string) (string, error) {
 		sizes[i] = size
 	}
 	return addrPort(conn.LocalAddr()).String(), exchange(conn, to, true, sizes...)
+}
+
+// unconnected is exchange with a socket that has no peer.
+func (c *commands) unconnected(count, size int, addr string) (string, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return "", err
+	}
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return "", err
+	}
+	c.clients = append(c.clients, conn)
+	sizes := make([]int, count)
+	for i := range sizes {
+		sizes[i] = size
+	}
+	return addrPort(conn.LocalAddr()).String(), exchange(conn, to, false, sizes...)
+}
+
+// exchangeOneWay sends datagrams to an address, whatever peer the socket has.
+func exchangeOneWay(c *net.UDPConn, count, size int, addr string) error {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for range count {
+		var sent error
+		err := raw.Control(func(fd uintptr) {
+			sent = unix.Sendto(int(fd), make([]byte, size), 0, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+		})
+		if err := errors.Join(err, sent); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// push has the server send to each client, which takes it.
+func (c *commands) push(size int) error {
+	for _, client := range c.clients {
+		to := addrPort(client.LocalAddr())
+		if _, err := c.server.WriteToUDPAddrPort(make([]byte, size), to); err != nil {
+			return err
+		}
+		if err := client.SetDeadline(time.Now().Add(testwait.Limit)); err != nil {
+			return err
+		}
+		if n, _, err := client.ReadFromUDPAddrPort(make([]byte, 1<<16)); err != nil || n != size {
+			return fmt.Errorf("%d bytes came: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // onNamedThread calls f on a thread with a name of its own, which is not the process's

@@ -64,6 +64,7 @@ struct packet_flow {
 enum packet_stat {
 	STAT_MAP_FULL,
 	STAT_UNREADABLE, /* the headers could not be read */
+	STAT_STORAGE_FULL, /* nothing could be kept beside a socket */
 	STAT_MAX,
 };
 
@@ -93,12 +94,29 @@ struct {
 	__type(value, struct packet_flow);
 } packet_late SEC(".maps");
 
+enum direction {
+	NEITHER,
+	SENT,
+	RECEIVED,
+};
+
+/* What is kept beside each socket. */
+struct sock_info {
+	/* Where the datagram goes that a task is sending, if it says so itself. */
+	union addr to;
+	u64 task; /* 0: no such datagram is under way */
+	u16 to_port; /* host order */
+	u8 first; /* a direction: that of the socket's first datagram */
+	u8 older; /* than the probe: which was the first is not known */
+	struct owner owner;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, struct owner);
-} packet_owners SEC(".maps");
+	__type(value, struct sock_info);
+} packet_socks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -109,6 +127,9 @@ struct {
 
 /* Count TCP too, because its sockets cannot be read here. */
 volatile const bool count_tcp = false;
+
+/* Boot time at which what was under way when the probe began is over. */
+volatile const u64 settled_ns = 0;
 
 /* Boot time less monotonic time, which a suspended machine moves; kept up to
  * date from outside. */
@@ -199,38 +220,59 @@ static __always_inline bool plain_tcp(struct __sk_buff *skb)
 	return false;
 }
 
-/* A connected UDP socket knows its own address and its peer by the one that it
- * connected to. The packet may carry others where the host translates addresses
- * on the way out, and the two directions would then look like two flows. */
-static __always_inline bool use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
+static __always_inline bool same_addr(union addr *a, union addr *b)
 {
-	u16 port;
-
-	if (!sk || k->protocol != IPPROTO_UDP)
-		return false;
-	port = bpf_ntohs((__be16)sk->dst_port);
-	if (!port)
-		return false;
-	k->local_port = sk->src_port;
-	k->remote_port = port;
-	if (sk->family == AF_INET) {
-		addr_set_v4(&k->local, sk->src_ip4);
-		addr_set_v4(&k->remote, sk->dst_ip4);
-	} else {
-		k->local.w[0] = sk->src_ip6[0];
-		k->local.w[1] = sk->src_ip6[1];
-		k->local.w[2] = sk->src_ip6[2];
-		k->local.w[3] = sk->src_ip6[3];
-		k->remote.w[0] = sk->dst_ip6[0];
-		k->remote.w[1] = sk->dst_ip6[1];
-		k->remote.w[2] = sk->dst_ip6[2];
-		k->remote.w[3] = sk->dst_ip6[3];
-	}
-	return true;
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
 }
 
-static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
-				     struct packet_key *k, struct packet *p, bool *ports, bool out)
+/* The packet may carry other addresses than those that the program knows, where the
+ * host translates addresses on the way out; the two directions would then look like
+ * two flows. A connected UDP socket knows its own address and its peer, and one that
+ * sends to an address of its own choice has said so a moment ago, in the same task. */
+static __always_inline void use_socket_ends(struct bpf_sock *sk, struct packet_key *k, bool out)
+{
+	u16 port = bpf_ntohs((__be16)sk->dst_port);
+	union addr local, peer;
+	struct sock_info *s;
+
+	if (port) {
+		if (sk->family == AF_INET) {
+			/* Volatile, so that the compiler does not make one load of
+			 * these and of the others', at an address that depends. */
+			addr_set_v4(&local, *(volatile __be32 *)&sk->src_ip4);
+			addr_set_v4(&peer, *(volatile __be32 *)&sk->dst_ip4);
+		} else {
+			local.w[0] = sk->src_ip6[0];
+			local.w[1] = sk->src_ip6[1];
+			local.w[2] = sk->src_ip6[2];
+			local.w[3] = sk->src_ip6[3];
+			peer.w[0] = sk->dst_ip6[0];
+			peer.w[1] = sk->dst_ip6[1];
+			peer.w[2] = sk->dst_ip6[2];
+			peer.w[3] = sk->dst_ip6[3];
+		}
+		k->local = local;
+		k->local_port = sk->src_port;
+		if (out && k->remote_port == port && same_addr(&k->remote, &peer))
+			return;
+	}
+	if (out) {
+		s = bpf_sk_storage_get(&packet_socks, sk, 0, 0);
+		if (s && s->task && s->task == bpf_get_current_task()) {
+			s->task = 0;
+			k->remote = s->to;
+			k->remote_port = s->to_port;
+			return;
+		}
+	}
+	if (port) {
+		k->remote = peer;
+		k->remote_port = port;
+	}
+}
+
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet_key *k,
+				     struct packet *p, bool *ports, bool out)
 {
 	struct ipv4 ip;
 
@@ -238,8 +280,6 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
 		return -1;
 	k->protocol = ip.protocol;
 	p->headers = (ip.version_ihl & 0xf) * 4;
-	if (use_socket_ends(sk, k))
-		return 0;
 	/* Later fragments carry no ports. */
 	*ports = !(ip.frag_off & bpf_htons(0x1fff));
 	addr_set_v4(out ? &k->local : &k->remote, ip.src);
@@ -247,8 +287,8 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
 	return 0;
 }
 
-static __always_inline int read_ipv6(struct __sk_buff *skb, struct bpf_sock *sk,
-				     struct packet_key *k, struct packet *p, bool *ports, bool out)
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet_key *k,
+				     struct packet *p, bool *ports, bool out)
 {
 	struct ipv6 ip;
 	u32 at = sizeof(ip);
@@ -284,8 +324,6 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct bpf_sock *sk,
 	}
 	k->protocol = next;
 	p->headers = at;
-	if (use_socket_ends(sk, k))
-		return 0;
 	*ports = first;
 	*(out ? &k->local : &k->remote) = ip.src;
 	*(out ? &k->remote : &k->local) = ip.dst;
@@ -339,9 +377,9 @@ static __always_inline int read_headers(struct __sk_buff *skb, struct bpf_sock *
 	int err;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		err = read_ipv4(skb, sk, k, p, &ports, out);
+		err = read_ipv4(skb, k, p, &ports, out);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		err = read_ipv6(skb, sk, k, p, &ports, out);
+		err = read_ipv6(skb, k, p, &ports, out);
 	else
 		return -1;
 	if (err)
@@ -359,9 +397,36 @@ static __always_inline int read_headers(struct __sk_buff *skb, struct bpf_sock *
 			return read_icmp(skb, k, p, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY);
 		}
 	}
-	if (k->protocol == IPPROTO_UDP)
+	if (k->protocol == IPPROTO_UDP) {
 		p->headers += 8;
+		if (sk)
+			use_socket_ends(sk, k, out);
+	}
 	return err;
+}
+
+/* Who sent first is the client, in the socket's whole life, not in that of a flow's
+ * entry: after a pause a server may be the first to send. Where a socket without a peer
+ * of its own does what it did not do at first, to somebody else or to the same after a
+ * pause, nothing is known. */
+static __always_inline u8 udp_role(struct sock_info *s, struct bpf_sock *sk, bool out)
+{
+	u8 now = out ? SENT : RECEIVED;
+
+	if (s && s->older) {
+		if (sk->dst_port)
+			return ROLE_CLIENT; /* it called connect() */
+		/* In the beginning a datagram may be the answer to an earlier one. */
+		return out ? ROLE_CLIENT : bpf_ktime_get_boot_ns() < settled_ns ? ROLE_UNKNOWN : ROLE_SERVER;
+	}
+	if (s && !s->first)
+		s->first = now;
+	if (s && s->first != now) {
+		if (!sk->dst_port)
+			return ROLE_UNKNOWN;
+		now = s->first;
+	}
+	return now == SENT ? ROLE_CLIENT : ROLE_SERVER;
 }
 
 static __always_inline u8 first_role(u8 protocol, struct packet *p, bool out)
@@ -370,8 +435,6 @@ static __always_inline u8 first_role(u8 protocol, struct packet *p, bool out)
 		return !p->tcp_syn ? ROLE_UNKNOWN : out ? ROLE_CLIENT : ROLE_SERVER;
 	if (p->echo_request || p->echo_reply)
 		return out == p->echo_request ? ROLE_CLIENT : ROLE_SERVER;
-	if (protocol == IPPROTO_UDP)
-		return out ? ROLE_CLIENT : ROLE_SERVER;
 	return ROLE_UNKNOWN;
 }
 
@@ -420,16 +483,21 @@ static __always_inline void begin(struct packet_key *k, struct packet *p, struct
 				  u64 cookie, u64 bytes, u64 packets, bool out)
 {
 	struct packet_flow f = { .cookie = cookie };
-	struct owner *o;
+	struct sock_info *s = 0;
 
-	f.role = first_role(k->protocol, p, out);
 	if (sk) {
-		o = bpf_sk_storage_get(&packet_owners, sk, 0, 0);
-		if (o) {
-			f.pid = o->pid;
-			__builtin_memcpy(f.comm, o->comm, sizeof(f.comm));
+		s = bpf_sk_storage_get(&packet_socks, sk, 0, 0);
+		if (s) {
+			f.pid = s->owner.pid;
+			__builtin_memcpy(f.comm, s->owner.comm, sizeof(f.comm));
 		}
 	}
+	if (k->protocol != IPPROTO_UDP)
+		f.role = first_role(k->protocol, p, out);
+	else if (sk)
+		f.role = udp_role(s, sk, out);
+	else
+		f.role = out ? ROLE_CLIENT : ROLE_SERVER;
 	insert(&packet_flows, k, &f, bytes, packets, out);
 }
 
@@ -516,14 +584,57 @@ int packet_egress(struct __sk_buff *skb)
 SEC("cgroup/sock_create")
 int packet_sock_create(struct bpf_sock *sk)
 {
-	struct owner *o;
+	struct sock_info *s;
 
 	if (!count_tcp && sk->protocol == IPPROTO_TCP)
 		return 1;
-	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!o)
+	s = bpf_sk_storage_get(&packet_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s) {
+		count(STAT_STORAGE_FULL, 1);
 		return 1;
-	owner_current(o);
+	}
+	owner_current(&s->owner);
+	return 1;
+}
+
+/* A datagram to an address that the program names itself, before anybody translates
+ * it. Also from connected sockets. */
+static __always_inline struct sock_info *sending(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_info *s;
+
+	if (!sk)
+		return 0;
+	s = bpf_sk_storage_get(&packet_socks, sk, 0, 0);
+	if (!s)
+		return 0;
+	s->to_port = bpf_ntohs((__be16)ctx->user_port);
+	s->task = bpf_get_current_task();
+	return s;
+}
+
+SEC("cgroup/sendmsg4")
+int packet_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct sock_info *s = sending(ctx);
+
+	if (s)
+		addr_set_v4(&s->to, ctx->user_ip4);
+	return 1;
+}
+
+SEC("cgroup/sendmsg6")
+int packet_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct sock_info *s = sending(ctx);
+
+	if (s) {
+		s->to.w[0] = ctx->user_ip6[0];
+		s->to.w[1] = ctx->user_ip6[1];
+		s->to.w[2] = ctx->user_ip6[2];
+		s->to.w[3] = ctx->user_ip6[3];
+	}
 	return 1;
 }
 
@@ -534,7 +645,7 @@ int packet_seed(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct socket *socket;
-	struct owner *o;
+	struct sock_info *s;
 	struct sock *sk;
 
 	if (!task || !file)
@@ -547,10 +658,15 @@ int packet_seed(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (!count_tcp && sk->sk_protocol == IPPROTO_TCP)
 		return 0;
-	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!o || o->pid)
+	s = bpf_sk_storage_get(&packet_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s) {
+		count(STAT_STORAGE_FULL, 1);
 		return 0;
-	o->pid = task->tgid;
-	bpf_probe_read_kernel(o->comm, sizeof(o->comm), task->group_leader->comm);
+	}
+	if (s->owner.pid)
+		return 0;
+	s->older = 1;
+	s->owner.pid = task->tgid;
+	bpf_probe_read_kernel(s->owner.comm, sizeof(s->owner.comm), task->group_leader->comm);
 	return 0;
 }

@@ -28,6 +28,10 @@ import (
 // and until they are idle.
 const DefaultMapEntries = 65536
 
+// settleTime is how long a datagram that is received may be the answer to one that was
+// sent before the probe began.
+const settleTime = 5 * time.Second
+
 // Config of the probe. Apply, Losses, Clock and CgroupRoot are required.
 type Config struct {
 	// Apply takes a sample in; it must not keep it.
@@ -149,7 +153,14 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	}
 	if !p.tcp {
 		// Only listeners have sockets cloned from them.
-		spec.Maps[bpfMapPacketOwners].Flags &^= unix.BPF_F_CLONE
+		spec.Maps[bpfMapPacketSocks].Flags &^= unix.BPF_F_CLONE
+	}
+	now, err := bootNow()
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[bpfVarSettledNs].Set(now + uint64(settleTime)); err != nil {
+		return fmt.Errorf("set when the packet probe's start is over: %w", err)
 	}
 	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
 		return fmt.Errorf("set whether TCP is counted: %w", err)
@@ -195,9 +206,31 @@ func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
 		p.degraded = append(p.degraded, fmt.Sprintf("flows other than TCP have no process (cgroup/sock_create: %v)", err))
 		return
 	}
+	for _, s := range []struct {
+		prog, hook string
+		at         ebpf.AttachType
+	}{
+		{bpfProgPacketSendmsg4, "cgroup/sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
+		{bpfProgPacketSendmsg6, "cgroup/sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
+	} {
+		if err := p.startSending(spec, core, s.prog, s.hook, s.at); err != nil {
+			p.degraded = append(p.degraded, fmt.Sprintf("datagrams to another address than their socket's peer are shown as the peer's, "+
+				"and those that are translated and have no peer as two flows (%s: %v)", s.hook, err))
+		}
+	}
 	if err := probe.RunOnce(spec, core, bpfProgPacketSeed); err != nil {
 		p.degraded = append(p.degraded, fmt.Sprintf("sockets older than orb8 have no process, except TCP's (iter/task_file: %v)", err))
 	}
+}
+
+// startSending attaches what is told where datagrams go.
+func (p *Probe) startSending(spec *ebpf.CollectionSpec, core *ebpf.Collection, prog, hook string, at ebpf.AttachType) error {
+	coll, err := probe.LoadOne(spec, core, prog)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+	return p.attach(coll.Programs[prog], at, hook)
 }
 
 // Run waits for ctx: this probe has no events of its own.
@@ -230,8 +263,11 @@ func (p *Probe) readStats() error {
 }
 
 func lossStage(s bpfPacketStat) loss.Stage {
-	if s == bpfPacketStatSTAT_MAP_FULL {
+	switch s {
+	case bpfPacketStatSTAT_MAP_FULL:
 		return loss.PacketMapFull
+	case bpfPacketStatSTAT_STORAGE_FULL:
+		return loss.PacketStorageFull
 	}
 	return loss.PacketUnreadable
 }

@@ -13,12 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type bpfOwner struct {
-	_    structs.HostLayout
-	Pid  uint32
-	Comm [16]uint8
-}
-
 type bpfPacketFlag uint32
 
 const (
@@ -63,9 +57,10 @@ type bpfPacketKey struct {
 type bpfPacketStat uint32
 
 const (
-	bpfPacketStatSTAT_MAP_FULL   bpfPacketStat = 0
-	bpfPacketStatSTAT_UNREADABLE bpfPacketStat = 1
-	bpfPacketStatSTAT_MAX        bpfPacketStat = 2
+	bpfPacketStatSTAT_MAP_FULL     bpfPacketStat = 0
+	bpfPacketStatSTAT_UNREADABLE   bpfPacketStat = 1
+	bpfPacketStatSTAT_STORAGE_FULL bpfPacketStat = 2
+	bpfPacketStatSTAT_MAX          bpfPacketStat = 3
 )
 
 type bpfRole uint32
@@ -76,22 +71,42 @@ const (
 	bpfRoleROLE_SERVER  bpfRole = 2
 )
 
+type bpfSockInfo struct {
+	_  structs.HostLayout
+	To struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Task   uint64
+	ToPort uint16
+	First  uint8
+	Older  uint8
+	Owner  struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Comm [16]uint8
+	}
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapPacketFlows       = "packet_flows"
 	bpfMapPacketLate        = "packet_late"
-	bpfMapPacketOwners      = "packet_owners"
+	bpfMapPacketSocks       = "packet_socks"
 	bpfMapPacketStats       = "packet_stats"
 	bpfProgPacketEgress     = "packet_egress"
 	bpfProgPacketIngress    = "packet_ingress"
 	bpfProgPacketSeed       = "packet_seed"
+	bpfProgPacketSendmsg4   = "packet_sendmsg4"
+	bpfProgPacketSendmsg6   = "packet_sendmsg6"
 	bpfProgPacketSockCreate = "packet_sock_create"
 	bpfVarBootOffset        = "boot_offset"
 	bpfVarCountTcp          = "count_tcp"
 	bpfVarMirrored          = "mirrored"
 	bpfVarRetireBefore      = "retire_before"
+	bpfVarSettledNs         = "settled_ns"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -139,6 +154,8 @@ type bpfProgramSpecs struct {
 	PacketEgress     *ebpf.ProgramSpec `ebpf:"packet_egress"`
 	PacketIngress    *ebpf.ProgramSpec `ebpf:"packet_ingress"`
 	PacketSeed       *ebpf.ProgramSpec `ebpf:"packet_seed"`
+	PacketSendmsg4   *ebpf.ProgramSpec `ebpf:"packet_sendmsg4"`
+	PacketSendmsg6   *ebpf.ProgramSpec `ebpf:"packet_sendmsg6"`
 	PacketSockCreate *ebpf.ProgramSpec `ebpf:"packet_sock_create"`
 }
 
@@ -146,10 +163,10 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	PacketFlows  *ebpf.MapSpec `ebpf:"packet_flows"`
-	PacketLate   *ebpf.MapSpec `ebpf:"packet_late"`
-	PacketOwners *ebpf.MapSpec `ebpf:"packet_owners"`
-	PacketStats  *ebpf.MapSpec `ebpf:"packet_stats"`
+	PacketFlows *ebpf.MapSpec `ebpf:"packet_flows"`
+	PacketLate  *ebpf.MapSpec `ebpf:"packet_late"`
+	PacketSocks *ebpf.MapSpec `ebpf:"packet_socks"`
+	PacketStats *ebpf.MapSpec `ebpf:"packet_stats"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -160,6 +177,7 @@ type bpfVariableSpecs struct {
 	CountTcp     *ebpf.VariableSpec `ebpf:"count_tcp"`
 	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
 	RetireBefore *ebpf.VariableSpec `ebpf:"retire_before"`
+	SettledNs    *ebpf.VariableSpec `ebpf:"settled_ns"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -182,17 +200,17 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	PacketFlows  *ebpf.Map `ebpf:"packet_flows"`
-	PacketLate   *ebpf.Map `ebpf:"packet_late"`
-	PacketOwners *ebpf.Map `ebpf:"packet_owners"`
-	PacketStats  *ebpf.Map `ebpf:"packet_stats"`
+	PacketFlows *ebpf.Map `ebpf:"packet_flows"`
+	PacketLate  *ebpf.Map `ebpf:"packet_late"`
+	PacketSocks *ebpf.Map `ebpf:"packet_socks"`
+	PacketStats *ebpf.Map `ebpf:"packet_stats"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.PacketFlows,
 		m.PacketLate,
-		m.PacketOwners,
+		m.PacketSocks,
 		m.PacketStats,
 	)
 }
@@ -205,6 +223,7 @@ type bpfVariables struct {
 	CountTcp     *ebpf.Variable `ebpf:"count_tcp"`
 	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
 	RetireBefore *ebpf.Variable `ebpf:"retire_before"`
+	SettledNs    *ebpf.Variable `ebpf:"settled_ns"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
@@ -214,6 +233,8 @@ type bpfPrograms struct {
 	PacketEgress     *ebpf.Program `ebpf:"packet_egress"`
 	PacketIngress    *ebpf.Program `ebpf:"packet_ingress"`
 	PacketSeed       *ebpf.Program `ebpf:"packet_seed"`
+	PacketSendmsg4   *ebpf.Program `ebpf:"packet_sendmsg4"`
+	PacketSendmsg6   *ebpf.Program `ebpf:"packet_sendmsg6"`
 	PacketSockCreate *ebpf.Program `ebpf:"packet_sock_create"`
 }
 
@@ -222,6 +243,8 @@ func (p *bpfPrograms) Close() error {
 		p.PacketEgress,
 		p.PacketIngress,
 		p.PacketSeed,
+		p.PacketSendmsg4,
+		p.PacketSendmsg6,
 		p.PacketSockCreate,
 	)
 }

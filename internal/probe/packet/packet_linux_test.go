@@ -509,16 +509,89 @@ func TestTranslated(t *testing.T) {
 			} {
 				netns.Need(t, "nft", line)
 			}
-			client := p.addr("exchange 3 100 %v", to)
-			r.collect()
-			// One flow of the client, not one per direction.
-			f := r.find(flow.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
-			f.want(t, "client", both(3, 3*(udp4+100)))
-			if f != r.find(flow.UDP, client, to, id) {
-				t.Errorf("client: %+v, want %v -> %v", f.Sample, client, to)
+			for _, how := range []string{"exchange", "unconnected"} {
+				if how == "unconnected" && (c.to == "" || r.lacks(t, "sendmsg4", "UDP with translated destination, unconnected")) {
+					continue // where the source is translated, such a socket does not know its own
+				}
+				client := p.addr("%s 3 100 %v", how, to)
+				r.collect()
+				// One flow of the client, not one per direction.
+				f := r.find(flow.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
+				f.want(t, "client", both(3, 3*(udp4+100)))
+				if f != r.find(flow.UDP, client, to, id) || f.Role != flow.RoleClient {
+					t.Errorf("%s: client: %+v, want %v -> %v", how, f.Sample, client, to)
+				}
 			}
 			t.Logf("orb8-feature: UDP with translated %s: works", name)
 		})
+	}
+}
+
+// lacks tells whether an optional hook is not there, and notes the feature.
+func (r *rig) lacks(t *testing.T, hook, feature string) bool {
+	t.Helper()
+	for _, d := range r.Degraded() {
+		if strings.Contains(d, hook) {
+			t.Logf("orb8-feature: %s: off: %s", feature, d)
+			return true
+		}
+	}
+	t.Logf("orb8-feature: %s: works", feature)
+	return false
+}
+
+// A connected socket may send to others than its peer; what went to whom is told.
+func TestConnectedSendsElsewhere(t *testing.T) {
+	r, c := alone(t, func(*Config) {})
+	if r.lacks(t, "sendmsg4", "datagrams of connected sockets to others") {
+		t.Skip("SKIP: the kernel does not tell where datagrams go")
+	}
+	peer := c.addr("echo 127.0.0.1:0")
+	other := netip.MustParseAddrPort("127.0.0.2:2222")
+	c.do("many 1 10 %v", peer)
+	c.do("elsewhere 7 10 %v", other)
+	for range 4 {
+		c.do("many 1 10 %v", peer)
+	}
+	r.collect()
+	toPeer, toOther := flow.Counters{}, flow.Counters{}
+	for k, f := range r.got {
+		switch {
+		case k.RemotePort == peer.Port():
+			toPeer = toPeer.Add(f.sum)
+		case k.RemotePort == other.Port():
+			toOther = toOther.Add(f.sum)
+		}
+	}
+	if want := (flow.Counters{TxBytes: 7 * (udp4 + 10), TxPackets: 7}); toPeer != both(5, 5*(udp4+10)) || toOther != want {
+		t.Errorf("to the peer %+v, elsewhere %+v, want 5 each way and 7", toPeer, toOther)
+	}
+}
+
+// Who was the client stays so after a pause in which the flow's entry goes, whoever
+// sends next.
+func TestRolesAfterSilence(t *testing.T) {
+	r, c, goIdle := aging(t, func(*Config) {})
+	server := c.addr("echo 127.0.0.1:0")
+	c.do("many 1 10 %v", server)
+	r.collect()
+	goIdle(1)
+	time.Sleep(time.Duration(retireMargin))
+	r.collect()
+	if n := r.entries(); n != 0 {
+		t.Fatalf("%d entries after the pause", n)
+	}
+	goIdle(time.Hour)
+	c.do("push 10")
+	r.collect()
+	for k, f := range r.got {
+		want := flow.RoleClient
+		if k.LocalPort == server.Port() {
+			want = flow.RoleUnknown // another client may have come to the server
+		}
+		if f.instances != 2 || f.Role != want {
+			t.Errorf("%d -> %d: role %v in its instance %d, want %v", k.LocalPort, k.RemotePort, f.Role, f.instances, want)
+		}
 	}
 }
 
