@@ -588,7 +588,8 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 }
 
 /* A retransmission shows at once, at most one record per socket and second; the count
- * itself is the socket's own. */
+ * itself is the socket's own. While the ring fills it waits for the next pass: the room
+ * is for final records, which nothing repeats. */
 static __always_inline void resent(struct sock *sk, struct tcp_sock *tp, struct sock_state *st)
 {
 	u64 now;
@@ -597,6 +598,8 @@ static __always_inline void resent(struct sock *sk, struct tcp_sock *tp, struct 
 		return;
 	now = bpf_ktime_get_boot_ns();
 	if (st->retrans_reported_ns && now - st->retrans_reported_ns < 1000000000ULL)
+		return;
+	if (bpf_ringbuf_query(&tcp_ring, BPF_RB_AVAIL_DATA) > wake_bytes)
 		return;
 	st->retrans_reported_ns = now;
 	advance_segs(st, tp);

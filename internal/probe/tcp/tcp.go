@@ -26,7 +26,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
-// DefaultRingBytes holds about 17,000 final records.
+// DefaultRingBytes holds about 19,400 final records.
 const DefaultRingBytes = 4 << 20
 
 // drainEvery is how long a final record may wait in the ring.

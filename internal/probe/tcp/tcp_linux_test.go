@@ -473,6 +473,45 @@ func TestRetransmitShowsAtOnce(t *testing.T) {
 	})
 }
 
+// While the ring fills, retransmissions leave the room to final records.
+func TestRetransmitsGiveWay(t *testing.T) {
+	w := load(t, Config{RingBytes: uint32(os.Getpagesize())}) // nobody reads
+	a, b := probetest.Joined(t)
+	client, server := dialIn(t, a, listenIn(t, b, "10.231.0.2:0"))
+	defer server.Close()
+	defer client.Close()
+	exchange(t, client, server, 10, 10)
+	nft(t, b, "drop")
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for w.ring.AvailableBytes() <= os.Getpagesize()/4 {
+		shortConnections(t, l, 1)
+	}
+	before := w.ring.AvailableBytes()
+	if _, err := client.Write([]byte("lost")); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testwait.True(t, "a retransmission", func() bool {
+		var info *unix.TCPInfo
+		var ierr error
+		err := raw.Control(func(fd uintptr) { info, ierr = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+		if err != nil || ierr != nil {
+			t.Fatal(err, ierr)
+		}
+		return info.Total_retrans > 0
+	})
+	if now := w.ring.AvailableBytes(); now != before {
+		t.Errorf("%d bytes wait in the ring, before the retransmission %d", now, before)
+	}
+}
+
 func TestShortConnections(t *testing.T) {
 	n := 20_000
 	if testing.Short() {
