@@ -103,6 +103,8 @@ generate: $(BUF) $(HELM) ## Make all generated files anew (clang 16, llvm 16, li
 	$(GO) generate ./...
 	$(GO) run ./tools/metricsdoc > .cache/metrics.md
 	mv .cache/metrics.md docs/metrics.md
+	$(GO) run ./tools/rulesdoc docs/rules-ordinary.md > .cache/rules.md
+	mv .cache/rules.md docs/rules.md
 	deploy/render.sh $(HELM)
 
 darwin: ## Build the remote half of the command line for macOS

@@ -94,9 +94,17 @@ struct sock_common {
 	unsigned long skc_flags;
 } __core;
 
+typedef struct {
+	int counter;
+} __core atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
+	int sk_err_soft;
+	atomic_t sk_drops;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
 	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 } __core;
@@ -156,11 +164,40 @@ enum {
 	TCP_NEW_SYN_RECV,
 };
 
+struct cred;
+struct css_set;
+struct files_struct;
+struct mm_struct;
+struct nsproxy;
+struct pid;
+struct signal_struct;
+
 struct task_struct {
 	unsigned int flags;
+	int pid;
 	int tgid;
+	int exit_code;
 	char comm[16];
+	u64 start_boottime;
+	void *stack;
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	const struct cred *real_cred;
+	struct css_set *cgroups;
+	struct files_struct *files;
+	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
+	struct pid *thread_pid;
+	struct signal_struct *signal;
+} __core;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} __core;
+
+struct files_struct {
+	struct fdtable *fdt;
 } __core;
 
 struct socket {
@@ -176,12 +213,29 @@ struct bpf_iter_meta {
 	u64 seq_num;
 } __core;
 
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+} __core;
+
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
 	u32 fd;
 	struct file *file;
 } __core;
+
+/* The socket that the file of an iteration is, 0 if it is none. */
+static __always_inline struct sock *sock_of_file(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+
+	if (!ctx->task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	return socket ? socket->sk : 0;
+}
 
 struct bpf_iter__bpf_sk_storage_map {
 	struct bpf_iter_meta *meta;

@@ -159,7 +159,7 @@ func TestAccelerators(t *testing.T) {
 // Other streams do not get them, and while nobody follows nothing is made of them.
 func TestAcceleratorsOnlyWhereAskedFor(t *testing.T) {
 	r := startRig(t, withGPUs(new(gpus)))
-	sub, _ := r.hub.subscribe(interest{flows: true, status: true, losses: true}, 16, past{})
+	sub, _ := r.hub.subscribe(interest{flows: true, status: true, losses: true}, 16, pastQuery{})
 	r.await(t, "readings", func() bool { return r.accel.collector.Status()[0].Reads > 3 })
 	r.hub.unsubscribe(sub)
 	for len(sub.queue) > 0 {

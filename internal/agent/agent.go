@@ -22,10 +22,13 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -55,6 +58,12 @@ type Resolver interface {
 	Degraded() string
 	// Awaits reports whether id may soon have a pod's name.
 	Awaits(id *workload.Identity) bool
+	// AwaitsImage reports whether the image of id's container may soon be known.
+	AwaitsImage(id *workload.Identity) bool
+	// Cgroups returns the cgroups of this node with who they are.
+	Cgroups() map[uint64]*workload.Identity
+	// Owns reports whether a cgroup is this node's.
+	Owns(cgroup uint64) bool
 }
 
 // Cluster is what the agent knows of Kubernetes, see kube.Cluster.
@@ -69,10 +78,24 @@ type Cluster interface {
 // Sink is where probes deliver, and what they may need of the agent.
 type Sink struct {
 	// Apply takes a reading. It does not keep the sample.
-	Apply  func(*flow.Sample)
-	Losses *loss.Counters
-	Config Config
-	Log    *slog.Logger
+	Apply func(*flow.Sample)
+	// Note takes what is no reading of a flow: what happened between the ends of the
+	// sample, which it does not keep, at its time Last.
+	Note func(*flow.Sample, flow.Detail)
+	// Drops takes how many packets were dropped since the last call. It does not keep
+	// the slice.
+	Drops func([]flow.DropCount)
+	// Sockets takes how many TCP sockets there are now in each cgroup.
+	Sockets func([]flow.SocketCount)
+	// Process takes what happened to a process. It does not keep the event.
+	Process func(*process.Event)
+	// Made is told of a new cgroup, once it is known by name. It does not wait.
+	Made func(cgroup uint64)
+	// Messages is told how many DNS messages there were until now.
+	Messages func(func() dns.Counts)
+	Losses   *loss.Counters
+	Config   Config
+	Log      *slog.Logger
 }
 
 // Deps is what an agent is made of and does not make itself.
@@ -91,10 +114,19 @@ type Deps struct {
 	// HiddenPIDs: the processes on accelerators cannot be named, since this process
 	// does not see those of the host.
 	HiddenPIDs bool
+	// Alive reports whether a process of the host has not ended; nil where this process
+	// does not see those.
+	Alive func(process.ID) bool
+	// SharedKernel: other nodes, with agents of their own, have a part of this kernel's
+	// cgroups.
+	SharedKernel bool
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*flow.Sample) bool
 	// Probes returns a manager with every probe added, none started.
 	Probes func(Sink) *probe.Manager
+	// Tracer makes what traces system calls, which hands each to a function that keeps
+	// it; nil if nothing can.
+	Tracer func(Sink, func(*TracedCall)) Tracer
 	// Listener, if set, serves gRPC beside Config.Listen: the in-memory listener
 	// of a command that runs the agent within its own process.
 	Listener net.Listener
@@ -122,6 +154,13 @@ type Agent struct {
 	collector *collector
 	accel     *accelerators
 	watch     *watch
+	// messages counts those of DNS; nil while nobody does.
+	messages atomic.Pointer[func() dns.Counts]
+	asked    *askedNames
+
+	processes *process.Table
+	rules     *anomaly.Engine
+	traces    *traces
 
 	grpc   *grpc.Server
 	health *health.Server
@@ -156,12 +195,18 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	}
 	a.cfg.Store(&cfg)
 	a.hub = newHub(node, cfg.History, a.losses)
-	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
+	a.asked = newAskedNames(a.losses)
+	a.metrics = newMetrics(&cfg, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
-		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
+		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps),
+		AwaitsMore: a.awaitsImage, Losses: a.losses,
 	}, a.record)
-	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
+	a.traces = newTraces(a)
+	if err := a.newProcesses(&cfg); err != nil {
+		return nil, err
+	}
+	a.manager = deps.Probes(a.sink(cfg))
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)
@@ -170,9 +215,22 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if cfg.MetricsDCGM {
 		dcgm = newDCGMExporter(node, func() *gpuFacts { return a.gpuFacts(time.Now()) })
 	}
-	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), dcgm, a.readiness, log)
+	own := []prometheus.Collector{newExporter(a.metrics, a.losses, a.facts, a.rows)}
+	if cfg.MetricsAliases == aliasHubble {
+		own = append(own, newHubbleExporter(a.metrics))
+	}
+	a.http = newHTTPServer(own, dcgm, a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
+}
+
+// sink is where probes deliver.
+func (a *Agent) sink(cfg Config) Sink {
+	return Sink{
+		Apply: a.apply, Note: a.note, Drops: a.countDrops, Sockets: a.countSockets, Process: a.process, Made: a.traces.learn,
+		Messages: func(f func() dns.Counts) { a.messages.Store(&f) },
+		Losses:   a.losses, Config: cfg, Log: a.log,
+	}
 }
 
 // awaits is nil where no names are to come.
@@ -218,14 +276,37 @@ func (a *Agent) apply(s *flow.Sample) {
 	a.table.Apply(s)
 }
 
+// note takes what a probe has seen beside the flows.
+func (a *Agent) note(s *flow.Sample, d flow.Detail) {
+	a.processed.Add(1)
+	if s.Loopback && !a.config().Loopback {
+		return
+	}
+	if drop, ok := d.(*flow.Drop); ok {
+		a.noteDrop(s, drop)
+		return
+	}
+	a.table.Note(s, d)
+}
+
 // record takes what the table has to say, with the table locked.
 func (a *Agent) record(r *flow.Record) {
 	cfg := a.config()
 	if r.Loopback && !cfg.Loopback {
 		return
 	}
+	step, _ := r.Detail.(*process.Step)
+	if step != nil {
+		defer a.judge(r, step)
+		if !step.Public() {
+			return
+		}
+	}
 	if !r.Self || cfg.IncludeSelf {
 		a.metrics.observe(r)
+		if x, ok := r.Detail.(*dns.Exchange); ok && r.Role == flow.RoleClient {
+			a.asked.add(r, x)
+		}
 	}
 	a.hub.publish(r)
 }

@@ -104,7 +104,7 @@ func TestSamplingInterval(t *testing.T) {
 		if got := r.interval(); got != 5*time.Second {
 			t.Errorf("interval %v", got)
 		}
-		s, _ := r.hub.subscribe(everything, 1, past{})
+		s, _ := r.hub.subscribe(everything, 1, pastQuery{})
 		if n := during(30 * time.Second); n < 29 || n > 31 {
 			t.Errorf("%d samples in 30 s while somebody follows, want 30", n)
 		}

@@ -9,7 +9,12 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/url"
+	"strconv"
+	"strings"
 	"time"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/process"
 )
 
 // Mode turns a probe on or off. ModeAuto runs it where the kernel can.
@@ -41,6 +46,24 @@ type Config struct {
 	TCPRingBytes     int
 	CgroupRoot       string
 
+	DNS          Mode
+	DNSPorts     string
+	DNSTimeout   time.Duration
+	DNSRingBytes int
+
+	Drop       Mode
+	DropEvents int
+
+	Exec          Mode
+	ExecRingBytes int
+	// ProcessArgs is how many bytes of arguments are read, ProcessRedact what is hidden
+	// in them beside the usual forms of secrets.
+	ProcessArgs   int
+	ProcessRedact []string
+	Syscall       Mode
+	RulesOff      []string
+	Exceptions    []anomaly.Exception
+
 	GPU         Mode
 	GPUInterval time.Duration
 	HostRoot    string
@@ -53,6 +76,8 @@ type Config struct {
 	MetricsMaxSeries int
 	MetricsPod       bool
 	MetricsDCGM      bool
+	MetricsPeers     bool
+	MetricsAliases   string
 
 	LogLevel  string
 	LogFormat string
@@ -76,7 +101,20 @@ func DefaultConfig() Config {
 		TCP:              ModeAuto,
 		Packet:           ModeAuto,
 		PacketMapEntries: 65_536,
-		TCPRingBytes:     4 << 20,
+		TCPRingBytes:     2 << 20,
+
+		DNS:          ModeAuto,
+		DNSPorts:     "53",
+		DNSTimeout:   5 * time.Second,
+		DNSRingBytes: 2 << 20,
+
+		Drop:       ModeAuto,
+		DropEvents: 100,
+
+		Exec:          ModeAuto,
+		ExecRingBytes: 1 << 20,
+		ProcessArgs:   1024,
+		Syscall:       ModeAuto,
 
 		GPU:         ModeAuto,
 		GPUInterval: 5 * time.Second,
@@ -110,7 +148,8 @@ type setting struct {
 	usage string
 	// reloads tells that SIGHUP puts a change into effect.
 	reloads bool
-	// value points into the Config: *string, *bool, *int, *time.Duration, *Mode.
+	// value points into the Config: *string, *bool, *int, *time.Duration, *Mode,
+	// *[]string, or *[]anomaly.Exception, which has no flag.
 	value any
 	check func() error
 }
@@ -129,18 +168,33 @@ func (c *Config) settings() []setting {
 		{"tcp", "the tcp probe: auto, on or off", false, &c.TCP, c.TCP.check},
 		{"packet", "the packet probe: auto, on or off", false, &c.Packet, c.Packet.check},
 		{"packet_map_entries", "flows that the packet probe's kernel map holds", false, &c.PacketMapEntries, between(&c.PacketMapEntries, 1, 10_000_000)},
-		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, c.checkRing},
+		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, checkRing(&c.TCPRingBytes)},
+		{"dns", "the dns probe: auto, on or off", false, &c.DNS, c.DNS.check},
+		{"dns_ports", "up to 8 ports on which DNS is spoken, with commas between them", false, &c.DNSPorts, c.checkDNSPorts},
+		{"dns_timeout", "how long a DNS query waits for its answer before it is told of as unanswered", true, &c.DNSTimeout, c.checkDNSTimeout},
+		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
+		{"drop", "the drop probe: auto, on or off", false, &c.Drop, c.Drop.check},
+		{"drop_events", "dropped packets that are told of at most, per second and CPU; all are counted", false, &c.DropEvents, between(&c.DropEvents, 0, 1_000_000)},
+		{"exec", "the exec probe, which sees processes and what they ask of the kernel: auto, on or off", false, &c.Exec, c.Exec.check},
+		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
+		{"process_args", "bytes of a process's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, maxProcessArgs)},
+		{"process_redact", "regular expressions of what to hide in arguments, beside the usual forms of secrets", false, &c.ProcessRedact, c.checkRedact},
+		{"syscall", "whether system calls may be traced: auto, or off for never", false, &c.Syscall, c.checkSyscall},
+		{"rules_off", "rules that raise no alerts; docs/rules.md has all", true, &c.RulesOff, func() error { return anomaly.CheckRules(c.RulesOff) }},
+		{"exceptions", "what raises no alerts although a rule finds it; only in the file", true, &c.Exceptions, func() error { return anomaly.CheckExceptions(c.Exceptions) }},
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
 		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},
 		{"host_root", "where the host's root is mounted, in which drivers' libraries and the kubelet are looked for; found by itself if empty", false, &c.HostRoot, nil},
 		{"kubelet_socket", "socket of the kubelet's PodResources API, for one with another directory than /var/lib/kubelet", false, &c.Kubelet, nil},
 		{"dcgm_url", "page of a dcgm-exporter whose values complete what NVML gives; off for none, the node's own is looked for if empty", false, &c.DCGMURL, c.checkDCGMURL},
-		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
+		{"history", "past events of each kind that are kept for --since and --last, of starts and ends of processes a quarter as many; 0 for none", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
 		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},
 		{"metrics.dcgm", "serve NVIDIA GPUs at /metrics/dcgm too, under the names of dcgm-exporter", false, &c.MetricsDCGM, nil},
+		{"metrics.peers", "also count round-trip times and retransmits of TCP by the workload at the other end", false, &c.MetricsPeers, nil},
+		{"metrics.aliases", "also serve metrics under the names of another tool: hubble, or none if empty", false, &c.MetricsAliases, c.checkAliases},
 		{"log_level", "debug, info, warn or error", true, &c.LogLevel, c.checkLogLevel},
 		{"log_format", "text or json", false, &c.LogFormat, oneOf(&c.LogFormat, "text", "json")},
 		{"node_name", "name of this node; the host's name if empty", false, &c.NodeName, nil},
@@ -206,9 +260,75 @@ func (c *Config) checkIdleTimeout() error {
 	return nil
 }
 
-func (c *Config) checkRing() error {
-	if c.TCPRingBytes < 4096 || c.TCPRingBytes > 1<<30 || bits.OnesCount(uint(c.TCPRingBytes)) != 1 {
-		return fmt.Errorf("%d: want a power of two from 4096 to %d", c.TCPRingBytes, 1<<30)
+func checkRing(bytes *int) func() error {
+	return func() error {
+		if *bytes < 4096 || *bytes > 1<<30 || bits.OnesCount(uint(*bytes)) != 1 {
+			return fmt.Errorf("%d: want a power of two from 4096 to %d", *bytes, 1<<30)
+		}
+		return nil
+	}
+}
+
+// maxDNSPorts is how many the packet probe's program compares each packet with.
+const maxDNSPorts = 8
+
+func (c *Config) checkDNSPorts() error {
+	_, err := c.dnsPorts()
+	return err
+}
+
+// dnsPorts reads the list of ports.
+func (c *Config) dnsPorts() ([]uint16, error) {
+	words := strings.Split(c.DNSPorts, ",")
+	if len(words) > maxDNSPorts {
+		return nil, fmt.Errorf("%q: want at most %d ports", c.DNSPorts, maxDNSPorts)
+	}
+	ports := make([]uint16, 0, len(words))
+	for _, w := range words {
+		n, err := strconv.ParseUint(strings.TrimSpace(w), 10, 16)
+		if err != nil || n == 0 {
+			return nil, fmt.Errorf("%q: want ports from 1 to 65535 with commas between them, such as 53,5353", c.DNSPorts)
+		}
+		ports = append(ports, uint16(n))
+	}
+	return ports, nil
+}
+
+// copiedPorts are those whose messages are copied for the dns probe; the list has
+// been validated.
+func (c *Config) copiedPorts() []uint16 {
+	if c.DNS == ModeOff {
+		return nil
+	}
+	ports, _ := c.dnsPorts()
+	return ports
+}
+
+func (c *Config) checkAliases() error {
+	if c.MetricsAliases != "" && c.MetricsAliases != aliasHubble {
+		return fmt.Errorf("%q: want %s, or nothing", c.MetricsAliases, aliasHubble)
+	}
+	return nil
+}
+
+// maxProcessArgs is what the exec probe has room for.
+const maxProcessArgs = 4096
+
+func (c *Config) checkRedact() error {
+	_, err := process.NewRedactor(c.ProcessRedact)
+	return err
+}
+
+func (c *Config) checkSyscall() error {
+	if c.Syscall != ModeAuto && c.Syscall != ModeOff {
+		return fmt.Errorf("%q: want auto or off; nothing is traced until somebody asks", string(c.Syscall))
+	}
+	return nil
+}
+
+func (c *Config) checkDNSTimeout() error {
+	if c.DNSTimeout < 100*time.Millisecond || c.DNSTimeout > time.Minute {
+		return fmt.Errorf("%v: want 100ms to 1m", c.DNSTimeout)
 	}
 	return nil
 }

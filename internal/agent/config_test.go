@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -46,6 +48,20 @@ tcp: on
 packet: off
 packet_map_entries: 1000
 tcp_ring_bytes: 8192
+dns: on
+dns_ports: "53, 5353"
+dns_timeout: 10s
+dns_ring_bytes: 16384
+drop: off
+drop_events: 7
+exec: on
+exec_ring_bytes: 32768
+process_args: 0
+process_redact: [a, "b,c"]
+syscall: off
+rules_off: mount
+exceptions:
+  - {rule: chroot, namespace: builds, executable: /usr/sbin/chroot}
 cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
@@ -58,6 +74,8 @@ metrics:
   max_series: 5
   pod: true
   dcgm: true
+  peers: true
+  aliases: hubble
 log_level: debug
 log_format: json
 node_name: n
@@ -67,6 +85,11 @@ kubeconfig: /k
 	want := Config{
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
+		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 10 * time.Second, DNSRingBytes: 16384, Drop: ModeOff, DropEvents: 7,
+		MetricsPeers: true, MetricsAliases: "hubble",
+		Exec: ModeOn, ExecRingBytes: 32768, ProcessRedact: []string{"a", "b,c"}, Syscall: ModeOff,
+		RulesOff:   []string{"mount"},
+		Exceptions: []anomaly.Exception{{Rule: "chroot", Namespace: "builds", Executable: "/usr/sbin/chroot"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host",
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff, Kubeconfig: "/k",
@@ -307,7 +330,11 @@ func TestConfigIsDescribed(t *testing.T) {
 		if s.reloads {
 			reload = "reload"
 		}
-		want = append(want, strings.Join([]string{"| `" + s.key + "`", "`--" + s.flag() + "`", value, reload, s.usage + " |"}, " | "))
+		flag := ""
+		if s.flag() != "" {
+			flag = "`--" + s.flag() + "`"
+		}
+		want = append(want, strings.Join([]string{"| `" + s.key + "`", flag, value, reload, s.usage + " |"}, " | "))
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("docs/config.md (-want +got)\n%s", diff)

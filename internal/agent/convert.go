@@ -4,11 +4,15 @@ package agent
 
 import (
 	"math"
+	"strings"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -31,7 +35,7 @@ func workloadPB(id *workload.Identity) *orb8v1.Workload {
 		ContainerId: id.ContainerID, ContainerRuntime: id.ContainerRuntime,
 		Service: id.Service, NodeName: id.Node, Zone: id.Zone,
 		CgroupId: id.CgroupID, CgroupPath: id.CgroupPath,
-		Labels: id.Labels, QosClass: id.QoS, PodUid: id.PodUID,
+		Labels: id.Labels, QosClass: id.QoS, PodUid: id.PodUID, Image: id.Image,
 	}
 }
 
@@ -70,8 +74,8 @@ func flowPB(r *flow.Record) *orb8v1.Flow {
 	return &orb8v1.Flow{
 		Event:       orb8v1.FlowEvent(r.Event),
 		Protocol:    r.Protocol.String(),
-		Local:       &orb8v1.Endpoint{Ip: r.Key.Local.IP().String(), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)},
-		Remote:      &orb8v1.Endpoint{Ip: r.Key.Remote.IP().String(), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)},
+		Local:       localPB(r),
+		Remote:      remotePB(r),
 		Role:        orb8v1.Role(r.Role),
 		Loopback:    r.Loopback,
 		ByteUnit:    orb8v1.ByteUnit(r.Unit),
@@ -111,6 +115,85 @@ func flowEvent(r *flow.Record, node string) *orb8v1.Event {
 func connectionEvent(r *flow.Record, node string) *orb8v1.Event {
 	c := &orb8v1.Connection{Event: connectionStep(r), Flow: flowPB(r)}
 	return &orb8v1.Event{TimeNs: eventTime(r), NodeName: node, Event: &orb8v1.Event_Connection{Connection: c}}
+}
+
+func localPB(r *flow.Record) *orb8v1.Endpoint {
+	return &orb8v1.Endpoint{Ip: r.Key.Local.IP().String(), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)}
+}
+
+func remotePB(r *flow.Record) *orb8v1.Endpoint {
+	return &orb8v1.Endpoint{Ip: r.Key.Remote.IP().String(), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)}
+}
+
+// detailEvent tells of what is no change of a flow.
+func detailEvent(r *flow.Record, node string) *orb8v1.Event {
+	ev := &orb8v1.Event{TimeNs: eventTime(r), NodeName: node}
+	switch d := r.Detail.(type) {
+	case *dns.Exchange:
+		ev.Event = &orb8v1.Event_Dns{Dns: exchangePB(r, d)}
+	case *flow.Drop:
+		ev.Event = &orb8v1.Event_Drop{Drop: dropPB(r, d)}
+	case *flow.ListenOverflow:
+		ev.Event = &orb8v1.Event_ListenOverflow{ListenOverflow: &orb8v1.ListenOverflow{
+			Local: localPB(r), Process: processPB(&r.Sample), Drops: d.Drops, Backlog: d.Backlog, BacklogMax: d.Max,
+			Netns: r.NetNS, Loopback: r.Loopback,
+		}}
+	case *process.Step:
+		ev.Event = &orb8v1.Event_Process{Process: stepPB(r, d)}
+	case *anomaly.Alert:
+		ev.Event = &orb8v1.Event_Alert{Alert: alertPB(r, d)}
+	}
+	return ev
+}
+
+func exchangePB(r *flow.Record, x *dns.Exchange) *orb8v1.DnsExchange {
+	out := &orb8v1.DnsExchange{
+		Outcome: orb8v1.DnsOutcome(x.Outcome), Local: localPB(r), Remote: remotePB(r), View: dnsView(r),
+		Process: processPB(&r.Sample), Protocol: r.Protocol.String(), Loopback: r.Loopback, Self: r.Self, Netns: r.NetNS,
+		Id: uint32(x.ID), Name: x.Name, Repeats: x.Repeats, QueryTimeNs: r.First, SearchFailures: x.SearchFailures,
+	}
+	if x.Name != "" {
+		out.Type = x.Type.String()
+	}
+	if x.Outcome != dns.Answered {
+		return out
+	}
+	out.Rcode, out.LatencyNs, out.AnswerBytes = x.RCode.String(), int64(x.Latency), x.AnswerBytes
+	out.Truncated, out.Authoritative, out.MoreAnswers = x.Truncated, x.Authoritative, x.More
+	for _, a := range x.Answers {
+		out.Answers = append(out.Answers, &orb8v1.DnsAnswer{Name: a.Name, Type: a.Type.String(), TtlSeconds: a.TTL, Data: a.Data})
+	}
+	return out
+}
+
+func dnsView(r *flow.Record) orb8v1.DnsView {
+	if r.Role == flow.RoleServer {
+		return orb8v1.DnsView_DNS_VIEW_SERVER
+	}
+	return orb8v1.DnsView_DNS_VIEW_CLIENT
+}
+
+func dropPB(r *flow.Record, d *flow.Drop) *orb8v1.Drop {
+	direction := egress
+	if d.Ingress {
+		direction = ingress
+	}
+	return &orb8v1.Drop{
+		Reason: d.Reason, Protocol: r.Protocol.String(), Local: localPB(r), Remote: remotePB(r), Direction: direction,
+		Bytes: d.Bytes, Location: d.Location, TcpFlags: tcpFlags(d.TCPFlags), Ifindex: d.Ifindex, Netns: r.NetNS,
+		Loopback: r.Loopback, Process: processPB(&r.Sample),
+	}
+}
+
+// tcpFlags names the bits of the TCP header's flags, lowest first.
+func tcpFlags(bits uint8) string {
+	var set []string
+	for i, name := range []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"} {
+		if bits&(1<<i) != 0 {
+			set = append(set, name)
+		}
+	}
+	return strings.Join(set, ",")
 }
 
 // eventTime is the record's time, or for a row of the table its last traffic.

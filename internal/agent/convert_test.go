@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -41,7 +43,7 @@ func fullRecord() *flow.Record {
 		Delta: flow.Counters{TxBytes: 5, TxPackets: 6, RxBytes: 7, RxPackets: 8},
 		Local: &workload.Identity{
 			Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerID: "4f2d9c", ContainerRuntime: "containerd",
-			PodUID: "uid", Service: "web", Node: "node-b", Zone: "z1", QoS: "Burstable", Labels: map[string]string{"a": "b"}, CgroupID: 42, CgroupPath: "/kubepods",
+			PodUID: "uid", Service: "web", Node: "node-b", Zone: "z1", QoS: "Burstable", Image: "example.test/web:1", Labels: map[string]string{"a": "b"}, CgroupID: 42, CgroupPath: "/kubepods",
 		},
 		Remote: &workload.Identity{Service: "api", Namespace: "bank"},
 	}
@@ -51,7 +53,7 @@ func fullWorkload() *orb8v1.Workload {
 	return &orb8v1.Workload{
 		Namespace: "shop", PodName: "web-1", Kind: "Deployment", Name: "web", ContainerId: "4f2d9c", ContainerRuntime: "containerd",
 		Service: "web", NodeName: "node-b", Zone: "z1", CgroupId: 42, CgroupPath: "/kubepods",
-		Labels: map[string]string{"a": "b"}, QosClass: "Burstable", PodUid: "uid",
+		Labels: map[string]string{"a": "b"}, QosClass: "Burstable", PodUid: "uid", Image: "example.test/web:1",
 	}
 }
 
@@ -74,6 +76,57 @@ func fullFlow() *orb8v1.Flow {
 		FirstSeenNs: 100, LastSeenNs: 200,
 		Process: &orb8v1.Process{Pid: 4242, Command: "curl"},
 		Tcp:     fullTCP(), Netns: 4026531840, Self: true,
+	}
+}
+
+func fullExchange() *dns.Exchange {
+	return &dns.Exchange{
+		Outcome: dns.Answered, ID: 7, Name: "api.example.test", Type: dns.TypeA, RCode: dns.NXDomain, Latency: 5 * time.Millisecond,
+		Repeats: 1, Answers: []dns.Answer{{Name: "api.example.test", Type: dns.TypeA, TTL: 30, Data: "198.51.100.7"}}, More: 2,
+		Truncated: true, Authoritative: true, AnswerBytes: 48, SearchFailures: 3,
+	}
+}
+
+func fullDrop() *flow.Drop {
+	return &flow.Drop{Reason: "NO_SOCKET", Location: "udp_rcv", Ingress: true, Bytes: 28, TCPFlags: 0x12, Ifindex: 3}
+}
+
+func fullOverflow() *flow.ListenOverflow {
+	return &flow.ListenOverflow{Drops: 2, Backlog: 129, Max: 128}
+}
+
+func TestDetailEvents(t *testing.T) {
+	event := func(d flow.Detail, role flow.Role) *orb8v1.Event {
+		r := *fullRecord()
+		r.Detail, r.Role = d, role
+		return detailEvent(&r, "node-a")
+	}
+	f := fullFlow()
+	x := &orb8v1.DnsExchange{
+		Outcome: orb8v1.DnsOutcome_DNS_OUTCOME_ANSWERED, Local: f.GetLocal(), Remote: f.GetRemote(), View: orb8v1.DnsView_DNS_VIEW_CLIENT,
+		Process: f.GetProcess(), Protocol: "TCP", Loopback: true, Self: true, Netns: f.GetNetns(), Id: 7, Name: "api.example.test",
+		Type: "A", Rcode: "NXDOMAIN", LatencyNs: 5e6, Repeats: 1, MoreAnswers: 2, Truncated: true, Authoritative: true,
+		QueryTimeNs: 100, AnswerBytes: 48, SearchFailures: 3,
+		Answers: []*orb8v1.DnsAnswer{{Name: "api.example.test", Type: "A", TtlSeconds: 30, Data: "198.51.100.7"}},
+	}
+	want := &orb8v1.Event{TimeNs: 300, NodeName: "node-a", Event: &orb8v1.Event_Dns{Dns: x}}
+	if diff := cmp.Diff(want, event(fullExchange(), flow.RoleClient), protocmp.Transform()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got := event(fullExchange(), flow.RoleServer).GetDns().GetView(); got != orb8v1.DnsView_DNS_VIEW_SERVER {
+		t.Errorf("view %v, want the server's", got)
+	}
+	// What was not answered has no code, and what was not read no type either.
+	late := event(&dns.Exchange{Outcome: dns.Timeout, Name: "a.test", Type: dns.TypeAAAA}, flow.RoleClient).GetDns()
+	if late.GetRcode() != "" || late.GetType() != "AAAA" || late.GetLatencyNs() != 0 {
+		t.Errorf("timeout %v", late)
+	}
+	if unread := event(&dns.Exchange{Outcome: dns.Unread}, flow.RoleClient).GetDns(); unread.GetRcode() != "" || unread.GetType() != "" {
+		t.Errorf("unread %v", unread)
+	}
+	drop := event(fullDrop(), flow.RoleUnknown).GetDrop()
+	if drop.GetTcpFlags() != "SYN,ACK" || drop.GetDirection() != "ingress" || drop.GetReason() != "NO_SOCKET" || drop.GetBytes() != 28 {
+		t.Errorf("drop %v", drop)
 	}
 }
 
@@ -103,7 +156,10 @@ func TestEveryFieldIsFilled(t *testing.T) {
 		"orb8.v1.Flow.icmp": true,
 		// The arms of a oneof.
 		"orb8.v1.Event.connection": true, "orb8.v1.Event.node_status": true, "orb8.v1.Event.lost_events": true,
-		"orb8.v1.Event.accelerator": true,
+		"orb8.v1.Event.accelerator": true, "orb8.v1.Event.dns": true, "orb8.v1.Event.drop": true,
+		"orb8.v1.Event.listen_overflow": true, "orb8.v1.Event.dns_name": true, "orb8.v1.Event.flow": true,
+		"orb8.v1.Event.process": true, "orb8.v1.Event.alert": true, "orb8.v1.Event.syscall": true,
+		"orb8.v1.Event.syscall_summary": true, "orb8.v1.Event.syscall_targets": true,
 	}
 	var check func(m protoreflect.Message, path string)
 	check = func(m protoreflect.Message, path string) {
@@ -119,12 +175,24 @@ func TestEveryFieldIsFilled(t *testing.T) {
 				continue
 			}
 			// The remote workload has few fields on purpose.
-			if f.Message() != nil && !f.IsMap() && f.Name() != "remote" && f.Name() != "peer" {
+			if f.Message() != nil && !f.IsMap() && !f.IsList() && f.Name() != "remote" && f.Name() != "peer" {
 				check(m.Get(f).Message(), at)
 			}
 		}
 	}
 	check(event, "Event")
+	check(fullFlow().ProtoReflect(), "Flow")
+	for _, d := range []flow.Detail{fullExchange(), fullDrop(), fullOverflow()} {
+		r := *fullRecord()
+		r.Detail = d
+		ev := (&update{rec: r, node: "n", seq: 7}).event(&everything)
+		check(ev.ProtoReflect(), "Event")
+		for _, m := range []proto.Message{ev.GetDns(), ev.GetDrop(), ev.GetListenOverflow()} {
+			if m.ProtoReflect().IsValid() {
+				check(m.ProtoReflect(), string(m.ProtoReflect().Descriptor().Name()))
+			}
+		}
+	}
 	check(rows, "NetworkFlow")
 	check(events, "NetworkEvent")
 }

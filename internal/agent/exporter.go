@@ -7,6 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -21,10 +23,13 @@ type facts struct {
 	reloads, reloadsFailed uint64
 	subscribers            int
 	flows, maxFlows        int
-	history, maxHistory    int
+	history                []kindKept
 	probes                 []probe.Status
+	syscall                orb8v1.ProbeState
+	traces                 int
 	includeSelf            bool
 	waiting                int
+	messages               dns.Counts
 	// cluster is nil outside Kubernetes.
 	cluster *kube.Status
 	// gpus is nil where no accelerators are read.
@@ -149,6 +154,57 @@ func (s scrape) workload(w *series, flows [numProtocols]int) {
 	if c := w.cells[cellResetRecv]; c != nil {
 		s.counter(tcpResets, c.n, values(ingress)...)
 	}
+	if c := w.cells[cellListen]; c != nil {
+		s.counter(tcpListenDrops, c.n, values()...)
+	}
+	if c := w.cells[cellSockets]; c != nil {
+		counts := socketCounts(&c.sockets)
+		for i, state := range socketStates() {
+			s.gauge(tcpConnections, float64(counts[i]), values(state)...)
+		}
+	}
+	if c := w.cells[cellStarts]; c != nil {
+		s.counter(processStarts, c.n, values()...)
+	}
+	s.dns(w, values)
+	s.more(w, values)
+}
+
+// dns has the series of a workload about DNS.
+func (s scrape) dns(w *series, values func(...string) []string) {
+	for i, rcode := range rcodeLabels() {
+		if c := w.cells[cellDNS+i]; c != nil {
+			s.counter(dnsQueries, c.n, values(rcode)...)
+		}
+		if c := w.cells[cellServed+i]; c != nil {
+			s.counter(dnsServed, c.n, values(rcode)...)
+		}
+	}
+	if c := w.cells[cellDNSLatency]; c != nil {
+		s.histogram(dnsLatency, c.hist, values()...)
+	}
+	if c := w.cells[cellServedTime]; c != nil {
+		s.histogram(dnsServedLatency, c.hist, values()...)
+	}
+	if c := w.cells[cellDNSSearch]; c != nil {
+		s.counter(dnsSearchFailures, c.n, values()...)
+	}
+}
+
+// more has the series of a workload under labels that are not known beforehand.
+func (s scrape) more(w *series, values func(...string) []string) {
+	for k, c := range w.more {
+		switch k.of {
+		case moreDrops:
+			s.counter(drops, c.n, values(k.a)...)
+		case morePeerRTT:
+			s.histogram(tcpPeerRTT, c.hist, values(k.a, k.b, k.c)...)
+		case morePeerRetransmits:
+			s.counter(tcpPeerRetransmits, c.n, values(k.a, k.b, k.c)...)
+		case moreAlerts:
+			s.counter(syscallAlerts, c.n, values(k.a)...)
+		}
+	}
 }
 
 // activeFlows counts the table's rows that have not ended, by workload and
@@ -184,9 +240,22 @@ func (s scrape) health(f *facts) {
 			s.gauge(probeState, truth(p.State == state), p.Name, state.String())
 		}
 	}
+	s.gauge(probeUp, truth(f.syscall != orb8v1.ProbeState_PROBE_STATE_OFF), "syscall")
+	for name, state := range map[string]orb8v1.ProbeState{
+		"running": orb8v1.ProbeState_PROBE_STATE_RUNNING, "idle": orb8v1.ProbeState_PROBE_STATE_IDLE, "off": orb8v1.ProbeState_PROBE_STATE_OFF,
+	} {
+		s.gauge(probeState, truth(f.syscall == state), "syscall", name)
+	}
+	s.gauge(syscallTraces, float64(f.traces))
 }
 
 func (s scrape) agent(f *facts) {
+	m := &f.messages
+	for result, n := range map[string]uint64{
+		"query": m.Queries, "answer": m.Answers, "unmatched": m.Unmatched, "malformed": m.Malformed, "other": m.Other, "unread": m.Unread,
+	} {
+		s.counter(dnsMessages, n, result)
+	}
 	s.gauge(agentInfo, 1, f.version, f.node, f.kernel)
 	s.gauge(agentInterval, f.interval.Seconds())
 	s.histogram(agentSampleDuration, s.metrics.passesCopy())
@@ -194,8 +263,10 @@ func (s scrape) agent(f *facts) {
 	s.gauge(agentSubscribers, float64(f.subscribers))
 	s.gauge(agentFlows, float64(f.flows))
 	s.gauge(agentFlowsMax, float64(f.maxFlows))
-	s.gauge(agentHistory, float64(f.history))
-	s.gauge(agentHistoryMax, float64(f.maxHistory))
+	for _, k := range f.history {
+		s.gauge(agentHistory, float64(k.events), k.kind.String())
+		s.gauge(agentHistoryMax, float64(k.capacity), k.kind.String())
+	}
 	s.gauge(agentWaiting, float64(f.waiting))
 	if f.cluster != nil {
 		s.gauge(agentPods, float64(f.cluster.Pods), "node")

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -89,6 +90,24 @@ type fakeResolver struct {
 	local    map[uint64]*workload.Identity
 	remote   map[netip.Addr]*workload.Identity
 	swept    int
+	walks    int
+	unread   map[uint64]bool // cgroups that a walk does not find
+}
+
+// put sets who a cgroup is, nil if it is gone.
+func (f *fakeResolver) put(cgroup uint64, who *workload.Identity) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.local[cgroup] = who
+	if who == nil {
+		delete(f.local, cgroup)
+	}
+}
+
+func (f *fakeResolver) walked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.walks
 }
 
 func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr) *workload.Identity {
@@ -109,12 +128,35 @@ func (f *fakeResolver) Degraded() string { return f.degraded }
 
 func (f *fakeResolver) Awaits(id *workload.Identity) bool { return f.awaits && id.Pod == "" }
 
+func (f *fakeResolver) AwaitsImage(id *workload.Identity) bool {
+	return f.awaits && id.Pod != "" && id.ContainerID != "" && id.Image == ""
+}
+
 func (f *fakeResolver) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
 	return false, false
 }
 
 func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity { return f.remote[p.Addr] }
-func (f *fakeResolver) Alive(uint64) bool                         { return true }
+
+func (f *fakeResolver) Alive(cgroup uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.local[cgroup] != nil
+}
+
+func (f *fakeResolver) Cgroups() map[uint64]*workload.Identity {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.walks++
+	found := maps.Clone(f.local)
+	maps.DeleteFunc(found, func(id uint64, _ *workload.Identity) bool { return f.unread[id] })
+	return found
+}
+
+func (f *fakeResolver) Owns(cgroup uint64) bool { return cgroup != elsewhere }
+
+// elsewhere is a cgroup of another node.
+const elsewhere = 1 << 21
 
 func (f *fakeResolver) Sweep(time.Time) {
 	f.mu.Lock()

@@ -25,6 +25,7 @@ const (
 	groupBackend  = "How accelerators are read"
 	groupHealth   = "Losses and probes"
 	groupAgent    = "The agent itself"
+	groupHubble   = "Under Hubble's names"
 )
 
 // familyID names a family within this package.
@@ -40,6 +41,18 @@ const (
 	tcpConnectFailures
 	tcpRetransmits
 	tcpResets
+	tcpListenDrops
+	tcpConnections
+	tcpPeerRTT
+	tcpPeerRetransmits
+	dnsQueries
+	dnsLatency
+	dnsSearchFailures
+	dnsServed
+	dnsServedLatency
+	drops
+	processStarts
+	syscallAlerts
 	gpuInfo
 	// gpuDevice is the first of one family per accel.Metric, gpuShare that of one
 	// per metric that is divided among workloads.
@@ -69,8 +82,10 @@ const (
 	gpuReadSeconds
 	gpuHolders
 	lostEvents
+	dnsMessages
 	probeUp
 	probeState
+	syscallTraces
 	agentInfo
 	agentInterval
 	agentSampleDuration
@@ -124,6 +139,18 @@ func families(pod bool) [numFamilies]Family {
 		tcpConnectFailures: {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
 		tcpRetransmits:     {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
 		tcpResets:          {"orb8_tcp_resets_total", "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
+		tcpListenDrops:     {"orb8_tcp_listen_drops_total", "counter", "attempts", w(), "Attempts to connect to the workload, each repetition included, that the kernel dropped because the listening socket's queue was full, or for lack of memory.", groupWorkload},
+		tcpConnections:     {"orb8_tcp_connections", "gauge", "connections", w("state"), "TCP sockets of the workload at the latest sample; state is established (with traffic in the last five minutes), idle (established, without), half_open (waits for the answer to its SYN) or half_closed (one end has closed, the other has not).", groupWorkload},
+		tcpPeerRTT:         {"orb8_tcp_peer_rtt_seconds", "histogram", "seconds", w("peer_namespace", "peer_workload", "peer_kind"), "As orb8_tcp_rtt_seconds, by the workload at the other end; all names outside share one (peer_kind External), and the labels are empty for an unknown end. Only with metrics.peers.", groupWorkload},
+		tcpPeerRetransmits: {"orb8_tcp_peer_retransmits_total", "counter", "segments", w("peer_namespace", "peer_workload", "peer_kind"), "As orb8_tcp_retransmits_total, by the workload at the other end. Only with metrics.peers.", groupWorkload},
+		dnsQueries:         {"orb8_dns_queries_total", "counter", "queries", w("rcode"), "DNS queries of the workload that were answered, by the answer's code, those that were not (timeout), and those of which that is not known (unread). A query that is sent again counts once.", groupWorkload},
+		dnsLatency:         {"orb8_dns_latency_seconds", "histogram", "seconds", w(), "Time from a DNS query of the workload to its answer.", groupWorkload},
+		dnsSearchFailures:  {"orb8_dns_search_failures_total", "counter", "queries", w(), "DNS queries of the workload that failed only because a search domain was appended to a name that was found without it, or with another (ndots); they are also in orb8_dns_queries_total.", groupWorkload},
+		dnsServed:          {"orb8_dns_served_queries_total", "counter", "queries", w("rcode"), "DNS queries to the workload, by the code of its answer; timeout where it gave none, unread where that is not known.", groupWorkload},
+		dnsServedLatency:   {"orb8_dns_served_latency_seconds", "histogram", "seconds", w(), "Time from a DNS query to the workload to its answer.", groupWorkload},
+		drops:              {"orb8_drops_total", "counter", "packets", w("reason"), "Packets of the workload that the kernel dropped, by the kernel's reason.", groupWorkload},
+		processStarts:      {"orb8_process_starts_total", "counter", "programs", w(), "Programs that the workload's processes started (execve). All of a host outside of containers and systemd's services have one series (workload_kind Host).", groupWorkload},
+		syscallAlerts:      {"orb8_syscall_alerts_total", "counter", "alerts", w("rule"), "What rules found in the workload's containers and no exception silences, counted when it is found, also what has no alert of its own since there were too many. The same privileged call, repeated by a process within a second, counts once (exec_repeated below). docs/rules.md has the rules.", groupWorkload},
 
 		gpuInfo:               {"orb8_gpu_info", "gauge", "", device("pci_address", "driver", "parent", "profile"), "Always 1; the labels describe the device. parent is the uuid of the device that this one is a part of, profile that of a MIG instance.", groupDevice},
 		gpuClockEvent:         {"orb8_gpu_clock_event", "gauge", "", device("reason"), "1 for each reason for which the clocks are held back now.", groupDevice},
@@ -143,8 +170,10 @@ func families(pod bool) [numFamilies]Family {
 		gpuHolders:            {"orb8_gpu_kubelet_up", "gauge", "", nil, "1 if the kubelet has told which pods hold which devices, and less than a minute ago. Only in Kubernetes.", groupBackend},
 
 		lostEvents:          {"orb8_lost_events_total", "counter", "events", []string{"stage"}, "What was lost, or had to be repeated, on the way from the kernel to a client; see the stages below.", groupHealth},
-		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, else 0.", groupHealth},
-		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work) or off.", groupHealth},
+		dnsMessages:         {"orb8_dns_messages_total", "counter", "messages", []string{"result"}, "DNS messages seen at this node's ends; result is query, answer, unmatched (an answer to no query that waits, also counted as answer), malformed (not read further), other (no query) or unread (a TCP segment without whole messages).", groupHealth},
+		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, or waits to be asked for (state idle), else 0.", groupHealth},
+		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work), idle (the syscall probe, while nobody traces) or off.", groupHealth},
+		syscallTraces:       {"orb8_syscall_traces", "gauge", "traces", nil, "Traces of system calls that clients run now.", groupHealth},
 		agentInfo:           {"orb8_agent_info", "gauge", "", []string{"version", "node", "kernel"}, "Always 1; the labels describe the agent.", groupAgent},
 		agentInterval:       {"orb8_agent_sample_interval_seconds", "gauge", "seconds", nil, "Time between two samples as it is now: shorter while somebody follows.", groupAgent},
 		agentSampleDuration: {"orb8_agent_sample_duration_seconds", "histogram", "seconds", nil, "How long one pass over the kernel's flows takes.", groupAgent},
@@ -152,8 +181,8 @@ func families(pod bool) [numFamilies]Family {
 		agentSubscribers:    {"orb8_agent_subscribers", "gauge", "streams", nil, "Streams being served.", groupAgent},
 		agentFlows:          {"orb8_agent_flow_table_flows", "gauge", "flows", nil, "Flows in the flow table, ended ones and orb8's own included.", groupAgent},
 		agentFlowsMax:       {"orb8_agent_flow_table_capacity", "gauge", "flows", nil, "Bound of the flow table.", groupAgent},
-		agentHistory:        {"orb8_agent_history_events", "gauge", "events", nil, "Past events that are kept for --since and --last.", groupAgent},
-		agentHistoryMax:     {"orb8_agent_history_capacity", "gauge", "events", nil, "Bound of the history.", groupAgent},
+		agentHistory:        {"orb8_agent_history_events", "gauge", "events", []string{"kind"}, "Past events that are kept for --since and --last; kind is flow, dns, drop, overflow, exec, exit or alert.", groupAgent},
+		agentHistoryMax:     {"orb8_agent_history_capacity", "gauge", "events", []string{"kind"}, "Bound of the history of each kind; when it is reached the oldest event goes.", groupAgent},
 		agentSeries:         {"orb8_agent_workload_series", "gauge", "series", nil, "Time series by workload that count towards metrics.max_series.", groupAgent},
 		agentSeriesMax:      {"orb8_agent_workload_series_limit", "gauge", "series", nil, "Bound on the time series by workload; what is beyond counts under the workload \"other\".", groupAgent},
 		agentPods:           {"orb8_agent_known_pods", "gauge", "pods", []string{"scope"}, "Pods whose names are known; scope is node for this node's own and peer for others. Only in Kubernetes.", groupAgent},
@@ -162,6 +191,12 @@ func families(pod bool) [numFamilies]Family {
 		agentReloads:        {"orb8_agent_config_reloads_total", "counter", "reloads", []string{"result"}, "Reloads of the configuration; result is ok or error.", groupAgent},
 		agentPanics:         {"orb8_agent_panics_total", "counter", "panics", nil, "Calls of the API that ended in a panic; each is a bug, please report it.", groupAgent},
 	}
+	addAccelerators(&all, device, share)
+	return all
+}
+
+// addAccelerators adds what is measured of each device, and of each workload on it.
+func addAccelerators(all *[numFamilies]Family, device, share func(...string) []string) {
 	for m := range accel.NumMetrics {
 		about := m.About()
 		name, kind := m.String(), "gauge"
@@ -173,5 +208,4 @@ func families(pod bool) [numFamilies]Family {
 			all[gpuShare+familyID(m)] = Family{"orb8_gpu_workload_" + name, kind, string(about.Unit), share("method"), about.Help + ": the workload's part.", groupShare}
 		}
 	}
-	return all
 }

@@ -67,7 +67,7 @@ func factsOf(l *accel.Ledger) *gpuFacts {
 }
 
 func TestAcceleratorMetrics(t *testing.T) {
-	e := exporterOf(newMetrics(false, 1000, new(loss.Counters)))
+	e := exporterOf(newMetrics(metricsConfig(false, 1000), new(loss.Counters)))
 	f := factsOf(gpuLedger(time.Now()))
 	e.facts = func() facts { return facts{gpus: f} }
 	const (
@@ -153,7 +153,7 @@ func gathered(t *testing.T, c prometheus.Collector, by string) map[string]map[st
 
 // The series by workload add up to those of the device.
 func TestAcceleratorMetricsAddUp(t *testing.T) {
-	e := exporterOf(newMetrics(false, 1000, new(loss.Counters)))
+	e := exporterOf(newMetrics(metricsConfig(false, 1000), new(loss.Counters)))
 	f := factsOf(gpuLedger(time.Now()))
 	e.facts = func() facts { return facts{gpus: f} }
 	sums := gathered(t, e, "uuid")

@@ -13,9 +13,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newHTTPServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (the
-// process answers) and /readyz (ready returns nil). Profiles are not exposed.
-func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, log *slog.Logger) *http.Server {
+// newHTTPServer serves /metrics from all of own, /metrics/dcgm unless dcgm is nil,
+// /healthz (the process answers) and /readyz (ready returns nil). Profiles are not
+// exposed.
+func newHTTPServer(own []prometheus.Collector, dcgm prometheus.Collector, ready func() error, log *slog.Logger) *http.Server {
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	mux := http.NewServeMux()
 	serve := func(path string, all ...prometheus.Collector) {
@@ -28,7 +29,8 @@ func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, l
 			EnableOpenMetrics:   true,
 		}))
 	}
-	serve("/metrics", e, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	process := []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})}
+	serve("/metrics", append(process, own...)...)
 	if dcgm != nil {
 		serve("/metrics/dcgm", dcgm)
 	}

@@ -26,43 +26,77 @@ type hub struct {
 	mu     sync.Mutex
 	subs   []*subscription
 	closed bool
-	// history is a ring of the latest records; seen have been published so far.
-	history []flow.Record
-	seen    uint64
+	past   past
 }
 
 func newHub(node string, history int, losses *loss.Counters) *hub {
 	return &hub{
 		node: node, losses: losses,
 		changed: make(chan struct{}, 1),
-		history: make([]flow.Record, history),
+		past:    newPast(history),
 	}
 }
 
 // interest says which events a subscriber takes.
 type interest struct {
 	filters *filter.Set
-	// flows takes every record, connections only steps of TCP connections; with
-	// both, steps come as connections.
+	// flows takes every record of a flow, connections only steps of TCP connections;
+	// with both, steps come as connections.
 	flows, connections bool
+	// dns takes DNS queries, those seen at the client's end or, with serverSide, those
+	// seen at the server's.
+	dns, serverSide  bool
+	drops, overflows bool
+	// processes takes programs that are started and processes that end, alerts what
+	// rules find.
+	processes, alerts bool
+	// syscalls: system calls are traced for it, as trace says.
+	syscalls bool
+	trace    *trace
 	// self takes orb8's own traffic too.
 	self bool
 	// status and losses take what concerns the whole node.
 	status, losses bool
 	// accelerators takes their samples.
 	accelerators bool
+	// dnsNames takes, in a snapshot, what was asked of DNS.
+	dnsNames bool
 }
 
 func (i *interest) wants(r *flow.Record) bool {
-	switch {
-	case r.Self && !i.self:
+	return (!r.Self || i.self) && i.takes(r) && i.filters.Match(r)
+}
+
+// takes reports whether records of r's kind are wanted.
+func (i *interest) takes(r *flow.Record) bool {
+	switch k := r.Kind(); {
+	case !i.kind(k):
 		return false
-	case !i.flows && !i.connections:
-		return false
-	case !i.flows && connectionStep(r) == orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED:
-		return false
+	case k == flow.KindDNS:
+		return i.serverSide == (r.Role == flow.RoleServer)
+	case k == flow.KindFlow:
+		return i.flows || connectionStep(r) != orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED
 	}
-	return i.filters.Match(r)
+	return true
+}
+
+// kind reports whether the records of a kind, or some of them, are wanted.
+func (i *interest) kind(k flow.Kind) bool {
+	switch k {
+	case flow.KindDNS:
+		return i.dns
+	case flow.KindDrop:
+		return i.drops
+	case flow.KindListen:
+		return i.overflows
+	case flow.KindExec, flow.KindExit:
+		return i.processes
+	case flow.KindAlert:
+		return i.alerts
+	case flow.KindSyscall:
+		return false // those go to their trace only
+	}
+	return i.flows || i.connections
 }
 
 func (i *interest) asConnection(r *flow.Record) bool {
@@ -80,8 +114,8 @@ type update struct {
 	// other is set for events that are not about a flow.
 	other *orb8v1.Event
 
-	flow, connection once[*orb8v1.Event]
-	network          once[[]*orb8v1.NetworkEvent]
+	flow, connection, detail once[*orb8v1.Event]
+	network                  once[[]*orb8v1.NetworkEvent]
 }
 
 type once[T any] struct {
@@ -99,6 +133,8 @@ func (u *update) event(i *interest) *orb8v1.Event {
 	switch {
 	case u.other != nil:
 		return u.other
+	case u.rec.Detail != nil:
+		return u.detail.get(func() *orb8v1.Event { return u.number(detailEvent(&u.rec, u.node)) })
 	case i.asConnection(&u.rec):
 		return u.connection.get(func() *orb8v1.Event { return u.number(connectionEvent(&u.rec, u.node)) })
 	}
@@ -143,17 +179,14 @@ type queued struct {
 func (h *hub) publish(r *flow.Record) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if n := uint64(len(h.history)); n > 0 {
-		h.history[h.seen%n] = *r
-	}
-	h.seen++
+	seq := h.past.add(r)
 	var u *update
 	for _, s := range h.subs {
 		if !s.interest.wants(r) {
 			continue
 		}
 		if u == nil {
-			u = &update{rec: *r, node: h.node, seq: h.seen}
+			u = &update{rec: *r, node: h.node, seq: seq}
 		}
 		h.send(s, u)
 	}
@@ -169,6 +202,21 @@ func (h *hub) tell(e *orb8v1.Event, pick func(*interest) bool) {
 			h.send(s, u)
 		}
 	}
+}
+
+// offer is tell for an event that is told again if somebody's queue is full, which it
+// reports and which is no loss: ok is that all have it.
+func (h *hub) offer(e *orb8v1.Event, pick func(*interest) bool) (ok bool) {
+	u := &update{other: e, node: h.node}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ok = true
+	for _, s := range h.subs {
+		if pick(&s.interest) {
+			ok = s.offer(u) && ok
+		}
+	}
+	return ok
 }
 
 // tellEach hands to each subscriber the event for it, unless that is nil.
@@ -191,38 +239,27 @@ func (h *hub) wanted(pick func(*interest) bool) bool {
 
 // send is called with h.mu held.
 func (h *hub) send(s *subscription, u *update) {
-	select {
-	case s.queue <- queued{update: u, lost: s.lost}:
-		s.lost = 0
-	default:
+	if !s.offer(u) {
 		s.lost++
 		h.losses.Add(loss.SubscriberSlow, 1)
 	}
 }
 
-// past says which part of the history is wanted; the zero value none.
-type past struct {
-	// since is the earliest time in Unix nanoseconds, 0 for any.
-	since int64
-	// last is how many of the latest events, 0 for all since.
-	last int
-	// resume: those after the one of that place.
-	resume bool
-	after  uint64
-}
-
-// history is the part of the past that was asked for, oldest first.
-type history struct {
-	updates []*update
-	// missing is how many events are no longer kept that a resume would have gone
-	// on with.
-	missing uint64
+// offer queues an update if there is room. It is called with the hub's lock held.
+func (s *subscription) offer(u *update) bool {
+	select {
+	case s.queue <- queued{update: u, lost: s.lost}:
+		s.lost = 0
+		return true
+	default:
+		return false
+	}
 }
 
 // subscribe adds a subscriber whose queue holds size events, and returns the
 // part of the history that it wants, oldest first. Between the two nothing is
 // missing and nothing doubled. The caller must call unsubscribe.
-func (h *hub) subscribe(i interest, size int, p past) (*subscription, history) {
+func (h *hub) subscribe(i interest, size int, p pastQuery) (*subscription, history) {
 	s := &subscription{hub: h, interest: i, queue: make(chan queued, size)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -243,8 +280,8 @@ func (h *hub) unsubscribe(s *subscription) {
 	h.notify()
 }
 
-// past returns the part of the history that i wants.
-func (h *hub) past(i *interest, p past) history {
+// query returns the part of the history that i wants.
+func (h *hub) query(i *interest, p pastQuery) history {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.recent(i, p)
@@ -254,33 +291,13 @@ func (h *hub) past(i *interest, p past) history {
 func (h *hub) place() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.seen
+	return h.past.seen
 }
 
 // recent is called with h.mu held.
-func (h *hub) recent(i *interest, p past) history {
-	if p == (past{}) {
-		return history{}
-	}
-	size := uint64(len(h.history))
-	kept := min(h.seen, size)
-	var found history
-	if p.resume && p.after < h.seen-kept {
-		found.missing = h.seen - kept - p.after
-		h.losses.Add(loss.ResumeGap, found.missing)
-	}
-	for n := uint64(0); n < kept && (!p.resume || h.seen-n > p.after); n++ {
-		seq := h.seen - n
-		r := &h.history[(seq-1)%size]
-		if r.Time < p.since || !i.wants(r) {
-			continue
-		}
-		found.updates = append(found.updates, &update{rec: *r, node: h.node, seq: seq})
-		if len(found.updates) == p.last {
-			break
-		}
-	}
-	slices.Reverse(found.updates)
+func (h *hub) recent(i *interest, p pastQuery) history {
+	found := h.past.find(i, p, h.node)
+	h.losses.Add(loss.ResumeGap, found.missing)
 	return found
 }
 
@@ -299,11 +316,11 @@ func (h *hub) subscribers() int {
 	return len(h.subs)
 }
 
-// kept returns how many records the history holds.
-func (h *hub) kept() int {
+// kept returns what the history holds of each kind.
+func (h *hub) kept() []kindKept {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return int(min(h.seen, uint64(len(h.history))))
+	return h.past.summary()
 }
 
 // close ends every subscription once its queue is empty. What is published
@@ -358,7 +375,7 @@ func (s *subscription) reached() uint64 {
 	if len(s.queue) > 0 || s.lost > 0 {
 		return 0
 	}
-	return s.hub.seen
+	return s.hub.past.seen
 }
 
 func (s *subscription) received(q queued, ok bool) (queued, bool) {

@@ -57,8 +57,8 @@ func ports(h history) []int {
 func TestSlowSubscriberLosesIsCountedAndTold(t *testing.T) {
 	losses := new(loss.Counters)
 	h := newHub("n", 0, losses)
-	slow, _ := h.subscribe(everything, 2, past{})
-	quick, _ := h.subscribe(everything, 16, past{})
+	slow, _ := h.subscribe(everything, 2, pastQuery{})
+	quick, _ := h.subscribe(everything, 16, pastQuery{})
 	for n := 1; n <= 5; n++ {
 		h.publish(numbered(n))
 	}
@@ -89,7 +89,7 @@ func TestSlowSubscriberLosesIsCountedAndTold(t *testing.T) {
 
 func TestCloseTellsTheLastLoss(t *testing.T) {
 	h := newHub("n", 0, new(loss.Counters))
-	s, _ := h.subscribe(everything, 1, past{})
+	s, _ := h.subscribe(everything, 1, pastQuery{})
 	h.publish(numbered(1))
 	h.publish(numbered(2))
 	h.close()
@@ -97,7 +97,7 @@ func TestCloseTellsTheLastLoss(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	h.unsubscribe(s)
-	late, _ := h.subscribe(everything, 1, past{})
+	late, _ := h.subscribe(everything, 1, pastQuery{})
 	if diff := cmp.Diff([]int{0}, took(t, late, 1)); diff != "" {
 		t.Errorf("subscribed after close (-want +got)\n%s", diff)
 	}
@@ -115,33 +115,42 @@ func TestHistory(t *testing.T) {
 	tests := []struct {
 		name string
 		i    interest
-		p    past
+		p    pastQuery
 		want []int
 	}{
-		{"none asked for", everything, past{}, nil},
-		{"last", everything, past{last: 2}, []int{5, 6}},
-		{"last is more than is kept", everything, past{last: 100}, []int{3, 4, 5, 6}},
-		{"since", everything, past{since: second(5)}, []int{5, 6}},
-		{"since long ago", everything, past{since: 1}, []int{3, 4, 5, 6}},
-		{"since and last", everything, past{since: second(4), last: 2}, []int{5, 6}},
-		{"last that match", interest{flows: true, filters: even}, past{last: 2}, []int{4, 6}},
-		{"connections only", interest{connections: true}, past{last: 2}, nil},
-		{"resume", everything, past{resume: true, after: 4}, []int{5, 6}},
-		{"resume from the oldest", everything, past{resume: true, after: 2}, []int{3, 4, 5, 6}},
-		{"resume at the end", everything, past{resume: true, after: 6}, nil},
-		{"resume what matches", interest{flows: true, filters: even}, past{resume: true, after: 4}, []int{6}},
-		{"all since the start", everything, past{resume: true, since: second(5)}, []int{5, 6}},
+		{"none asked for", everything, pastQuery{}, nil},
+		{"last", everything, pastQuery{last: 2}, []int{5, 6}},
+		{"last is more than is kept", everything, pastQuery{last: 100}, []int{3, 4, 5, 6}},
+		{"since", everything, pastQuery{since: second(5)}, []int{5, 6}},
+		{"since long ago", everything, pastQuery{since: 1}, []int{3, 4, 5, 6}},
+		{"since and last", everything, pastQuery{since: second(4), last: 2}, []int{5, 6}},
+		{"last that match", interest{flows: true, filters: even}, pastQuery{last: 2}, []int{4, 6}},
+		{"connections only", interest{connections: true}, pastQuery{last: 2}, nil},
+		{"resume", everything, pastQuery{resume: true, after: 4}, []int{5, 6}},
+		{"resume from the oldest", everything, pastQuery{resume: true, after: 2}, []int{3, 4, 5, 6}},
+		{"resume at the end", everything, pastQuery{resume: true, after: 6}, nil},
+		{"resume what matches", interest{flows: true, filters: even}, pastQuery{resume: true, after: 4}, []int{6}},
+		{"all since the start", everything, pastQuery{resume: true, since: second(5)}, []int{5, 6}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, ports(h.past(&tt.i, tt.p))); diff != "" {
+			if diff := cmp.Diff(tt.want, ports(h.query(&tt.i, tt.p))); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
 	}
-	if got := h.kept(); got != 4 {
+	if got := events(h); got != 4 {
 		t.Errorf("keeps %d, want 4", got)
 	}
+}
+
+// events is how many events a hub keeps.
+func events(h *hub) int {
+	n := 0
+	for _, k := range h.kept() {
+		n += k.events
+	}
+	return n
 }
 
 // What is no longer kept is counted and told.
@@ -153,14 +162,14 @@ func TestResumeGap(t *testing.T) {
 	}
 	for _, tt := range []struct{ after, missing uint64 }{{6, 0}, {5, 1}, {0, 6}} {
 		before := losses.Get(loss.ResumeGap)
-		got := h.past(&everything, past{resume: true, after: tt.after})
+		got := h.query(&everything, pastQuery{resume: true, after: tt.after})
 		if got.missing != tt.missing || losses.Get(loss.ResumeGap)-before != tt.missing || len(got.updates) != 4 {
 			t.Errorf("after %d: %d missing, %d sent, want %d missing", tt.after, got.missing, len(got.updates), tt.missing)
 		}
 	}
 	off := newHub("n", 0, losses)
 	off.publish(numbered(1))
-	if got := off.past(&everything, past{resume: true}); got.missing != 1 || got.updates != nil {
+	if got := off.query(&everything, pastQuery{resume: true}); got.missing != 1 || got.updates != nil {
 		t.Errorf("without history: %+v", got)
 	}
 }
@@ -169,7 +178,7 @@ func TestResumeGap(t *testing.T) {
 func TestQuietStreamIsToldHowFar(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub("n", 4, new(loss.Counters))
-		s, _ := h.subscribe(interest{connections: true}, 1, past{})
+		s, _ := h.subscribe(interest{connections: true}, 1, pastQuery{})
 		s.idle = time.Second
 		h.publish(numbered(1))
 		h.publish(numbered(2))
@@ -187,7 +196,7 @@ func TestQuietStreamIsToldHowFar(t *testing.T) {
 func TestHistoryOff(t *testing.T) {
 	h := newHub("n", 0, new(loss.Counters))
 	h.publish(numbered(1))
-	if got := h.past(&everything, past{last: 1}); got.updates != nil || h.kept() != 0 {
+	if got := h.query(&everything, pastQuery{last: 1}); got.updates != nil || events(h) != 0 {
 		t.Errorf("got %v", got)
 	}
 }
@@ -204,7 +213,7 @@ func TestSubscribeMissesNothing(t *testing.T) {
 		}
 		h.close()
 	})
-	s, recent := h.subscribe(everything, total, past{last: total})
+	s, recent := h.subscribe(everything, total, pastQuery{last: total})
 	got := ports(recent)
 	got = append(got, took(t, s, total+1-len(got))...)
 	wg.Wait()
@@ -246,8 +255,8 @@ func TestWants(t *testing.T) {
 // TestUpdateIsBuiltOnce: all subscribers share what is made from a record.
 func TestUpdateIsBuiltOnce(t *testing.T) {
 	h := newHub("n", 0, new(loss.Counters))
-	a, _ := h.subscribe(everything, 1, past{})
-	b, _ := h.subscribe(everything, 1, past{})
+	a, _ := h.subscribe(everything, 1, pastQuery{})
+	b, _ := h.subscribe(everything, 1, pastQuery{})
 	h.publish(numbered(1))
 	qa, _ := a.next(t.Context())
 	qb, _ := b.next(t.Context())
@@ -261,15 +270,15 @@ func TestUpdateIsBuiltOnce(t *testing.T) {
 
 func TestTell(t *testing.T) {
 	h := newHub("n", 4, new(loss.Counters))
-	all, _ := h.subscribe(interest{status: true}, 1, past{})
-	none, _ := h.subscribe(everything, 1, past{})
+	all, _ := h.subscribe(interest{status: true}, 1, pastQuery{})
+	none, _ := h.subscribe(everything, 1, pastQuery{})
 	e := &orb8v1.Event{NodeName: "n"}
 	h.tell(e, func(i *interest) bool { return i.status })
 	q, _ := all.next(t.Context())
 	if q.update.event(&all.interest) != e {
 		t.Error("the event did not come")
 	}
-	if len(none.queue) != 0 || h.kept() != 0 {
+	if len(none.queue) != 0 || events(h) != 0 {
 		t.Error("the event went where it does not belong")
 	}
 }
@@ -277,7 +286,7 @@ func TestTell(t *testing.T) {
 func TestNextEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub("n", 0, new(loss.Counters))
-		s, _ := h.subscribe(everything, 1, past{})
+		s, _ := h.subscribe(everything, 1, pastQuery{})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, ok := s.next(ctx); ok {
@@ -300,7 +309,7 @@ func TestPublishDoesNotAllocateWithoutSubscribers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = h.subscribe(interest{flows: true, filters: other}, 1, past{})
+	_, _ = h.subscribe(interest{flows: true, filters: other}, 1, pastQuery{})
 	if n := testing.AllocsPerRun(1000, func() { h.publish(r) }); n != 0 {
 		t.Errorf("%v allocations for a subscriber that does not want the event", n)
 	}
@@ -314,7 +323,7 @@ func BenchmarkPublish(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			h := newHub("n", 4096, new(loss.Counters))
 			for range bb.subs {
-				s, _ := h.subscribe(everything, 4096, past{})
+				s, _ := h.subscribe(everything, 4096, pastQuery{})
 				go func() {
 					for {
 						if _, ok := s.next(context.Background()); !ok {

@@ -104,7 +104,7 @@ func TestRecordsWaitForPods(t *testing.T) {
 }
 
 func TestZoneMetrics(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 100), new(loss.Counters))
 	send := func(remote *workload.Identity, n uint64) {
 		r := record(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
 		r.Local = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}

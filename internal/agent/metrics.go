@@ -3,11 +3,15 @@
 package agent
 
 import (
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -19,11 +23,14 @@ const (
 	maxIdentities = 16_384
 )
 
+// rootCgroup is the inode of the root of the cgroup2 hierarchy.
+const rootCgroup = 1
+
 // metrics counts records by workload. observe is called for every record and
 // does not allocate for a workload that it knows. Scrapes read copies.
 type metrics struct {
-	pod    bool
-	losses *loss.Counters
+	pod, peers bool
+	losses     *loss.Counters
 
 	mu sync.Mutex
 	// max bounds the series by workload, used is how many there are.
@@ -33,17 +40,26 @@ type metrics struct {
 	// other takes what max refuses; its own series do not count.
 	other    *series
 	progress progress
-	passes   *histogram
+	// host stands for what passing is true of, where that is not told apart.
+	host *workload.Identity
+	// sockets are those whose cells say how many there are now.
+	sockets []*series
+	passes  *histogram
+	// hubble is nil unless metrics.aliases asks for it.
+	hubble *hubbleCounts
 }
 
-func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
+func newMetrics(cfg *Config, losses *loss.Counters) *metrics {
 	return &metrics{
-		pod: pod, max: maxSeries, losses: losses,
+		pod: cfg.MetricsPod, peers: cfg.MetricsPeers, max: cfg.MetricsMaxSeries, losses: losses,
 		byIdentity: make(map[*workload.Identity]*series),
 		byLabels:   make(map[labels]*series),
 		other:      newOther(),
-		progress:   newProgress(),
-		passes:     newHistogram(sampleBuckets()),
+		// The root's cgroup never goes, nor do the series.
+		host:     &workload.Identity{Kind: "Host", Name: "host", CgroupID: rootCgroup},
+		progress: newProgress(),
+		passes:   newHistogram(sampleBuckets()),
+		hubble:   newHubbleCounts(cfg),
 	}
 }
 
@@ -51,8 +67,17 @@ func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
 func (m *metrics) observe(r *flow.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if step, ok := r.Detail.(*process.Step); ok {
+		m.observeStep(r, step)
+		return
+	}
 	s := m.find(r.Local)
 	s.touched = max(s.touched, r.Time)
+	m.hubble.observe(r)
+	if r.Detail != nil {
+		m.observeDetail(s, r)
+		return
+	}
 	t := m.cell(s, cellTraffic+protocolIndex(r.Protocol))
 	t.Counters = t.Add(r.Delta)
 	if r.Remote != nil && r.Local.Zone != "" && r.Remote.Zone != "" {
@@ -73,10 +98,16 @@ func (m *metrics) observeTCP(s *series, r *flow.Record) {
 	gone := r.Event == flow.EventExpire || r.Event == flow.EventEvict
 	if t.RTTMicros > 0 && !gone {
 		m.cell(s, cellRTT).hist.observe(uint64(t.RTTMicros) * 1000)
+		if m.peers {
+			m.more(s, peerKey(morePeerRTT, r.Remote)).hist.observe(uint64(t.RTTMicros) * 1000)
+		}
 	}
 	retransmits, connected := m.progress.advance(r)
 	if retransmits > 0 {
 		m.cell(s, cellRetransmits).n += retransmits
+		if m.peers {
+			m.more(s, peerKey(morePeerRetransmits, r.Remote)).n += retransmits
+		}
 	}
 	if connected {
 		m.cell(s, cellConnect).hist.observe(t.ConnectNanos)
@@ -93,6 +124,116 @@ func (m *metrics) observeTCP(s *series, r *flow.Record) {
 	if t.ResetReceived {
 		m.cell(s, cellResetRecv).n++
 	}
+}
+
+// observeDetail counts what is no change of a flow.
+func (m *metrics) observeDetail(s *series, r *flow.Record) {
+	switch d := r.Detail.(type) {
+	case *dns.Exchange:
+		m.observeDNS(s, r, d)
+	case *flow.ListenOverflow:
+		m.cell(s, cellListen).n += d.Drops
+	}
+}
+
+// observeStep counts programs that are started.
+func (m *metrics) observeStep(r *flow.Record, step *process.Step) {
+	if step.What != process.Exec {
+		return
+	}
+	id := r.Local
+	if passing(id) {
+		id = m.host
+	}
+	s := m.find(id)
+	s.touched = max(s.touched, r.Time)
+	m.cell(s, cellStarts).n++
+}
+
+// passing reports whether a workload has a name of which there is no end: a command of
+// the host, or a session or the like, which systemd makes for it. Those that start
+// programs, rather than have traffic, are nearly all there ever were.
+func passing(id *workload.Identity) bool {
+	switch {
+	case id.Pod != "" || id.ContainerID != "":
+		return false
+	case id.Kind == workload.KindUnit:
+		return strings.HasSuffix(id.Name, ".scope") || strings.HasPrefix(id.Name, "run-")
+	}
+	return id.Kind == workload.KindProcess || id.Kind == ""
+}
+
+// observeMatch counts what a rule found in a workload.
+func (m *metrics) observeMatch(id *workload.Identity, rule *anomaly.Rule, at int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.find(id)
+	s.touched = max(s.touched, at)
+	m.more(s, moreKey{of: moreAlerts, a: rule.Name}).n++
+}
+
+func (m *metrics) observeDNS(s *series, r *flow.Record, x *dns.Exchange) {
+	count, latency := cellDNS, cellDNSLatency
+	if r.Role == flow.RoleServer {
+		count, latency = cellServed, cellServedTime
+	}
+	if x.Nameless() {
+		return
+	}
+	m.cell(s, count+rcodeIndex(x)).n++
+	if x.Outcome == dns.Answered {
+		m.cell(s, latency).hist.observe(uint64(max(x.Latency, 0)))
+	}
+	if x.SearchFailures > 0 {
+		m.cell(s, cellDNSSearch).n += uint64(x.SearchFailures)
+	}
+}
+
+// observeDrops counts packets of a workload that were dropped.
+func (m *metrics) observeDrops(id *workload.Identity, reason string, packets uint64, now int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.find(id)
+	s.touched = max(s.touched, now)
+	m.more(s, moreKey{of: moreDrops, a: reason}).n += packets
+	m.hubble.observeDrops(reason, packets)
+}
+
+// observeSockets takes how many TCP sockets there are now, and whose they are.
+func (m *metrics) observeSockets(counts []flow.SocketCount, who []*workload.Identity, now int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.other.cells[cellSockets].sockets = flow.SocketCount{}
+	for _, s := range m.sockets {
+		if c := s.cells[cellSockets]; c != nil {
+			c.sockets = flow.SocketCount{}
+		}
+	}
+	m.sockets = m.sockets[:0]
+	for i := range counts {
+		s := m.find(who[i])
+		s.touched = max(s.touched, now)
+		c := &m.cell(s, cellSockets).sockets
+		c.Established += counts[i].Established
+		c.Idle += counts[i].Idle
+		c.HalfOpen += counts[i].HalfOpen
+		c.HalfClosed += counts[i].HalfClosed
+		m.sockets = append(m.sockets, s)
+	}
+}
+
+// peerKey names the other end of a connection; empty where nothing is known of it.
+func peerKey(of moreOf, peer *workload.Identity) moreKey {
+	if peer == nil {
+		return moreKey{of: of}
+	}
+	if peer.Kind == workload.KindExternal { // of names there is no end
+		return moreKey{of: of, c: workload.KindExternal}
+	}
+	if peer.Name == "" && peer.Service != "" {
+		return moreKey{of, peer.Namespace, peer.Service, "Service"}
+	}
+	return moreKey{of, peer.Namespace, peer.Name, peer.Kind}
 }
 
 // find returns the series of a workload; those of other when there is no room
@@ -113,8 +254,10 @@ func (m *metrics) find(id *workload.Identity) *series {
 		m.byLabels[key] = s
 	}
 	if s != m.other {
-		s.cgroup = id.CgroupID
-		s.transient = id.Pod == "" && (id.Kind == workload.KindProcess || id.Kind == "")
+		if id.CgroupID != 0 { // else it is known by an address alone
+			s.cgroup = id.CgroupID
+			s.transient = id.Pod == "" && (id.Kind == workload.KindProcess || id.Kind == "")
+		}
 	}
 	if len(m.byIdentity) >= maxIdentities {
 		clear(m.byIdentity)
@@ -134,14 +277,47 @@ func (m *metrics) cell(s *series, i int) *cell {
 		s.cells[i] = newCell(i)
 		return s.cells[i]
 	}
+	m.capped(s)
+	s.cells[i] = m.other.cells[i]
+	return s.cells[i]
+}
+
+// capped notes that the cap has refused s something.
+func (m *metrics) capped(s *series) {
 	s.capped = true
 	if !s.cappedOnce {
 		s.cappedOnce = true
 		m.losses.Add(loss.MetricSeriesCapped, 1)
 	}
-	s.cells[i] = m.other.cells[i]
-	return s.cells[i]
 }
+
+// more returns a cell of s under labels that are not known beforehand, that of other
+// if the cap does not allow one more. It is called with m.mu held.
+func (m *metrics) more(s *series, k moreKey) *cell {
+	if s == m.other {
+		k = k.elsewhere()
+	}
+	if c := s.more[k]; c != nil {
+		return c
+	}
+	if s.more == nil {
+		s.more = make(map[moreKey]*cell)
+	}
+	if s != m.other {
+		n := seriesOfMore(k.of)
+		if m.used+n > m.max || len(s.more) >= maxMore {
+			m.capped(s)
+			return m.more(m.other, k)
+		}
+		m.used += n
+	}
+	s.more[k] = newMore(k.of)
+	return s.more[k]
+}
+
+// maxMore bounds the cells of one workload under labels that are not known beforehand,
+// so that none takes all the room there is.
+const maxMore = 256
 
 // observePass counts how long one pass over the probes took.
 func (m *metrics) observePass(d time.Duration) {

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -67,7 +68,7 @@ func exporterOf(m *metrics, rows ...flow.Record) *exporter {
 }
 
 func TestMetricsByWorkload(t *testing.T) {
-	m := newMetrics(false, 1000, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 1000), new(loss.Counters))
 	web := &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: "web-1"}
 	observe := func(e flow.Event, s flow.Sample, d flow.Counters) *flow.Record {
 		r := record(e, s, d)
@@ -122,7 +123,7 @@ func TestMetricsByWorkload(t *testing.T) {
 }
 
 func TestPodLabel(t *testing.T) {
-	m := newMetrics(true, 1000, new(loss.Counters))
+	m := newMetrics(metricsConfig(true, 1000), new(loss.Counters))
 	for _, pod := range []string{"web-1", "web-2"} {
 		r := record(flow.EventOpen, udpSample(1, 0, 0), flow.Counters{TxBytes: 5})
 		r.Local = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: pod}
@@ -151,7 +152,7 @@ func ofWorkload(m *metrics, name string, at int64) *flow.Record {
 func TestSeriesCap(t *testing.T) {
 	losses := new(loss.Counters)
 	const room = 2 // workloads with one protocol
-	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
+	m := newMetrics(metricsConfig(false, room*seriesOf(cellTraffic)), losses)
 	var rows []flow.Record
 	for i := range 5 {
 		rows = append(rows, *ofWorkload(m, fmt.Sprint("w", i), 0))
@@ -190,7 +191,7 @@ func TestSeriesCap(t *testing.T) {
 }
 
 func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
-	m := newMetrics(false, 10, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 10), new(loss.Counters))
 	for i := range 3 * maxIdentities {
 		ofWorkload(m, fmt.Sprint(i), 0)
 	}
@@ -200,7 +201,7 @@ func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
 }
 
 func TestZeroCap(t *testing.T) {
-	m := newMetrics(false, 0, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 0), new(loss.Counters))
 	ofWorkload(m, "w", 0)
 	got := gather(t, exporterOf(m), "orb8_network_packets")
 	want := []string{
@@ -228,7 +229,7 @@ func (c copied) name() string { return c.labels.name }
 
 func TestSweep(t *testing.T) {
 	losses := new(loss.Counters)
-	m := newMetrics(false, 3*seriesOf(cellTraffic), losses)
+	m := newMetrics(metricsConfig(false, 3*seriesOf(cellTraffic)), losses)
 	ofWorkload(m, "gone", 0)
 	ofWorkload(m, "idle", 1) // silent, but its cgroup is there
 	command := ofWorkload(m, "command", 2)
@@ -268,7 +269,7 @@ func TestSweep(t *testing.T) {
 }
 
 func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 100), new(loss.Counters))
 	r := ofWorkload(m, "w", 0)
 	m.sweep(time.Unix(0, second(100)), func(uint64) bool {
 		r.Time = second(99)
@@ -281,7 +282,7 @@ func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
 }
 
 func TestObserveDoesNotAllocate(t *testing.T) {
-	m := newMetrics(false, 10_000, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 10_000), new(loss.Counters))
 	s := tcpSample(1, 1000, 1000)
 	s.TCP.Retransmits = 2
 	r := record(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
@@ -322,13 +323,14 @@ func TestReasons(t *testing.T) {
 func TestAgentMetrics(t *testing.T) {
 	losses := new(loss.Counters)
 	losses.Add(loss.TCPRingFull, 7)
-	m := newMetrics(false, 100, losses)
+	m := newMetrics(metricsConfig(false, 100), losses)
 	m.observePass(3 * time.Millisecond)
 	e := newExporter(m, losses, func() facts {
 		return facts{
 			version: "1.2.3", node: "n", kernel: "6.1", interval: time.Second, events: 5, panics: 1,
-			reloads: 2, reloadsFailed: 3, subscribers: 4, waiting: 11, flows: 6, maxFlows: 8, history: 9, maxHistory: 10,
+			reloads: 2, reloadsFailed: 3, subscribers: 4, waiting: 11, flows: 6, maxFlows: 8, history: []kindKept{{kind: flow.KindFlow, events: 9, capacity: 10}, {kind: flow.KindExit, events: 1, capacity: 2}},
 			probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
+			syscall: orb8v1.ProbeState_PROBE_STATE_IDLE, traces: 2,
 			cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
 		}
 	}, func(use func([]flow.Record)) { use(nil) })
@@ -338,8 +340,10 @@ func TestAgentMetrics(t *testing.T) {
 		"agent_events_processed_total{} 5",
 		"agent_flow_table_capacity{} 8",
 		"agent_flow_table_flows{} 6",
-		"agent_history_capacity{} 10",
-		"agent_history_events{} 9",
+		"agent_history_capacity{kind=exit} 2",
+		"agent_history_capacity{kind=flow} 10",
+		"agent_history_events{kind=exit} 1",
+		"agent_history_events{kind=flow} 9",
 		"agent_info{kernel=6.1,node=n,version=1.2.3} 1",
 		"agent_panics_total{} 1",
 		"agent_sample_duration_seconds{} count=1 sum=0.003",
@@ -354,17 +358,22 @@ func TestAgentMetrics(t *testing.T) {
 		"probe_state{probe=packet,state=fallback} 1",
 		"probe_state{probe=packet,state=off} 0",
 		"probe_state{probe=packet,state=running} 0",
+		"probe_state{probe=syscall,state=idle} 1",
+		"probe_state{probe=syscall,state=off} 0",
+		"probe_state{probe=syscall,state=running} 0",
 		"probe_state{probe=tcp,state=fallback} 0",
 		"probe_state{probe=tcp,state=off} 0",
 		"probe_state{probe=tcp,state=running} 1",
 		"probe_up{probe=packet} 0",
+		"probe_up{probe=syscall} 1",
 		"probe_up{probe=tcp} 1",
+		"syscall_traces{} 2",
 	}
 	for _, s := range loss.Stages() {
 		want = append(want, fmt.Sprintf("lost_events_total{stage=%s} %d", s, losses.Get(s)))
 	}
 	slices.Sort(want)
-	got := gather(t, e, "orb8_agent_", "orb8_lost_", "orb8_probe_")
+	got := gather(t, e, "orb8_agent_", "orb8_lost_", "orb8_probe_", "orb8_syscall_traces")
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -372,7 +381,7 @@ func TestAgentMetrics(t *testing.T) {
 }
 
 func TestEndedFlowsAreNotActive(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 100), new(loss.Counters))
 	open := ofWorkload(m, "w", 0)
 	ended := *open
 	ended.Event = flow.EventClose
@@ -383,7 +392,7 @@ func TestEndedFlowsAreNotActive(t *testing.T) {
 }
 
 func TestOwnFlowsAreNotActive(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 100), new(loss.Counters))
 	r := ofWorkload(m, "w", 0)
 	own := *r
 	own.Self = true
@@ -400,12 +409,15 @@ func TestOwnFlowsAreNotActive(t *testing.T) {
 // TestFamiliesAreAllCollected: what docs/metrics.md promises is there, and the
 // size of the cells is what they make.
 func TestFamiliesAreAllCollected(t *testing.T) {
-	m := newMetrics(true, 1_000_000, new(loss.Counters))
+	m := newMetrics(metricsConfig(true, 1_000_000), new(loss.Counters))
 	r := record(flow.EventClose, tcpSample(1, 0, 0), flow.Counters{TxBytes: 1})
 	m.observe(r)
 	s := m.byIdentity[r.Local]
 	for i := range s.cells {
 		m.cell(s, i)
+	}
+	for of := range moreAlerts + 1 {
+		m.more(s, moreKey{of: of})
 	}
 	e := exporterOf(m)
 	gpus := gpuLedger(time.Now())
@@ -417,7 +429,7 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 	everything.Time = everything.Time.Add(time.Second)
 	gpus.Add(&everything)
 	e.facts = func() facts {
-		return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status), gpus: factsOf(gpus)}
+		return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status), gpus: factsOf(gpus), history: make([]kindKept, 1)}
 	}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(e)
@@ -456,7 +468,7 @@ func BenchmarkObserve(b *testing.B) {
 		s    flow.Sample
 	}{{"tcp", tcpSample(1, 1000, 1000)}, {"udp", udpSample(1, 1000, 1000)}} {
 		b.Run(bb.name, func(b *testing.B) {
-			m := newMetrics(false, 10_000, new(loss.Counters))
+			m := newMetrics(metricsConfig(false, 10_000), new(loss.Counters))
 			r := record(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
 			b.ReportAllocs()
 			for b.Loop() {
@@ -467,7 +479,7 @@ func BenchmarkObserve(b *testing.B) {
 }
 
 func BenchmarkScrape(b *testing.B) {
-	m := newMetrics(false, 100_000, new(loss.Counters))
+	m := newMetrics(metricsConfig(false, 100_000), new(loss.Counters))
 	for i := range 200 {
 		ofWorkload(m, fmt.Sprint("w", i), 0)
 	}
@@ -476,4 +488,8 @@ func BenchmarkScrape(b *testing.B) {
 	for b.Loop() {
 		gather(b, e)
 	}
+}
+
+func metricsConfig(pod bool, maxSeries int) *Config {
+	return &Config{MetricsPod: pod, MetricsMaxSeries: maxSeries}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -29,37 +30,86 @@ import (
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
+	"github.com/Ignoramuss/orb8/internal/probe/dns"
+	"github.com/Ignoramuss/orb8/internal/probe/drop"
+	"github.com/Ignoramuss/orb8/internal/probe/exec"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/process"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s Sink, now func() *Config, names *workload.Resolver) *probe.Manager {
+func probes(s Sink, now func() *Config, names *workload.Resolver, selection *probe.Selection) *probe.Manager {
 	cgroupRoot, part := names.Mount().Path, names.Part()
 	clock := probe.NewClock()
 	m := probe.NewManager(s.Log)
 
 	// First, so that the others' records find names.
-	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}))
+	m.Add(cgroup.New(cgroup.Config{
+		Ready: names.LearnAll, Losses: s.Losses, Selection: selection,
+		Made: func(id uint64, path string) {
+			names.Learn(id, path)
+			s.Made(id)
+		},
+	}))
+	var dnsProbe *dns.Probe
 	tcpProbe := tcp.New(tcp.Config{
-		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
-		CgroupID: part.CgroupID,
+		Apply: s.Apply, Note: s.Note, Sockets: s.Sockets, Losses: s.Losses, Clock: clock,
+		RingBytes: uint32(s.Config.TCPRingBytes), CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
+		// Whoever connects to a name has asked for it before. What is wrong shows in
+		// the dns probe's own reading.
+		Ahead: func() { _ = dnsProbe.Flush() },
 	})
 	packetProbe := packet.New(packet.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot + part.Path,
 		MapEntries: uint32(s.Config.PacketMapEntries),
 		Idle:       func() time.Duration { return now().IdleTimeout },
 		CountTCP:   func() bool { return s.Config.TCP != ModeOff && !m.Running(tcpProbe.Name()) },
+		DNSPorts:   s.Config.copiedPorts(), DNSRingBytes: uint32(s.Config.DNSRingBytes),
 	})
+	dnsProbe = dns.New(dns.Config{
+		Ring: packetProbe.DNSRing, Decode: packet.DecodeDNS, Note: s.Note, Losses: s.Losses, Clock: clock,
+		Timeout: func() time.Duration { return now().DNSTimeout }, Lost: packetProbe.DNSLost,
+		Learned: func(cgroup uint64, addr netip.Addr, name string) { names.LookedUp(cgroup, addr, name, time.Now()) },
+	})
+	s.Messages(dnsProbe.Counts)
 
 	m.Add(tcpProbe, append(modeOptions(tcpProbe, s.Config.TCP), probe.Fallback(func() (string, bool) {
 		return "the packet probe counts TCP per packet, without round-trip times, retransmits and processes",
 			m.Running(packetProbe.Name())
 	}))...)
 	m.Add(packetProbe, modeOptions(packetProbe, s.Config.Packet)...)
+	dnsOptions := modeOptions(dnsProbe, s.Config.DNS)
+	if s.Config.Packet == ModeOff && dnsOptions == nil {
+		dnsOptions = []probe.Option{probe.Off("turned off with --packet=off: the packet probe's programs read DNS")}
+	}
+	m.Add(dnsProbe, dnsOptions...)
+
+	dropProbe := drop.New(drop.Config{
+		Note: s.Note, Count: s.Drops, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID,
+		Events: s.Config.DropEvents,
+	})
+	m.Add(dropProbe, modeOptions(dropProbe, s.Config.Drop)...)
+
+	execProbe := exec.New(exec.Config{
+		Apply: s.Process, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID, Around: true,
+		RingBytes: uint32(s.Config.ExecRingBytes), ArgBytes: argBytes(s.Config.ProcessArgs),
+		Watched:       syscalls.Numbers(syscalls.Native(), syscalls.Privileged()...),
+		WatchedCompat: syscalls.Numbers(syscalls.Compat(), syscalls.Privileged()...),
+	})
+	m.Add(execProbe, modeOptions(execProbe, s.Config.Exec)...)
 	return m
+}
+
+// argBytes is how the exec probe says that nothing is to be read: 0 is its default.
+func argBytes(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 func modeOptions(p probe.Probe, m Mode) []probe.Option {
@@ -72,7 +122,8 @@ func modeOptions(p probe.Probe, m Mode) []probe.Option {
 // Host is an agent together with what it needs of this host.
 type Host struct {
 	*Agent
-	resolver *workload.Resolver
+	resolver  *workload.Resolver
+	selection *probe.Selection // nil where the kernel has no room for it
 }
 
 // NewHost returns an agent with orb8's probes for this host. deps may leave
@@ -87,7 +138,7 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := workload.Config{Root: cfg.CgroupRoot}
+	names := workload.Config{Root: cfg.CgroupRoot, Names: workload.NewNames()}
 	if cluster != nil {
 		deps.Cluster, names.Cluster, names.PodUID = cluster, cluster, os.Getenv("POD_UID")
 	}
@@ -99,15 +150,24 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	deps.Resolver = r
 	deps.CgroupRoot = root + r.Part().Path
 	if p := r.Part().Path; p != "" {
+		deps.SharedKernel = true
 		log.Info("this node has a part of the cgroups", "root", p)
 	}
 	if d := r.Degraded(); d != "" {
 		log.Warn("workloads are named less well", "why", d)
 	}
 	deps.KernelRelease = kernelRelease()
+	selection, err := probe.NewSelection()
+	if err != nil {
+		log.Debug("system calls cannot be traced", "err", err)
+		selection = nil
+	}
 	var a *Agent
 	deps.Probes = func(s Sink) *probe.Manager {
-		return probes(s, func() *Config { return a.config() }, r)
+		return probes(s, func() *Config { return a.config() }, r, selection)
+	}
+	if selection != nil {
+		deps.Tracer = func(s Sink, apply func(*TracedCall)) Tracer { return newTracer(s, selection, apply) }
 	}
 	if deps.Accelerators == nil && cfg.GPU != ModeOff {
 		if cluster != nil {
@@ -116,12 +176,18 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 		deps.HiddenPIDs = !workload.SeesPIDs()
 		deps.Accelerators = newAccelerators(cfg, &deps, r, cluster, log)
 	}
+	if workload.SeesPIDs() && exists("/proc/1/stat") { // and is not mounted with hidepid
+		deps.Alive = func(id process.ID) bool { return exec.Alive("/proc", id) }
+	}
 	deps.IsSelf = newSelf(cfg).is
 	a, err = New(cfg, deps, log)
 	if err != nil {
+		if selection != nil {
+			err = errors.Join(err, selection.Close())
+		}
 		return nil, errors.Join(err, r.Close())
 	}
-	return &Host{Agent: a, resolver: r}, nil
+	return &Host{Agent: a, resolver: r, selection: selection}, nil
 }
 
 // newKubelet returns what asks this node's kubelet for the holders of devices.
@@ -271,7 +337,13 @@ func newCluster(cfg Config, version string, log *slog.Logger) (*kube.Cluster, er
 }
 
 // Close gives back what NewHost took.
-func (h *Host) Close() error { return h.resolver.Close() }
+func (h *Host) Close() error {
+	err := h.resolver.Close()
+	if h.selection != nil {
+		err = errors.Join(err, h.selection.Close())
+	}
+	return err
+}
 
 func kernelRelease() string {
 	var u unix.Utsname

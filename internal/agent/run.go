@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -110,7 +111,10 @@ func (a *Agent) serveGRPC(l net.Listener) error {
 
 // start starts the probes.
 func (a *Agent) start() error {
-	if err := a.manager.Start(); err != nil {
+	err := a.manager.Start()
+	// Loading takes more than an idle agent keeps: among else the kernel's types.
+	debug.FreeOSMemory()
+	if err != nil {
 		if a.deps.RequireProbe {
 			return err
 		}
@@ -146,6 +150,8 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 	var g errgroup.Group
 	g.Go(func() error { return a.manager.Run(ctx) })
 	g.Go(func() error { a.sample(ctx); return nil })
+	g.Go(func() error { a.traces.run(ctx); return nil })
+	g.Go(func() error { a.tellHeld(ctx); return nil })
 	if a.deps.Cluster != nil {
 		g.Go(func() error { a.flush(ctx); return nil })
 	}
@@ -161,6 +167,7 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
 	a.table.FlushAll()
+	a.alertHeld(true)
 	a.hub.close()
 }
 
@@ -279,6 +286,7 @@ func (a *Agent) reload() {
 	a.cfg.Store(&next)
 	a.metrics.setMax(next.MetricsMaxSeries)
 	a.table.SetIdleTimeout(next.IdleTimeout)
+	a.reloadRules(&next)
 	if a.deps.LogLevel != nil {
 		setLevel(a.deps.LogLevel, next.LogLevel)
 	}

@@ -3,8 +3,10 @@
 package agent
 
 import (
+	"maps"
 	"slices"
 
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -21,17 +23,74 @@ const (
 	cellResetRecv   = cellResetSent + 1
 	cellZoneSame    = cellResetRecv + 1
 	cellZoneCross   = cellZoneSame + 1
-	numCells        = cellZoneCross + 1
+	cellListen      = cellZoneCross + 1
+	cellSockets     = cellListen + 1
+	cellDNS         = cellSockets + 1
+	cellDNSLatency  = cellDNS + numRCodes
+	cellDNSSearch   = cellDNSLatency + 1
+	cellServed      = cellDNSSearch + 1
+	cellServedTime  = cellServed + numRCodes
+	cellStarts      = cellServedTime + 1
+	numCells        = cellStarts + 1
 
 	numProtocols = 5
 	numReasons   = 6
+	numRCodes    = 9
 )
 
-// cell is one of traffic (the counters), a counter (n) or a histogram.
+// A workload also has cells under labels that are not known beforehand.
+type moreKey struct {
+	of moreOf
+	// a and b are the labels' values.
+	a, b, c string
+}
+
+type moreOf uint8
+
+const (
+	// moreDrops: packets dropped, by reason.
+	moreDrops moreOf = iota
+	// morePeerRTT and morePeerRetransmits: by the peer's namespace, workload and kind.
+	morePeerRTT
+	morePeerRetransmits
+	// moreAlerts: alerts, by rule.
+	moreAlerts
+)
+
+// elsewhere is the key under which the workload other counts what the cap refuses.
+// Reasons and rules are few, peers are not.
+func (k moreKey) elsewhere() moreKey {
+	if k.of == moreDrops || k.of == moreAlerts {
+		return k
+	}
+	return moreKey{of: k.of, b: "other", c: "Other"}
+}
+
+func newMore(of moreOf) *cell {
+	if of == morePeerRTT {
+		return &cell{hist: newHistogram(rttBuckets())}
+	}
+	return new(cell)
+}
+
+func seriesOfMore(of moreOf) int {
+	if of == morePeerRTT {
+		return len(rttBuckets()) + 3
+	}
+	return 1
+}
+
+// cell is one of traffic (the counters), a counter (n), sockets or a histogram.
 type cell struct {
 	flow.Counters
-	n    uint64
-	hist *histogram
+	n       uint64
+	sockets flow.SocketCount
+	hist    *histogram
+}
+
+// nothing reports whether nothing has been counted.
+func (c *cell) nothing() bool {
+	return c.n == 0 && c.Counters == (flow.Counters{}) && c.sockets == (flow.SocketCount{}) && (c.hist == nil || c.hist.empty())
 }
 
 func newCell(i int) *cell {
@@ -40,6 +99,8 @@ func newCell(i int) *cell {
 		return &cell{hist: newHistogram(rttBuckets())}
 	case cellConnect:
 		return &cell{hist: newHistogram(connectBuckets())}
+	case cellDNSLatency, cellServedTime:
+		return &cell{hist: newHistogram(dnsBuckets())}
 	}
 	return new(cell)
 }
@@ -55,6 +116,10 @@ func seriesOf(i int) int {
 		return len(rttBuckets()) + 3
 	case i == cellConnect:
 		return len(connectBuckets()) + 3
+	case i == cellDNSLatency || i == cellServedTime:
+		return len(dnsBuckets()) + 3
+	case i == cellSockets:
+		return len(socketStates())
 	case i == cellZoneSame || i == cellZoneCross:
 		return 2 // both directions
 	}
@@ -102,6 +167,30 @@ func reasonIndex(e flow.End) int {
 	return 5
 }
 
+// rcodeLabels are the values of the label rcode.
+func rcodeLabels() [numRCodes]string {
+	return [numRCodes]string{"NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "other", "timeout", "unread"}
+}
+
+func rcodeIndex(x *dns.Exchange) int {
+	switch {
+	case x.Outcome == dns.Unread:
+		return numRCodes - 1
+	case x.Outcome == dns.Timeout:
+		return numRCodes - 2
+	case int(x.RCode) < numRCodes-3:
+		return int(x.RCode)
+	}
+	return numRCodes - 3
+}
+
+// socketStates are the values of the label state, in the order of socketCounts.
+func socketStates() []string { return []string{"established", "idle", "half_open", "half_closed"} }
+
+func socketCounts(c *flow.SocketCount) []uint32 {
+	return []uint32{c.Established - min(c.Idle, c.Established), c.Idle, c.HalfOpen, c.HalfClosed}
+}
+
 // histogram counts observations of nanoseconds; counts has one more element than
 // bounds, for what is above the last.
 type histogram struct {
@@ -142,6 +231,11 @@ func connectBuckets() []uint64 {
 	return []uint64{100e3, 250e3, 500e3, 1e6, 5e6, 10e6, 25e6, 50e6, 100e6, 250e6, 500e6, 1e9, 3e9, 7e9, 15e9}
 }
 
+// dnsBuckets go on past what resolvers commonly wait.
+func dnsBuckets() []uint64 {
+	return []uint64{100e3, 250e3, 500e3, 1e6, 2500e3, 5e6, 10e6, 25e6, 50e6, 100e6, 250e6, 500e6, 1e9, 2e9, 5e9}
+}
+
 func sampleBuckets() []uint64 {
 	return []uint64{250e3, 500e3, 1e6, 2500e3, 5e6, 10e6, 25e6, 50e6, 100e6, 250e6, 1e9}
 }
@@ -172,6 +266,7 @@ func (l labels) values(pod bool, extra ...string) []string {
 type series struct {
 	labels labels
 	cells  [numCells]*cell
+	more   map[moreKey]*cell
 	// cgroup is that of the identity seen last.
 	cgroup uint64
 	// transient workloads, those named by a command, have no end of their own.
@@ -185,7 +280,7 @@ type series struct {
 
 // newOther returns the complete series of what the cap refuses.
 func newOther() *series {
-	s := &series{labels: labels{name: "other", kind: "Other"}}
+	s := &series{labels: labels{name: "other", kind: "Other"}, more: make(map[moreKey]*cell)}
 	for i := range s.cells {
 		s.cells[i] = newCell(i)
 	}
@@ -199,6 +294,12 @@ func (s *series) size(other *series) int {
 		if c != nil && c != other.cells[i] {
 			n += seriesOf(i)
 		}
+	}
+	if s == other {
+		return n
+	}
+	for k := range s.more {
+		n += seriesOfMore(k.of)
 	}
 	return n
 }
@@ -218,7 +319,7 @@ func (s *series) prune(flows [numProtocols]int) {
 	for i, c := range s.cells {
 		switch {
 		case i < cellTraffic+numProtocols && flows[i] > 0:
-		case c.n == 0 && c.Counters == (flow.Counters{}) && (c.hist == nil || c.hist.empty()):
+		case c == nil || c.nothing():
 			s.cells[i] = nil
 		}
 	}
@@ -227,6 +328,7 @@ func (s *series) prune(flows [numProtocols]int) {
 // clone copies s, without what belongs to other unless s is that.
 func (s *series) clone(other *series) *series {
 	c := *s
+	c.more = maps.Clone(s.more)
 	if s != other {
 		c.uncap(other)
 	}
@@ -234,11 +336,18 @@ func (s *series) clone(other *series) *series {
 		if old == nil {
 			continue
 		}
-		cp := *old
-		if cp.hist != nil {
-			cp.hist = cp.hist.clone()
-		}
-		c.cells[i] = &cp
+		c.cells[i] = old.clone()
+	}
+	for k, old := range c.more {
+		c.more[k] = old.clone()
 	}
 	return &c
+}
+
+func (c *cell) clone() *cell {
+	cp := *c
+	if cp.hist != nil {
+		cp.hist = cp.hist.clone()
+	}
+	return &cp
 }

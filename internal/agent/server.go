@@ -148,6 +148,10 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 		return err
 	}
 	i.setKinds(req.GetKinds())
+	i.serverSide = req.GetDnsView() == orb8v1.DnsView_DNS_VIEW_SERVER
+	if i.syscalls {
+		return s.traceCalls(req, i, stream)
+	}
 	greeting := s.agent.nodeEvent()
 	greeting.Sequence = s.agent.hub.place()
 	if err := stream.Send(greeting); err != nil {
@@ -161,7 +165,7 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	f := following{interest: i, past: s.agent.pastOf(req, greeting.Sequence)}
 	begin := func(h history) error { return s.begin(req, &i, h, stream) }
 	if !req.GetFollow() {
-		return begin(s.agent.hub.past(&i, f.past))
+		return begin(s.agent.hub.query(&i, f.past))
 	}
 	if req.GetProgress() {
 		f.idle = progressEvery
@@ -172,19 +176,19 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 // pastOf returns what of the past a request wants; now is the place that its
 // stream was told of. What happens from then on belongs to a stream that only
 // follows.
-func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) past {
-	p := past{since: req.GetSinceNs(), last: int(req.GetLast())}
+func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) pastQuery {
+	p := pastQuery{since: req.GetSinceNs(), last: int(req.GetLast())}
 	r := req.GetResume()
 	switch {
 	case r == nil:
-		if p == (past{}) && req.GetFollow() && !req.GetSnapshot() {
-			return past{resume: true, after: now}
+		if p == (pastQuery{}) && req.GetFollow() && !req.GetSnapshot() {
+			return pastQuery{resume: true, after: now}
 		}
 		return p
 	case r.GetStartedNs() == a.started.UnixNano():
-		return past{resume: true, after: r.GetAfter()}
+		return pastQuery{resume: true, after: r.GetAfter()}
 	}
-	return past{resume: true, since: p.since} // all since this agent's start
+	return pastQuery{resume: true, since: p.since} // all since this agent's start
 }
 
 // setKinds takes over a request's kinds. Losses and node states come unless
@@ -195,12 +199,23 @@ func (i *interest) setKinds(kinds []orb8v1.EventKind) {
 	i.connections = has(orb8v1.EventKind_EVENT_KIND_CONNECTION)
 	i.status = has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS)
 	i.losses = has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS)
-	i.accelerators = slices.Contains(kinds, orb8v1.EventKind_EVENT_KIND_ACCELERATOR)
+	asked := func(k orb8v1.EventKind) bool { return slices.Contains(kinds, k) }
+	i.accelerators = asked(orb8v1.EventKind_EVENT_KIND_ACCELERATOR)
+	i.dns = asked(orb8v1.EventKind_EVENT_KIND_DNS)
+	i.drops = asked(orb8v1.EventKind_EVENT_KIND_DROP)
+	i.overflows = asked(orb8v1.EventKind_EVENT_KIND_LISTEN_OVERFLOW)
+	i.dnsNames = asked(orb8v1.EventKind_EVENT_KIND_DNS_NAME)
+	i.processes = asked(orb8v1.EventKind_EVENT_KIND_PROCESS)
+	i.alerts = asked(orb8v1.EventKind_EVENT_KIND_ALERT)
+	i.syscalls = asked(orb8v1.EventKind_EVENT_KIND_SYSCALL)
 }
 
-// onlyAccelerators: of flows nothing is wanted, not even in a snapshot, which
-// otherwise has flows of any kind.
-func (i *interest) onlyAccelerators() bool { return i.accelerators && !i.flows && !i.connections }
+// noFlows: of flows nothing is wanted, not even in a snapshot, which otherwise has
+// flows of any kind.
+func (i *interest) noFlows() bool {
+	return !i.flows && !i.connections &&
+		(i.accelerators || i.dns || i.drops || i.overflows || i.dnsNames || i.processes || i.alerts || i.syscalls)
+}
 
 // begin sends the snapshot and the history that were asked for.
 func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
@@ -211,7 +226,12 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, strea
 			}
 		}
 	}
-	if req.GetSnapshot() && !i.onlyAccelerators() {
+	if req.GetSnapshot() && i.dnsNames {
+		if err := s.sendNames(i, int(req.GetLimit()), stream); err != nil {
+			return err
+		}
+	}
+	if req.GetSnapshot() && !i.noFlows() {
 		for _, r := range s.snapshot(i, req.GetSort(), int(req.GetLimit())) {
 			if err := stream.Send(flowEvent(&r, s.agent.node)); err != nil {
 				return err
@@ -227,6 +247,19 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, strea
 		if err := stream.Send(u.event(i)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// sendNames sends what was asked of DNS, and how much of that is missing.
+func (s *server) sendNames(i *interest, limit int, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	for _, ev := range s.agent.asked.events(i.filters, limit, s.agent.node) {
+		if err := stream.Send(ev); err != nil {
+			return err
+		}
+	}
+	if n := s.agent.asked.pushedOut(); n > 0 {
+		return stream.Send(s.agent.lostEvent(loss.DNSNamesFull, n))
 	}
 	return nil
 }
@@ -294,7 +327,7 @@ var errStopping = errors.New("the agent is stopping")
 // following is what a stream that follows is to bring.
 type following struct {
 	interest
-	past past
+	past pastQuery
 	idle time.Duration
 }
 

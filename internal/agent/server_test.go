@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -157,7 +158,10 @@ func TestLargeAnswerFits(t *testing.T) {
 }
 
 func TestGetStatus(t *testing.T) {
-	r := startRig(t, func(_ *Config, _ *Deps, r *rig) { r.packet.startErr = errors.New("no cgroup2") })
+	r := startRig(t, func(c *Config, _ *Deps, r *rig) {
+		r.packet.startErr = errors.New("no cgroup2")
+		c.RulesOff, c.History = []string{"chroot"}, 1
+	})
 	r.probe.feed(tcpSample(1, 1, 1), tcpSample(2, 1, 1))
 	r.query(t, &orb8v1.QueryFlowsRequest{})
 	r.losses.Add(loss.PacketMapFull, 3)
@@ -173,9 +177,15 @@ func TestGetStatus(t *testing.T) {
 			{Name: "tcp", State: orb8v1.ProbeState_PROBE_STATE_RUNNING, Hooks: []string{"fake/tcp"}},
 			{Name: "packet", State: orb8v1.ProbeState_PROBE_STATE_OFF, Reason: "no cgroup2"},
 		},
-		Losses: lossesPB(r.losses),
+		Losses:   lossesPB(r.losses),
+		RulesOff: []string{"chroot"},
+		History: []*orb8v1.HistoryStatus{
+			{Kind: "flow", Events: 1, Capacity: 1, KeptSinceNs: second(1) + 1}, {Kind: "dns", Capacity: 1}, {Kind: "drop", Capacity: 1},
+			{Kind: "overflow", Capacity: 1}, {Kind: "exec", Capacity: 1}, {Kind: "exit", Capacity: 1}, {Kind: "alert", Capacity: 1},
+		},
 	}
 	got.UptimeSeconds = 0
+	got.Probes = got.GetProbes()[:len(got.GetProbes())-1] // that of system calls has tests of its own
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -258,6 +268,14 @@ func brief(e *orb8v1.Event) string {
 		return strings.ToLower(strings.TrimPrefix(e.GetNodeStatus().GetState().String(), "NODE_STATE_"))
 	case e.GetLostEvents() != nil:
 		return fmt.Sprintf("lost %s %d", e.GetLostEvents().GetStage(), e.GetLostEvents().GetCount())
+	case e.GetDns() != nil:
+		return e.GetDns().GetName() + " " + e.GetDns().GetRcode()
+	case e.GetDnsName() != nil:
+		return "asked " + e.GetDnsName().GetName()
+	case e.GetDrop() != nil:
+		return e.GetDrop().GetReason()
+	case e.GetListenOverflow() != nil:
+		return fmt.Sprintf("%d dropped", e.GetListenOverflow().GetDrops())
 	case e.GetConnection() != nil:
 		c := e.GetConnection()
 		return fmt.Sprintf("%s %d", strings.ToLower(strings.TrimPrefix(c.GetEvent().String(), "CONNECTION_EVENT_")), c.GetFlow().GetLocal().GetPort())
@@ -325,6 +343,58 @@ func TestObserveOnce(t *testing.T) {
 	}
 }
 
+// TestObserveDetails: what is no flow comes only where it is asked for, filtered like
+// flows, and a snapshot of names has no flows in it.
+func TestObserveDetails(t *testing.T) {
+	r := startRig(t)
+	note := func(port uint16, role flow.Role, d flow.Detail) {
+		s := udpSample(port, 0, 0)
+		s.Role = role
+		r.note(&s, d)
+	}
+	note(1, flow.RoleClient, &dns.Exchange{Outcome: dns.Answered, Name: "a.test", RCode: dns.NXDomain})
+	note(2, flow.RoleServer, &dns.Exchange{Outcome: dns.Answered, Name: "a.test"})
+	note(3, flow.RoleUnknown, &flow.Drop{Reason: "NO_SOCKET"})
+	note(4, flow.RoleServer, &flow.ListenOverflow{Drops: 3})
+	note(5, flow.RoleClient, &dns.Exchange{Outcome: dns.Timeout, Name: "b.test"})
+	r.probe.feed(udpSample(6, 1, 1))
+	r.query(t, &orb8v1.QueryFlowsRequest{})
+	const (
+		kindDNS, kindDrop  = orb8v1.EventKind_EVENT_KIND_DNS, orb8v1.EventKind_EVENT_KIND_DROP
+		kindListen, byName = orb8v1.EventKind_EVENT_KIND_LISTEN_OVERFLOW, orb8v1.EventKind_EVENT_KIND_DNS_NAME
+	)
+	kinds := func(all ...orb8v1.EventKind) []orb8v1.EventKind { return all }
+	tests := []struct {
+		name string
+		req  *orb8v1.ObserveRequest
+		want []string
+	}{
+		{"not by default", &orb8v1.ObserveRequest{Last: 9}, []string{"open 6"}},
+		{"queries", &orb8v1.ObserveRequest{Last: 9, Kinds: kinds(kindDNS)}, []string{"a.test NXDOMAIN", "b.test "}},
+		{"at the server", &orb8v1.ObserveRequest{Last: 9, Kinds: kinds(kindDNS), DnsView: orb8v1.DnsView_DNS_VIEW_SERVER}, []string{"a.test NOERROR"}},
+		{"failed", &orb8v1.ObserveRequest{Last: 9, Kinds: kinds(kindDNS), Filters: []*orb8v1.Filter{{Rcodes: []string{"timeout"}}}}, []string{"b.test "}},
+		{"drops", &orb8v1.ObserveRequest{Last: 9, Kinds: kinds(kindDrop)}, []string{"NO_SOCKET"}},
+		{"overflows", &orb8v1.ObserveRequest{Last: 9, Kinds: kinds(kindListen, kindDrop)}, []string{"NO_SOCKET", "3 dropped"}},
+		{"names", &orb8v1.ObserveRequest{Snapshot: true, Kinds: kinds(byName)}, []string{"asked a.test", "asked b.test"}},
+		{"one name", &orb8v1.ObserveRequest{Snapshot: true, Limit: 1, Kinds: kinds(byName), Filters: []*orb8v1.Filter{{DnsNames: []string{"b.*"}}}}, []string{"asked b.test"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(append([]string{"connected"}, tt.want...), r.observe(t, tt.req)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+	// What is missing from the names is said behind them.
+	r.asked.mu.Lock()
+	r.asked.pushed = 3
+	r.asked.mu.Unlock()
+	got := r.observe(t, &orb8v1.ObserveRequest{Snapshot: true, Limit: 1, Kinds: kinds(byName)})
+	if diff := cmp.Diff([]string{"connected", "asked a.test", "lost dns_names_full 3"}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestObserveFollows(t *testing.T) {
 	r := startRig(t)
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
@@ -360,7 +430,10 @@ func TestObserveFollows(t *testing.T) {
 }
 
 func TestSlowClientIsTold(t *testing.T) {
-	r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.SubscriberQueue = 8 })
+	r := startRig(t, func(c *Config, _ *Deps, _ *rig) {
+		c.SubscriberQueue = 8
+		c.IdleTimeout = 50 * 365 * 24 * time.Hour // on a slow machine flows would end meanwhile
+	})
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}})
 	const total = 20_000
 	for n := range total {
@@ -395,7 +468,7 @@ func TestSlowClientIsTold(t *testing.T) {
 func TestStreamsAreBounded(t *testing.T) {
 	r := startRig(t)
 	for range maxStreams {
-		_, _ = r.hub.subscribe(interest{}, 1, past{})
+		_, _ = r.hub.subscribe(interest{}, 1, pastQuery{})
 	}
 	stream, err := r.client.Observe(t.Context(), &orb8v1.ObserveRequest{Follow: true})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -25,6 +26,12 @@ func (c *Config) mode(name string) Mode {
 		return c.TCP
 	case "packet":
 		return c.Packet
+	case "dns":
+		return c.DNS
+	case "drop":
+		return c.Drop
+	case "exec":
+		return c.Exec
 	}
 	return ModeAuto
 }
@@ -72,14 +79,25 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		EventsProcessed: a.processed.Load(), EventsDropped: a.losses.Dropped(),
 		ActiveFlows:   uint32(a.table.Len()),
 		UptimeSeconds: int64(time.Since(a.started).Seconds()),
-		Probes:        probesPB(probes), Losses: lossesPB(a.losses),
+		Probes:        append(probesPB(probes), a.traces.status()), Losses: lossesPB(a.losses),
 		KernelRelease: a.deps.KernelRelease, CgroupRoot: a.deps.CgroupRoot,
 		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
 		Subscribers: uint32(a.hub.subscribers()),
 		StartedNs:   a.started.UnixNano(),
 		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
 		Accelerators: a.acceleratorStatus(),
+		History:      historyPB(a.hub.kept()), RulesOff: cfg.RulesOff,
 	}
+}
+
+func historyPB(all []kindKept) []*orb8v1.HistoryStatus {
+	pbs := make([]*orb8v1.HistoryStatus, len(all))
+	for i, k := range all {
+		pbs[i] = &orb8v1.HistoryStatus{
+			Kind: k.kind.String(), Events: uint32(k.events), Capacity: uint32(k.capacity), KeptSinceNs: k.since,
+		}
+	}
+	return pbs
 }
 
 // pods is how many pods of this node are known.
@@ -152,12 +170,21 @@ func (a *Agent) facts() facts {
 		reloads: a.reloads.Load(), reloadsFailed: a.failedReloads.Load(),
 		subscribers: a.hub.subscribers(),
 		flows:       a.table.Len(), maxFlows: cfg.MaxFlows,
-		history: a.hub.kept(), maxHistory: cfg.History,
-		probes:      a.manager.Status(),
+		history: a.hub.kept(),
+		probes:  a.manager.Status(),
+		syscall: a.traces.status().GetState(), traces: int(a.traces.running.Load()),
 		includeSelf: cfg.IncludeSelf,
 		waiting:     a.table.Waiting(), cluster: cluster,
-		gpus: a.gpuFacts(time.Now()),
+		gpus: a.gpuFacts(time.Now()), messages: a.dnsMessages(),
 	}
+}
+
+// dnsMessages is how many there were until now.
+func (a *Agent) dnsMessages() dns.Counts {
+	if count := a.messages.Load(); count != nil {
+		return (*count)()
+	}
+	return dns.Counts{}
 }
 
 // nodeStatus is the state of this node for streams.
@@ -212,18 +239,40 @@ func (w *watch) look() {
 	}
 	for _, s := range loss.Stages() {
 		n := w.agent.losses.Get(s) - w.lost[s]
-		if n == 0 || !concernsAll(s) {
+		if n == 0 || !isTold(s) {
 			continue
 		}
 		w.lost[s] += n
-		w.agent.hub.tell(w.agent.lostEvent(s, n), func(i *interest) bool { return i.losses })
+		w.agent.hub.tell(w.agent.lostEvent(s, n), func(i *interest) bool { return i.losses && i.concerns(s) })
 	}
 }
 
-// concernsAll is false for what loses no events and for what only one stream
-// has lost, which is told to that stream.
-func concernsAll(s loss.Stage) bool {
-	return !s.Harmless() && s != loss.SubscriberSlow && s != loss.ResumeGap
+// isTold is false for what loses no events and for what only one stream has lost,
+// which is told to that stream.
+func isTold(s loss.Stage) bool {
+	if s == loss.DropEventsLimited || s == loss.ProcessTableFull {
+		return true // all are counted, but not all are told of
+	}
+	switch s {
+	case loss.SubscriberSlow, loss.ResumeGap, loss.SyscallRingFull, loss.SyscallLimited, loss.SyscallPendingFull, loss.SyscallUncounted, loss.SyscallMissed:
+		return false
+	}
+	return !s.Harmless()
+}
+
+// concerns reports whether a stage may have lost what is wanted.
+func (i *interest) concerns(s loss.Stage) bool {
+	switch s {
+	case loss.DNSRingFull, loss.DNSUncopied, loss.DNSPendingFull:
+		return i.dns
+	case loss.DropRingFull, loss.DropEventsLimited:
+		return i.drops
+	case loss.ExecRingFull, loss.ProcessTableFull:
+		return i.processes || i.alerts
+	case loss.TCPRingFull, loss.TCPStorageFull, loss.PacketMapFull, loss.PacketUnreadable, loss.FlowTableFull:
+		return i.flows || i.connections
+	}
+	return true
 }
 
 // sweep forgets, every few seconds, what is long gone.
@@ -238,5 +287,7 @@ func (w *watch) sweep(now time.Time) {
 	if w.agent.accel != nil {
 		w.agent.accel.ledger.Sweep(now)
 	}
+	w.agent.asked.sweep(now)
+	w.agent.processes.Sweep(now)
 	w.agent.metrics.sweep(now, w.agent.deps.Resolver.Alive)
 }

@@ -63,12 +63,14 @@ func Run(ctx context.Context, c Config, args []string) int {
 }
 
 const rootLong = `orb8 shows what the workloads of a host or of a Kubernetes cluster do on its
-network: who talks to whom, how much, how well, and how it ends; and on the host's
-NVIDIA GPUs. It reads the kernel's and the driver's own counters; nothing is changed
-about the workloads.
+network: who talks to whom, how much, how well, and how it ends; which programs they
+start, and which privileged things they do; and on the host's NVIDIA GPUs. It reads the
+kernel's and the driver's own counters; nothing is changed about the workloads.
 
   sudo orb8 trace network     watch flows: no agent, no cluster, no configuration
   orb8 trace network          watch all nodes of the current kubeconfig's cluster
+  sudo orb8 trace exec        watch programs being started
+  orb8 alerts                 what rules found in what containers do
   sudo orb8 trace gpu         watch this host's GPUs
   sudo orb8 agent             keep an agent running, which trace and flows then ask
   orb8 doctor                 check whether this host has what orb8 needs`
@@ -76,7 +78,7 @@ about the workloads.
 func newRoot(c *Config) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "orb8",
-		Short:         "What workloads do on the network and on GPUs",
+		Short:         "What workloads do: network, programs, GPUs",
 		Long:          rootLong,
 		Version:       versionOf(c.Version),
 		Args:          noCommand,
@@ -93,7 +95,7 @@ func newRoot(c *Config) *cobra.Command {
 		&cobra.Group{ID: groupOther, Title: "Other:"},
 	)
 	root.AddCommand(
-		newTrace(c), newFlows(c), newGPUs(c),
+		newTrace(c), newFlows(c), newAlerts(c), newGPUs(c),
 		newAgent(c), newStatus(c), newDoctor(c), newVersion(c),
 	)
 	root.SetHelpCommandGroupID(groupOther)

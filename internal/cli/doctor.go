@@ -99,6 +99,8 @@ func probeFindings(probes []*orb8v1.ProbeStatus) []doctor.Finding {
 		f := doctor.Finding{Name: "agent-probe-" + p.GetName(), Status: doctor.OK, Detail: "running", Remedy: p.GetRemedy()}
 		switch p.GetState() {
 		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
+		case orb8v1.ProbeState_PROBE_STATE_IDLE:
+			f.Detail = "idle"
 		case orb8v1.ProbeState_PROBE_STATE_OFF:
 			f.Status, f.Detail = doctor.Warn, "off"
 		default:

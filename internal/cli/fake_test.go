@@ -69,7 +69,13 @@ func (a *fakeAgent) Observe(r *orb8v1.ObserveRequest, stream grpc.ServerStreamin
 	if a.end != nil || !r.GetFollow() {
 		return a.end
 	}
-	<-stream.Context().Done()
+	ctx := stream.Context()
+	if d := r.GetSyscalls().GetDurationNs(); d > 0 { // a trace of system calls ends by itself
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(d))
+		defer cancel()
+	}
+	<-ctx.Done()
 	return nil
 }
 
@@ -127,9 +133,28 @@ func runFakeAgent() {
 	end := fs.String("end", "", "code:message of the error that ends the stream")
 	sick := fs.String("sick", "", "not healthy, for this reason")
 	pods := fs.Uint("pods", 0, "pods tracked")
+	probes := fs.String("probes", "", "more probes that run, separated by commas")
+	started := fs.String("started", "", "when the agent began, in RFC 3339")
+	more := fs.String("status", "", "file with an AgentStatus to be added to that of a healthy one")
 	fs.Parse(os.Args[1:])
 	a := &fakeAgent{status: healthyStatus(), repeat: *repeat, requests: *requests, served: *served}
 	a.status.PodsTracked = uint32(*pods)
+	if *more != "" {
+		text, err := os.ReadFile(*more)
+		added := &orb8v1.AgentStatus{}
+		if err = errors.Join(err, protojson.Unmarshal(text, added)); err != nil {
+			fatal(err)
+		}
+		proto.Merge(a.status, added)
+	}
+	for name := range strings.SplitSeq(*probes, ",") {
+		if name != "" {
+			a.status.Probes = append(a.status.Probes, &orb8v1.ProbeStatus{Name: name, State: orb8v1.ProbeState_PROBE_STATE_RUNNING})
+		}
+	}
+	if t, err := time.Parse(time.RFC3339, *started); err == nil {
+		a.status.StartedNs = t.UnixNano()
+	}
 	if *sick != "" {
 		a.status.Healthy, a.status.HealthMessage = false, *sick
 	}

@@ -38,8 +38,8 @@ type filterKind struct {
 	whole bool
 	// alone: every occurrence must match by itself.
 	alone bool
-	// event: only for commands that show events.
-	event bool
+	// extra: only for the commands that name it.
+	extra bool
 	// fixed is the only value, which the flag does not take.
 	fixed      string
 	kubernetes bool
@@ -74,10 +74,20 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
 		{name: "node", placeholder: "NAME", usage: "node; of a cluster, the nodes whose agents are asked",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
-		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(filter.Types(), ", "), event: true,
+		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(filter.Types(), ", "), extra: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
-		{name: "failed", placeholder: "bool", usage: "connections that could not be established, with the reason", event: true, alone: true, fixed: "failed",
+		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without a good answer", extra: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
+		{name: "name", placeholder: "NAME", usage: "name that was asked for, or by which the remote address was looked up; * may stand at either end", extra: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.DnsNames })},
+		{name: "rcode", placeholder: "RCODE", usage: "what came of the query: NOERROR, NXDOMAIN, SERVFAIL, ..., timeout or unread", extra: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rcodes })},
+		{name: "query-type", placeholder: "TYPE", usage: "type of the query: A, AAAA, SRV, ...", extra: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.QueryTypes })},
+		{name: "executable", placeholder: "PATH", usage: "executable, or script, by its path or the last part of it; * may stand at either end", whole: true, extra: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Executables })},
+		{name: "rule", placeholder: "NAME", usage: "rule, by name; docs/rules.md has them", extra: true, set: setRule},
+		{name: "severity", placeholder: "SEVERITY", usage: "that severity and above: " + strings.Join(severityNames(), ", "), extra: true, set: setSeverity},
 	}
 }
 
@@ -90,12 +100,19 @@ func setPort(f *orb8v1.Filter, v string) error {
 	return nil
 }
 
-// bindEvents adds the flags of filters that are only about events.
-func (f *filterFlags) bindEvents(fs *pflag.FlagSet) {
+// bindExtra adds the flags of filters that not every command has.
+func (f *filterFlags) bindExtra(fs *pflag.FlagSet, names ...string) {
+	f.prepare()
 	for _, k := range filterKinds() {
-		if k.event {
+		if slices.Contains(names, k.name) {
 			f.add(fs, k)
 		}
+	}
+}
+
+func (f *filterFlags) prepare() {
+	if f.positive == nil {
+		f.positive = &orb8v1.Filter{}
 	}
 }
 
@@ -106,17 +123,29 @@ func (f *filterFlags) add(fs *pflag.FlagSet, k filterKind) {
 	}
 }
 
-// bind adds the filters' flags, those named or all but those about events.
+// bind adds the filters' flags, those named or all but the extra ones.
 func (f *filterFlags) bind(fs *pflag.FlagSet, only ...string) {
-	f.positive = &orb8v1.Filter{}
+	f.prepare()
 	for _, k := range filterKinds() {
-		if len(only) > 0 && !slices.Contains(only, k.name) || k.event {
+		if len(only) > 0 && !slices.Contains(only, k.name) || k.extra {
 			continue
 		}
 		f.add(fs, k)
 	}
-	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --port 443").NoOptDefVal = "true"
+	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --process curl").NoOptDefVal = "true"
 	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces, which is the default")
+}
+
+// byPID reports whether a single process is asked for.
+func (f *filterFlags) byPID() bool {
+	for _, of := range append([]*orb8v1.Filter{f.positive}, f.negative...) {
+		for _, p := range of.GetProcesses() {
+			if _, err := strconv.ParseUint(p, 10, 32); err == nil {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // filters returns what was asked for. Values of one flag are alternatives; all

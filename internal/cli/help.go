@@ -11,6 +11,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/cli/render"
 	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 )
 
 // flagGroup is a titled part of a command's flags in its help.
@@ -53,6 +54,9 @@ func completeValues(cmd *cobra.Command) {
 		"protocol": {"tcp", "udp", "icmp", "icmpv6"},
 		"sort":     sortNames(),
 		"type":     filter.Types(),
+		"rule":     ruleNames(),
+		"severity": severityNames(),
+		"call":     syscalls.Names(),
 	}
 	for flag, words := range values {
 		if cmd.Flags().Lookup(flag) == nil {

@@ -96,6 +96,29 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// TestInterruptTrace: a trace of system calls ends with the command, whatever its
+// duration.
+func TestInterruptTrace(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	out, errs := newWatched(), newWatched()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	code := make(chan int)
+	ev := &orb8v1.Event{TimeNs: 1, NodeName: "n", Event: &orb8v1.Event_Syscall{Syscall: &orb8v1.Syscall{Name: "openat"}}}
+	go func() {
+		a := &fakeAgent{status: healthyStatus(), events: []*orb8v1.Event{ev}}
+		code <- Run(ctx, localConfig(a, out, errs), []string{"trace", "syscall", "--pod", "web", "--duration", "1h"})
+	}()
+	out.await(t, "openat(")
+	cancel()
+	if got := <-code; got != exitDone {
+		t.Errorf("exit code %d, want 0; %s", got, errs)
+	}
+	if !strings.Contains(errs.String(), "\n1 system call in ") || strings.Contains(errs.String(), "by itself") {
+		t.Errorf("got %q", errs)
+	}
+}
+
 func TestInterruptWatch(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	out, errs := newWatched(), newWatched()
@@ -126,7 +149,8 @@ func (p *closedPipe) Write(b []byte) (int, error) {
 func TestClosedPipe(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	for _, args := range [][]string{
-		{"trace", "network"}, {"trace", "network", "-o", "json"}, {"flows", "--interval", "100ms"},
+		{"trace", "network"}, {"trace", "network", "-o", "json"}, {"trace", "exec"}, {"alerts", "--follow"},
+		{"trace", "syscall", "--pod", "web"}, {"flows", "--interval", "100ms"},
 		{"flows", "--watch"}, {"flows", "-o", "json", "--interval", "100ms"}, {"version"},
 	} {
 		for after := range 2 {

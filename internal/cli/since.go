@@ -30,6 +30,9 @@ func (v *sinceValue) Set(s string) error {
 	if err != nil {
 		return errors.New("want how long ago, as in 5m or 1h30m, or a time, as in 2026-11-23T09:00:00Z")
 	}
+	if t.After(time.Now()) {
+		return errors.New("want a time in the past: that is still to come")
+	}
 	*v = sinceValue{at: t}
 	return nil
 }

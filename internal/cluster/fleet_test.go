@@ -80,6 +80,12 @@ func (a *fakeAgent) Observe(r *orb8v1.ObserveRequest, stream grpc.ServerStreamin
 			return err
 		}
 	}
+	if d := time.Duration(r.GetSyscalls().GetDurationNs()); d > 0 {
+		ctx, cancel := context.WithTimeout(stream.Context(), d)
+		defer cancel()
+		<-ctx.Done()
+		return nil
+	}
 	if r.GetFollow() {
 		<-stream.Context().Done()
 	}
@@ -403,6 +409,45 @@ func TestGoneForGood(t *testing.T) {
 	defer stream.merge.mu.Unlock()
 	if n := len(stream.merge.lanes); n != 2 {
 		t.Errorf("%d lanes, want 2", n)
+	}
+}
+
+// System calls are traced for a time: the stream ends by itself, and a node that comes
+// back is asked for what is left of it.
+func TestTraceEnds(t *testing.T) {
+	s := newServer(t)
+	s.Set(clustertest.AgentPod("a1", "n1"), newAgent(t, "n1", at("n1", 1, 1)).dial)
+	dies := newAgent(t, "n2", at("n2", 2, 1))
+	dies.started = 1
+	s.Set(clustertest.AgentPod("a2", "n2"), dies.dial)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	const duration = 3 * time.Second
+	stream, err := newFleet(t, connect(t, s), 5*time.Second).Observe(ctx, &orb8v1.ObserveRequest{
+		Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_SYSCALL}, Follow: true,
+		Syscalls: &orb8v1.SyscallTrace{Calls: []string{"openat"}, DurationNs: int64(duration)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &live{Stream: stream, t: t}
+	l.await("n2 2ns")
+	dies.server.Stop()
+	again := newAgent(t, "n2", at("n2", 3, 1))
+	s.Set(clustertest.AgentPod("a2", "n2"), again.dial)
+	l.await("n2 3ns")
+	r := <-again.requests
+	if d := time.Duration(r.GetSyscalls().GetDurationNs()); d <= 0 || d >= duration || r.GetResume() != nil {
+		t.Errorf("asked again with %v", r)
+	}
+	if diff := cmp.Diff([]string{"openat"}, r.GetSyscalls().GetCalls()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("ends with %v, want EOF", err)
 	}
 }
 

@@ -50,8 +50,12 @@ func needs() []need {
 			Warn, "probe tcp is off, packet counts TCP too, without RTT, retransmits and the reason of failures", newer,
 		},
 		{
-			"iterators", "iter/bpf_sk_storage_map and iter/task_file load", tryIterators,
-			Warn, "probe tcp is off, packet counts TCP too", newer,
+			"iterators", "iter/task_file loads", func() error { return tryIterator("task_file") },
+			Warn, "probe tcp does not see connections that were open before it", newer,
+		},
+		{
+			"socket-iterator", "iter/bpf_sk_storage_map loads", func() error { return tryIterator("bpf_sk_storage_map") },
+			Warn, "probe tcp finds sockets by way of all open files, which costs more and misses some until they close", newer,
 		},
 		{
 			"older-sockets", "sockets older than the agent can be found", tryOlderSockets,
@@ -94,11 +98,9 @@ func tryTracepoints() error {
 	return nil
 }
 
-func tryIterators() error {
-	for _, name := range []string{"bpf_sk_storage_map", "task_file"} {
-		if err := tryTracing(ebpf.AttachTraceIter, name, nil); err != nil {
-			return fmt.Errorf("load iter/%s: %w", name, err)
-		}
+func tryIterator(name string) error {
+	if err := tryTracing(ebpf.AttachTraceIter, name, nil); err != nil {
+		return fmt.Errorf("load iter/%s: %w", name, err)
 	}
 	return nil
 }

@@ -400,11 +400,13 @@ func TestProbes(t *testing.T) {
 			{Name: "packet", State: probe.StateRunning, Degraded: []string{"fragments"}},
 			{Name: "dns", State: probe.StateFallback, Reason: "no ring", Remedy: "Get one."},
 			{Name: "drop", State: probe.StateOff, Reason: "no BTF"},
+			{Name: "syscall", State: probe.StateIdle, Reason: "loaded on demand"},
 		}
 	}
 	got := h.probes(t.Context())
 	for i, w := range []want{
 		{OK, "runs", ""}, {Warn, "without: fragments", "later kernel"}, {Warn, "no ring", "Get one."}, {Fail, "no BTF", "later kernel"},
+		{OK, "idle: loaded on demand", ""},
 	} {
 		w.check(t, got[i])
 	}

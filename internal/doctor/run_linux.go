@@ -163,6 +163,8 @@ func (h *host) probes(ctx context.Context) []Finding {
 		f := ok("runs")
 		switch s.State {
 		case probe.StateRunning:
+		case probe.StateIdle:
+			f = ok("idle: " + s.Reason)
 		case probe.StateFallback:
 			f = warn("does less: "+s.Reason, s.Remedy)
 		default:

@@ -10,21 +10,51 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/process"
 )
 
 // types are what events may say, by name.
 var types = map[string]predicate{
-	"connect": func(r *flow.Record) bool { return r.Connected || failed(r) },
-	"failed":  failed,
-	"close":   func(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Valid && !r.TCP.Failed },
-	"reset": func(r *flow.Record) bool {
+	"connect": ofFlow(func(r *flow.Record) bool { return r.Connected || failed(r) }),
+	"failed":  func(r *flow.Record) bool { return r.Detail == nil && failed(r) || failedQuery(r) },
+	"close": ofFlow(func(r *flow.Record) bool {
+		return r.Event == flow.EventClose && r.TCP.Valid && !r.TCP.Failed
+	}),
+	"reset": ofFlow(func(r *flow.Record) bool {
 		return r.Event == flow.EventClose && (r.TCP.ResetSent || r.TCP.ResetReceived)
-	},
-	"retransmit": func(r *flow.Record) bool { return r.Retransmitted > 0 },
+	}),
+	"retransmit": ofFlow(func(r *flow.Record) bool { return r.Retransmitted > 0 }),
+	"half-open": ofFlow(func(r *flow.Record) bool {
+		return (r.Event == flow.EventOpen || r.Event == flow.EventUpdate) && r.TCP.Valid && r.TCP.State == flow.StateSynSent
+	}),
+	"idle": ofFlow(func(r *flow.Record) bool {
+		return r.Event == flow.EventExpire && r.TCP.Valid && r.TCP.End == flow.EndNone
+	}),
+	"dns":      ofKind(flow.KindDNS),
+	"drop":     ofKind(flow.KindDrop),
+	"overflow": ofKind(flow.KindListen),
+	"exec":     ofStep(process.Exec),
+	"exit":     ofStep(process.Exit),
+	"alert":    ofKind(flow.KindAlert),
+}
+
+// ofFlow restricts p to rows of the table and their changes.
+func ofFlow(p predicate) predicate {
+	return func(r *flow.Record) bool { return r.Detail == nil && p(r) }
+}
+
+func ofKind(k flow.Kind) predicate {
+	return func(r *flow.Record) bool { return r.Kind() == k }
 }
 
 func failed(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Failed }
+
+func failedQuery(r *flow.Record) bool {
+	x, ok := r.Detail.(*dns.Exchange)
+	return ok && x.Failed()
+}
 
 // Types lists what an event may be filtered by, in order.
 func Types() []string { return slices.Sorted(maps.Keys(types)) }

@@ -147,6 +147,12 @@ func (c *compiler) compile(f *orb8v1.Filter) ([]predicate, *Error) {
 		{"containers", f.GetContainers(), compileContainers},
 		{"services", f.GetServices(), compileServices},
 		{"types", f.GetTypes(), compileTypes},
+		{"dns_names", f.GetDnsNames(), compileDNSNames},
+		{"rcodes", f.GetRcodes(), compileRCodes},
+		{"query_types", f.GetQueryTypes(), compileQueryTypes},
+		{"rules", f.GetRules(), compileRules},
+		{"severities", f.GetSeverities(), compileSeverities},
+		{"executables", f.GetExecutables(), compileExecutables},
 	}
 	var predicates []predicate
 	for _, fd := range fields {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -167,6 +168,9 @@ func TestCompileErrors(t *testing.T) {
 		podName   = "want NAME or NAMESPACE/NAME, with * allowed at the end"
 		name      = "want NAME or KIND/NAME, with * allowed at the end"
 		process   = "want a command, with * allowed at the end, or a process id"
+		dnsName   = "want a DNS name, with * allowed at the beginning and at the end"
+		rcode     = "want NOERROR, NXDOMAIN, SERVFAIL or another name of a response code, a number from 0 to 4095, timeout or unread"
+		queryType = "want A, AAAA, SRV or another name of a record type, or a number from 0 to 65535"
 		sel       = "want a label selector such as app=web,tier in (front,back),!legacy"
 	)
 	tests := []struct {
@@ -195,6 +199,12 @@ func TestCompileErrors(t *testing.T) {
 		{&F{Containers: []string{"nginx-1"}}, `containers: "nginx-1": ` + container},
 		{&F{Services: []string{"a*b"}}, `services: "a*b": * may only stand at the end: want NAME or NAMESPACE/NAME, with * allowed at the end`},
 		{&F{Services: []string{"a/b/c"}}, `services: "a/b/c": want NAME or NAMESPACE/NAME, with * allowed at the end`},
+		{&F{DnsNames: []string{""}}, `dns_names: "": ` + dnsName},
+		{&F{DnsNames: []string{"a", "a*b"}}, `dns_names: "a*b": * may only stand at the beginning or at the end: ` + dnsName},
+		{&F{Rcodes: []string{"timeout", "NXDOMAINE"}}, `rcodes: "NXDOMAINE": ` + rcode},
+		{&F{Rcodes: []string{"4096"}}, `rcodes: "4096": ` + rcode},
+		{&F{QueryTypes: []string{"AAAAA"}}, `query_types: "AAAAA": ` + queryType},
+		{&F{QueryTypes: []string{"65536"}}, `query_types: "65536": ` + queryType},
 		{&F{LabelSelector: "a in b"}, `label_selector: "a in b": column 6: "b" where "(" should be: ` + sel},
 		{&F{LabelSelector: "a=b,"}, `label_selector: "a=b,": ends where a label key should be: ` + sel},
 	}
@@ -236,6 +246,7 @@ func fullSet(tb testing.TB) *filter.Set {
 			Workloads: []string{"Deployment/web"}, Nodes: []string{"node-a"}, Ips: []string{"192.0.2.0/24", "10.0.0.0/8"},
 			Ports: []uint32{80, 443}, Protocols: []string{"tcp"}, Processes: []string{"1", "prom*"},
 			Containers: []string{"4f2d9c"}, Services: []string{"api"}, Types: []string{"close", "retransmit"},
+			DnsNames: []string{"example.org", "*.example.com"},
 		},
 		{Negate: true, Ports: []uint32{53}},
 	})
@@ -248,6 +259,7 @@ func fullSet(tb testing.TB) *filter.Set {
 func TestMatchDoesNotAllocate(t *testing.T) {
 	set, r := fullSet(t), pod()
 	r.Retransmitted = 1
+	r.Remote = &workload.Identity{Namespace: "shop", Service: "api", Kind: "External", Name: "api.example.com"}
 	if !set.Match(r) {
 		t.Fatal("the record must pass every field")
 	}
@@ -272,6 +284,7 @@ func FuzzCompile(f *testing.F) {
 		{LabelSelector: "app in (web,),!x"}, {Ips: []string{"::ffff:10.0.0.0/104"}},
 		{Ports: []uint32{443}, Processes: []string{"4242", "prometheus-node-exp*"}},
 		{Containers: []string{"4f2d9c"}, Protocols: []string{"58"}, Negate: true},
+		{DnsNames: []string{"*.example.com."}, Rcodes: []string{"NXDOMAIN", "timeout"}, QueryTypes: []string{"a", "28"}},
 	} {
 		b, err := proto.Marshal(seed)
 		if err != nil {
@@ -279,7 +292,9 @@ func FuzzCompile(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	records := []*flow.Record{pod(), host(), {Local: &workload.Identity{}}}
+	query := host()
+	query.Detail = &dns.Exchange{Outcome: dns.Answered, Name: "api.example.com", Type: dns.TypeA}
+	records := []*flow.Record{pod(), host(), query, {Local: &workload.Identity{}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var pb F
 		if proto.Unmarshal(b, &pb) != nil {
@@ -330,6 +345,14 @@ func TestTypes(t *testing.T) {
 	}
 	datagrams := host()
 	datagrams.Event = flow.EventClose
+	// No detail has these; it shall not be asked for them.
+	detail := func(d flow.Detail) *flow.Record {
+		r := tcp(flow.EventClose, func(r *flow.Record) {
+			r.Connected, r.TCP.Failed, r.TCP.ResetSent, r.Retransmitted = true, true, true, 1
+		})
+		r.Detail = d
+		return r
+	}
 	for name, c := range map[string]struct {
 		r    *flow.Record
 		want string
@@ -342,8 +365,22 @@ func TestTypes(t *testing.T) {
 		"closed":            {tcp(flow.EventClose, func(*flow.Record) {}), "close"},
 		"opened and closed": {tcp(flow.EventClose, func(r *flow.Record) { r.Connected = true }), "close connect"},
 		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent = true }), "close reset"},
-		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), ""},
-		"datagrams":         {datagrams, ""},
+		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), "idle"},
+		"expired, ended":    {tcp(flow.EventExpire, func(r *flow.Record) { r.TCP.End = flow.EndFIN }), ""},
+		"expired datagrams": {tcp(flow.EventExpire, func(r *flow.Record) { r.TCP.Valid = false }), ""},
+		"evicted":           {tcp(flow.EventEvict, func(*flow.Record) {}), ""},
+		"asks":              {tcp(flow.EventOpen, func(r *flow.Record) { r.TCP.State = flow.StateSynSent }), "half-open"},
+		"asks again": {tcp(flow.EventUpdate, func(r *flow.Record) {
+			r.TCP.State, r.Retransmitted = flow.StateSynSent, 1
+		}), "half-open retransmit"},
+		"asks, expired":   {tcp(flow.EventExpire, func(r *flow.Record) { r.TCP.State = flow.StateSynSent }), "idle"},
+		"datagrams":       {datagrams, ""},
+		"query":           {detail(&dns.Exchange{Outcome: dns.Answered}), "dns"},
+		"unknown name":    {detail(&dns.Exchange{Outcome: dns.Answered, RCode: dns.NXDomain}), "dns failed"},
+		"without answer":  {detail(&dns.Exchange{Outcome: dns.Timeout}), "dns failed"},
+		"unread":          {detail(&dns.Exchange{Outcome: dns.Unread}), "dns"},
+		"dropped":         {detail(&flow.Drop{}), "drop"},
+		"queue overflown": {detail(&flow.ListenOverflow{}), "overflow"},
 	} {
 		var got []string
 		for _, kind := range filter.Types() {
@@ -359,8 +396,8 @@ func TestTypes(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, s, c.want)
 		}
 	}
-	_, err := filter.Compile([]*F{{Types: []string{"drop"}}})
-	if err == nil || !strings.Contains(err.Error(), `types: "drop": want close, connect, failed, reset, retransmit`) {
+	_, err := filter.Compile([]*F{{Types: []string{"drops"}}})
+	if err == nil || !strings.Contains(err.Error(), `types: "drops": want alert, close, connect, dns, drop, exec, exit, failed, half-open, idle, overflow, reset, retransmit`) {
 		t.Errorf("%v", err)
 	}
 }

@@ -244,4 +244,6 @@ type Record struct {
 	// Retransmitted is how many segments were sent again since the flow's last
 	// record; 0 in the first one of a connection that is older than orb8.
 	Retransmitted uint64
+	// Detail is set in records of anything but the table's rows; these have no Event.
+	Detail Detail
 }

@@ -13,6 +13,9 @@ const (
 	// nameWait is how long a record waits for the name of its pod: the API
 	// server tells of a pod a little later than the kernel.
 	nameWait = 2 * time.Second
+	// moreWait is how long a note waits for more than the name: the kubelet tells of a
+	// container's start within a few seconds.
+	moreWait = 5 * time.Second
 	// joinWait is how long a record waits for the other end of its connection to
 	// be seen on this node. The probes hand over what ended every 100 ms.
 	joinWait = 250 * time.Millisecond
@@ -76,18 +79,24 @@ func clientEnd(s *Sample) (e side, ok bool) {
 }
 
 // identify names both ends of a record. The remote end keeps the name that it
-// once had, since its address may have another owner by now, and the local end
-// the Service through which it was reached.
+// once had, since its address may have another owner by now, unless that is only
+// one of DNS, and the local end the Service through which it was reached.
 func (t *Table) identify(rec *Record) {
 	before := rec.Local
 	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, rec.Comm.String(), rec.Key.Local.IP())
 	if before != nil && before.Service != "" && before.Pod == rec.Local.Pod {
 		rec.Local = t.pair(rec.Local, before)
 	}
-	if rec.Remote == nil {
-		rec.Remote = t.cfg.Resolver.Remote(workload.Peer{
-			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: rec.First,
+	if rec.Remote == nil || rec.Remote.Kind == workload.KindExternal {
+		peer := t.cfg.Resolver.Remote(workload.Peer{
+			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: rec.First, Cgroup: rec.CgroupID,
 		})
+		if peer != nil && peer.Kind == workload.KindExternal && rec.Role == RoleServer {
+			peer = nil // who comes to this end was not looked up by it
+		}
+		if rec.Remote == nil || peer != nil && peer.Kind != workload.KindExternal {
+			rec.Remote = peer
+		}
 	}
 	rec.Self = t.cfg.IsSelf != nil && t.cfg.IsSelf(&rec.Sample)
 	t.join(rec)
@@ -340,7 +349,7 @@ func (t *Table) tell(rec *Record) {
 		return
 	}
 	if len(t.names.waiting) >= maxWaiting {
-		if t.cfg.Awaits(t.names.waiting[0].rec.Local) {
+		if t.awaits(&t.names.waiting[0].rec) != 0 {
 			t.cfg.Losses.Add(loss.NameWaitFull, 1)
 		}
 		t.release(1) // nameless: better than not at all
@@ -349,12 +358,23 @@ func (t *Table) tell(rec *Record) {
 	t.names.cgroups[rec.CgroupID]++
 }
 
-// wait is how long a record may wait.
-func (t *Table) wait(rec *Record) time.Duration {
+// awaits is how long a record may wait for what is about to be known of its owner.
+func (t *Table) awaits(rec *Record) time.Duration {
 	if t.cfg.Awaits(rec.Local) {
 		return nameWait
 	}
-	if rec.Role == RoleClient && viaService(rec) {
+	if rec.Detail != nil && t.cfg.AwaitsMore != nil && t.cfg.AwaitsMore(rec.Local, rec.Detail) {
+		return moreWait
+	}
+	return 0
+}
+
+// wait is how long a record may wait.
+func (t *Table) wait(rec *Record) time.Duration {
+	if d := t.awaits(rec); d != 0 {
+		return d
+	}
+	if rec.Role == RoleClient && rec.Detail == nil && viaService(rec) {
 		if _, ok := clientEnd(&rec.Sample); ok {
 			return joinWait
 		}

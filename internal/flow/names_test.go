@@ -52,7 +52,8 @@ func nameOf(r *Record) named {
 type nameBench struct {
 	*Table
 	cluster
-	told []named
+	told    []named
+	records []Record
 }
 
 func newNameBench() *nameBench {
@@ -60,7 +61,7 @@ func newNameBench() *nameBench {
 	b.Table = NewTable(Config{
 		MaxFlows: 100, IdleTimeout: 30 * time.Second, Resolver: &b.cluster, Losses: new(loss.Counters),
 		Awaits: func(id *workload.Identity) bool { return id.Pod == "" },
-	}, func(r *Record) { b.told = append(b.told, nameOf(r)) })
+	}, func(r *Record) { b.told, b.records = append(b.told, nameOf(r)), append(b.records, *r) })
 	return b
 }
 
@@ -219,6 +220,72 @@ func TestWaitingIsBounded(t *testing.T) {
 	if b.Waiting() != 0 || len(b.told) != maxWaiting+3 {
 		t.Errorf("after the end %d wait, %d told", b.Waiting(), len(b.told))
 	}
+}
+
+type detail struct{ Detail }
+
+func (detail) Kind() Kind { return KindDNS }
+
+// A note may wait for more than the name, which flows do not, and not for ever.
+func TestNoteWaitsForMore(t *testing.T) {
+	b := newNameBench()
+	b.cfg.AwaitsMore = func(id *workload.Identity, _ Detail) bool { return id.Image == "" }
+	b.local[2] = &workload.Identity{Pod: "server"}
+	s := asServer(1)
+	b.Apply(s)
+	b.want(t, named{Local: "server"})
+	b.Note(s, detail{})
+	b.Flush(time.Now().Add(nameWait))
+	b.want(t)
+	b.local[2] = &workload.Identity{Pod: "server", Image: "web:1"}
+	b.Flush(time.Now())
+	b.want(t, named{Local: "server"})
+	if got := b.records[len(b.records)-1].Local.Image; got != "web:1" {
+		t.Errorf("told with image %q", got)
+	}
+	b.Note(s, detail{})
+	b.want(t, named{Local: "server"})
+	b.local[2] = &workload.Identity{Pod: "server"}
+	b.Note(s, detail{})
+	b.Flush(time.Now().Add(moreWait))
+	b.want(t, named{Local: "server"})
+}
+
+// What is no change of a flow has names as well, waits for them in its cgroup's order,
+// and leaves the table's rows alone.
+func TestNote(t *testing.T) {
+	b := newNameBench()
+	s := asServer(1)
+	b.Apply(s)
+	b.Note(s, detail{})
+	if b.Len() != 1 || b.Waiting() != 2 {
+		t.Fatalf("%d rows, %d records wait, want 1 and 2", b.Len(), b.Waiting())
+	}
+	b.Flush(time.Now().Add(nameWait))
+	b.want(t, named{}, named{})
+	first, last := b.records[0], b.records[1]
+	if first.Kind() != KindFlow || last.Kind() != KindDNS || last.Time != s.Last || last.Event != 0 {
+		t.Errorf("told of %+v and %+v", first, last)
+	}
+}
+
+// A name of DNS gives way to that of a pod, and to no other name of DNS.
+func TestRemoteNameOfDNS(t *testing.T) {
+	b := joined()
+	b.remote[serviceIP] = &workload.Identity{Kind: workload.KindExternal, Pod: "first"}
+	b.Apply(asClient(1))
+	b.remote[serviceIP] = &workload.Identity{Kind: workload.KindExternal, Pod: "second"}
+	b.Apply(asClient(2))
+	b.remote[serviceIP] = nil
+	b.Apply(asClient(3))
+	b.remote[serviceIP] = &workload.Identity{Pod: "pod"}
+	b.Apply(asClient(4))
+	b.want(t, named{Local: "client", Remote: "first"}, named{Local: "client", Remote: "first"},
+		named{Local: "client", Remote: "first"}, named{Local: "client", Remote: "pod"})
+	// Whoever comes to a server was not looked up by it.
+	b.remote[clientIP] = &workload.Identity{Kind: workload.KindExternal, Pod: "first"}
+	b.Apply(asServer(1))
+	b.want(t, named{Local: "server", Remote: ""})
 }
 
 // The remote end keeps its name while its address gets another owner.

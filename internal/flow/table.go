@@ -36,7 +36,11 @@ type Config struct {
 	// known within seconds; nil if no record shall ever wait for a name. With it,
 	// Flush must be called regularly.
 	Awaits func(*workload.Identity) bool
-	Losses *loss.Counters
+	// AwaitsMore says of a note, by its local identity and detail, that whoever reads it
+	// wants more of the identity than the name, which may become known within seconds;
+	// may be nil. It does nothing without Awaits.
+	AwaitsMore func(*workload.Identity, Detail) bool
+	Losses     *loss.Counters
 }
 
 // Table holds the current flows. Its methods may be called from any goroutine.

@@ -34,7 +34,10 @@ func manyPods(n int, stateful bool) []*Pod {
 				labelTemplateHash: "6d4cf56db6",
 			},
 			Controller: Ref{"apps/v1", "ReplicaSet", app + "-6d4cf56db6"},
-			Containers: []string{fmt.Sprintf("%064d", i), fmt.Sprintf("%064d", -i)},
+			Containers: []Container{
+				{fmt.Sprintf("%064d", i), fmt.Sprintf("registry.example/shop/application-%d:1.2.3", i/10)},
+				{fmt.Sprintf("%064d", -i), "registry.example/mesh/proxy:4.5.6"},
+			},
 		}
 		if stateful {
 			p.Labels["statefulset.kubernetes.io/pod-name"] = p.Name
@@ -69,6 +72,12 @@ func perPod(n int, stateful, own bool) (unasked, asked uint64) {
 	unasked = heap() - before
 	for _, p := range s.pods {
 		s.identity(p)
+		if p.own == nil {
+			continue
+		}
+		for _, c := range p.own.containers {
+			s.inContainer(c)
+		}
 	}
 	asked = heap() - before
 	runtime.KeepAlive(s)
@@ -82,9 +91,9 @@ func TestMemoryPerPod(t *testing.T) {
 		stateful, own bool
 		limit         uint64
 	}{
-		{"peer of a Deployment", false, false, 1024},
+		{"peer of a Deployment", false, false, 1088},
 		{"peer with labels of its own", true, false, 2048},
-		{"own", false, true, 2048},
+		{"own", false, true, 2304},
 		{"own with labels of its own", true, true, 3072},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,7 +110,7 @@ func TestMemoryPerPod(t *testing.T) {
 func lookups() (*Store, map[string]func() bool) {
 	s := testCluster()
 	p := testPod("web-1", addrA, addr6)
-	p.Containers, p.ConfigHash = []string{"c1"}, "0123456789abcdef"
+	p.Containers, p.ConfigHash = []Container{{"c1", "registry.example/app:1"}}, "0123456789abcdef"
 	s.UpsertOwn(p)
 	ask := func(q workload.Peer) func() bool {
 		return func() bool { _, ok := s.Peer(q); return ok }

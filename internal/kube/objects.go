@@ -21,9 +21,9 @@ type Pod struct {
 	IPs         []netip.Addr
 	// Ports that the pod has on its node's addresses.
 	Ports []HostPort
-	// Containers are ids without the runtime's scheme: all kinds of containers,
-	// also those that were restarted since. Only used for pods of the own node.
-	Containers []string
+	// Containers of all kinds, also those that were restarted since. Only used for
+	// pods of the own node.
+	Containers []Container
 	// QoS is Guaranteed, Burstable or BestEffort.
 	QoS    string
 	Labels map[string]string
@@ -38,6 +38,14 @@ type Pod struct {
 	// not known). Its IPs may belong to another pod.
 	Finished bool
 	Ended    int64
+}
+
+// Container is a container of a pod that runs or ran.
+type Container struct {
+	// ID is without the runtime's scheme.
+	ID string
+	// Image as the pod's specification names it, or else as the runtime does.
+	Image string
 }
 
 // Ref refers to an owner in the pod's namespace.

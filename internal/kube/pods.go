@@ -37,8 +37,16 @@ type pod struct {
 
 type ownPod struct {
 	hash       string
-	containers []string
+	containers []*container
 	controller Ref
+}
+
+// container is what a Store keeps of a container of the own node. The image is
+// shared.
+type container struct {
+	pod       *pod
+	id, image string
+	identity  atomic.Pointer[workload.Identity]
 }
 
 // nodePort is a port of a node's addresses that a pod has for itself.
@@ -187,16 +195,30 @@ func (s *Store) ownDetails(p *pod, in *Pod) bool {
 	if own.hash != "" {
 		s.hashes[own.hash] = p
 	}
-	for _, id := range in.Containers {
-		if s.containers[id] != p {
-			s.containers[id] = p
-			own.containers = append(own.containers, strings.Clone(id))
+	return s.ownContainers(p, in.Containers) || changed
+}
+
+// ownContainers adds the containers that are new, and forgets the oldest beyond the
+// bound; it reports changes. The image that a container had first stays: a pod's
+// specification may name another one for the next.
+func (s *Store) ownContainers(p *pod, now []Container) bool {
+	own, changed := p.own, false
+	for i := range now {
+		c := s.containers[now[i].ID]
+		switch {
+		case c == nil || c.pod != p:
+			c = &container{pod: p, id: strings.Clone(now[i].ID), image: s.shared.string(now[i].Image)}
+			s.containers[c.id] = c
+			own.containers = append(own.containers, c)
+			changed = true
+		case c.image == "" && now[i].Image != "":
+			c.image = s.shared.string(now[i].Image)
 			changed = true
 		}
 	}
 	for i := 0; len(own.containers) > maxContainers && i < len(own.containers); {
-		old := own.containers[i]
-		if slices.Contains(in.Containers, old) {
+		old := own.containers[i].id
+		if slices.ContainsFunc(now, func(c Container) bool { return c.ID == old }) {
 			i++
 			continue
 		}
@@ -344,9 +366,9 @@ func (s *Store) forget(p *pod, now int64) {
 	if p.own == nil {
 		return
 	}
-	for _, id := range p.own.containers {
-		if s.containers[id] == p {
-			delete(s.containers, id)
+	for _, c := range p.own.containers {
+		if s.containers[c.id] == c {
+			delete(s.containers, c.id)
 		}
 	}
 	s.dropHash(p)

@@ -61,8 +61,9 @@ type Store struct {
 	limit int
 	pods  map[string]*pod // by UID
 	// containers and hashes find pods of the own node.
-	containers, hashes map[string]*pod
-	names              map[object]*pod // the latest of that name, of the own node
+	containers map[string]*container
+	hashes     map[string]*pod
+	names      map[object]*pod // the latest of that name, of the own node
 	// ips has the pod that an address belongs to, others those that had it
 	// before or say that they have it as well.
 	ips    map[netip.Addr]*pod
@@ -106,7 +107,7 @@ func NewStore(cfg StoreConfig) *Store {
 		shared:     newInterner(),
 		limit:      minShared,
 		pods:       make(map[string]*pod),
-		containers: make(map[string]*pod),
+		containers: make(map[string]*container),
 		hashes:     make(map[string]*pod),
 		names:      make(map[object]*pod),
 		ips:        make(map[netip.Addr]*pod),
@@ -135,14 +136,15 @@ func (s *Store) signal() {
 }
 
 // Pod finds a pod by a container's id or else by its UID or, for static pods,
-// by the hash of its manifest; see workload.Cluster.
+// by the hash of its manifest; see workload.Cluster. Found by a container it has
+// that one's image.
 func (s *Store) Pod(containerID, podUID string) (*workload.Identity, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	p := s.containers[containerID]
-	if p == nil {
-		p = s.pods[podUID]
+	if c := s.containers[containerID]; c != nil {
+		return s.inContainer(c), true
 	}
+	p := s.pods[podUID]
 	if p == nil {
 		p = s.hashes[podUID]
 	}
@@ -234,6 +236,12 @@ func (s *Store) reshare() {
 			s.shared.text[text] = text
 		}
 		s.shared.keep(p.labels)
+		if p.own == nil {
+			continue
+		}
+		for _, c := range p.own.containers {
+			s.shared.text[c.image] = c.image
+		}
 	}
 	s.limit = max(minShared, 2*s.shared.size())
 }
@@ -268,15 +276,48 @@ func (s *Store) describe(p *pod) *workload.Identity {
 	return id
 }
 
-// refresh makes a pod's identity anew if it was ever asked for. As long as it
-// says the same the pointer stays.
+// inContainer returns the identity of a container's pod with the container's image,
+// made when first asked for. It is called with s.mu held for reading at least.
+func (s *Store) inContainer(c *container) *workload.Identity {
+	of := s.identity(c.pod)
+	if c.image == "" {
+		return of
+	}
+	if id := c.identity.Load(); id != nil {
+		return id
+	}
+	if id := c.describe(of); c.identity.CompareAndSwap(nil, id) {
+		return id
+	}
+	return c.identity.Load()
+}
+
+// describe makes a container's identity of that of its pod.
+func (c *container) describe(of *workload.Identity) *workload.Identity {
+	id := *of
+	id.Image = c.image
+	return &id
+}
+
+// refresh makes a pod's identity anew if it was ever asked for, and those of its
+// containers. As long as it says the same the pointers stay.
 func (s *Store) refresh(p *pod) {
 	old := p.id.Load()
 	if old == nil {
 		return
 	}
-	if id := s.describe(p); !reflect.DeepEqual(id, old) {
-		p.id.Store(id)
+	id := s.describe(p)
+	if reflect.DeepEqual(id, old) {
+		return
+	}
+	p.id.Store(id)
+	if p.own == nil {
+		return
+	}
+	for _, c := range p.own.containers {
+		if c.identity.Load() != nil {
+			c.identity.Store(c.describe(id))
+		}
 	}
 }
 

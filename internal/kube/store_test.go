@@ -75,7 +75,7 @@ func TestPodByAnyName(t *testing.T) {
 	s, clock := newTestStore()
 	p := testPod("web-1", addrA, addr6)
 	p.ConfigHash = "0123456789abcdef"
-	p.Containers = []string{"c1", "c2"}
+	p.Containers = []Container{{ID: "c1"}, {ID: "c2"}}
 	s.UpsertNode(&Node{Name: "a", Zone: "z1"})
 	s.UpsertOwn(p)
 	if !drained(s) {
@@ -109,7 +109,7 @@ func TestPodByAnyName(t *testing.T) {
 
 	// A restart: the old containers stay known.
 	p = testPod("web-1", addrA, addr6)
-	p.Containers = []string{"c3", "c2"}
+	p.Containers = []Container{{ID: "c3"}, {ID: "c2"}}
 	s.UpsertOwn(p)
 	if !drained(s) {
 		t.Error("no signal after a new container")
@@ -144,15 +144,15 @@ func TestContainersBounded(t *testing.T) {
 	s, _ := newTestStore()
 	p := testPod("web-1", addrA)
 	for i := range 1000 {
-		p.Containers = []string{"side", string(rune('A' + i))}
+		p.Containers = []Container{{ID: "side"}, {ID: string(rune('A' + i))}}
 		s.UpsertOwn(p)
 	}
 	if got := len(s.containers); got != maxContainers {
 		t.Errorf("%d containers kept, want %d", got, maxContainers)
 	}
-	for _, id := range p.Containers {
-		if _, ok := s.Pod(id, ""); !ok {
-			t.Errorf("container %s not known", id)
+	for _, c := range p.Containers {
+		if _, ok := s.Pod(c.ID, ""); !ok {
+			t.Errorf("container %s not known", c.ID)
 		}
 	}
 }
@@ -209,7 +209,7 @@ func TestAddressContested(t *testing.T) {
 func TestFinishedPod(t *testing.T) {
 	s, clock := newTestStore()
 	p := testPod("job", addrA)
-	p.Containers = []string{"c1"}
+	p.Containers = []Container{{ID: "c1"}}
 	s.UpsertOwn(p)
 	clock.set(10)
 	p.Finished, p.Ended = true, at(9)

@@ -24,7 +24,7 @@ const (
 func trimOwn(p *corev1.Pod) *Pod {
 	out := trimPeer(p)
 	out.ConfigHash = p.Annotations[configHash]
-	out.Containers = containerIDs(&p.Status)
+	out.Containers = containers(p)
 	return out
 }
 
@@ -76,29 +76,50 @@ func hostPorts(ports []HostPort, containers []corev1.Container, hostNetwork bool
 	return ports
 }
 
-// containerIDs lists the containers of all kinds that run, ran last or ran
-// before that.
-func containerIDs(status *corev1.PodStatus) []string {
-	var ids []string
-	add := func(id string) {
+// containers lists the containers of all kinds that run, ran last or ran before
+// that.
+func containers(p *corev1.Pod) []Container {
+	var found []Container
+	add := func(id, image string) {
 		if _, bare, ok := strings.Cut(id, "://"); ok {
 			id = bare
 		}
 		if id != "" {
-			ids = append(ids, id)
+			found = append(found, Container{id, image})
 		}
 	}
 	for _, all := range [][]corev1.ContainerStatus{
-		status.ContainerStatuses, status.InitContainerStatuses, status.EphemeralContainerStatuses,
+		p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses,
 	} {
 		for i := range all {
-			add(all[i].ContainerID)
+			image := specImage(&p.Spec, all[i].Name)
+			if image == "" {
+				image = all[i].Image
+			}
+			add(all[i].ContainerID, image)
 			if last := all[i].LastTerminationState.Terminated; last != nil {
-				add(last.ContainerID)
+				add(last.ContainerID, image)
 			}
 		}
 	}
-	return ids
+	return found
+}
+
+// specImage is the image of the container of that name, empty if there is none.
+func specImage(spec *corev1.PodSpec, name string) string {
+	for _, all := range [][]corev1.Container{spec.Containers, spec.InitContainers} {
+		for i := range all {
+			if all[i].Name == name {
+				return all[i].Image
+			}
+		}
+	}
+	for i := range spec.EphemeralContainers {
+		if spec.EphemeralContainers[i].Name == name {
+			return spec.EphemeralContainers[i].Image
+		}
+	}
+	return ""
 }
 
 // ended is when the last container of a finished pod ended, rounded up: the API

@@ -32,7 +32,10 @@ func TestStages(t *testing.T) {
 }
 
 func TestDropped(t *testing.T) {
-	harmless := map[Stage]bool{PacketBatchRetried: true, CgroupUntold: true, NameWaitFull: true, MetricSeriesCapped: true}
+	harmless := map[Stage]bool{
+		TCPSocketsUncounted: true, PacketBatchRetried: true, DropMapFull: true, DropEventsLimited: true, CgroupUntold: true, NameWaitFull: true,
+		MetricSeriesCapped: true, ExecRepeated: true, ProcessTableFull: true, AlertsLimited: true, DNSSearchesFull: true, DNSNamesFull: true,
+	}
 	for _, s := range Stages() {
 		var c Counters
 		c.Add(s, 0)

@@ -5,12 +5,15 @@
 package probe
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,8 +25,7 @@ func Explain(what string, err error) error {
 	}
 	u := &Unsupported{Reason: what, Err: err}
 	ve, rejected := errors.AsType[*ebpf.VerifierError](err)
-	// Without a line of the verifier the kernel has not looked at the program.
-	judged := rejected && len(ve.Log) > 0
+	judged := rejected && verifierReason(ve) != ""
 	if !judged && !mayLoad() && !errors.Is(err, fs.ErrPermission) {
 		// A feature test that was not allowed takes that for an old kernel.
 		u.Err, err = fs.ErrPermission, unix.EPERM
@@ -37,7 +39,7 @@ func Explain(what string, err error) error {
 		u.Reason, u.Err = "the kernel has no BTF (/sys/kernel/btf/vmlinux)", nil
 		u.Remedy = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y; the usual distributions have it since Linux 5.8"
 	case rejected:
-		u.Err = errors.New(verifierReason(ve))
+		u.Err = errors.New(cmp.Or(verifierReason(ve), ve.Error()))
 		u.Remedy = "this kernel lacks what the program uses; a newer one helps, see docs/kernels.md"
 	case errors.Is(err, ebpf.ErrNotSupported):
 		u.Remedy = "a newer kernel helps, see docs/kernels.md"
@@ -61,8 +63,29 @@ func missingBTF() bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
+// Lack says what is not told without an optional part of a probe: its effect, the hook
+// and why the part is missing.
+func Lack(effect, hook string, err error) string {
+	return fmt.Sprintf("%s (%s: %s)", effect, hook, lackReason(err))
+}
+
+func lackReason(err error) string {
+	ve, rejected := errors.AsType[*ebpf.VerifierError](err)
+	if errors.Is(err, unix.EPERM) && (!rejected || verifierReason(ve) == "") && mayLoad() && !memoryIsLimited() {
+		return "the kernel refuses it: " + unix.EPERM.Error()
+	}
+	if rejected {
+		return cmp.Or(verifierReason(ve), ve.Error())
+	}
+	return err.Error()
+}
+
+// memoryIsLimited reports whether RLIMIT_MEMLOCK may be why a program does not load: the
+// library lifts it where maps and programs count against it.
+func memoryIsLimited() bool { return rlimit.RemoveMemlock() != nil }
+
 // verifierReason picks the line of the verifier's log that says what it did not
-// accept.
+// accept, empty if it has not looked at the program.
 func verifierReason(ve *ebpf.VerifierError) string {
 	for i := len(ve.Log) - 1; i >= 0; i-- {
 		line := strings.TrimSpace(ve.Log[i])
@@ -71,5 +94,5 @@ func verifierReason(ve *ebpf.VerifierError) string {
 			return line
 		}
 	}
-	return ve.Error()
+	return ""
 }

@@ -47,6 +47,8 @@ func TestExplain(t *testing.T) {
 		"rejected":   {fmt.Errorf("program x: %w", rejected), "load: R2 is bad", "docs/kernels.md"},
 		"rejected EPERM": {&ebpf.VerifierError{Cause: unix.EPERM, Log: rejected.Log},
 			"load: R2 is bad", "docs/kernels.md"},
+		"not looked at": {&ebpf.VerifierError{Cause: unix.EPERM, Log: []string{"processed 0 insns (limit 1000000)"}},
+			"load: : operation not permitted", permission},
 		"no log":        {&ebpf.VerifierError{Cause: unix.EINVAL}, "load: : invalid argument", "docs/kernels.md"},
 		"not supported": {fmt.Errorf("map: %w", ebpf.ErrNotSupported), "load: map: not supported", "newer kernel"},
 		"anything else": {unix.ENOMEM, "load: cannot allocate memory", ""},
@@ -63,6 +65,28 @@ func TestExplain(t *testing.T) {
 				t.Errorf("remedy %q, want %q", u.Remedy, c.remedy)
 			}
 		})
+	}
+}
+
+func TestLack(t *testing.T) {
+	rejected := &ebpf.VerifierError{Cause: unix.EACCES, Log: []string{"0: R1=ctx()", "R2 is bad", "processed 3 insns"}}
+	advice := fmt.Errorf("load program: %w (MEMLOCK may be too low)", unix.EPERM)
+	refused := "the kernel refuses it: operation not permitted"
+	if memoryIsLimited() || !mayLoad() {
+		refused = advice.Error()
+	}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{errors.New("the kernel has no such tracepoint"), "the kernel has no such tracepoint"},
+		{fmt.Errorf("program x: %w", rejected), "R2 is bad"},
+		{advice, refused},
+		{fmt.Errorf("program x: %w", &ebpf.VerifierError{Cause: unix.ENOENT}), ": no such file or directory"},
+	} {
+		if got, want := Lack("this is not told", "tp_btf/x", c.err), "this is not told (tp_btf/x: "+c.want+")"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

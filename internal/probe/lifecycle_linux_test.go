@@ -13,7 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"os/exec"
+	osexec "os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,13 +24,17 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/drop"
+	"github.com/Ignoramuss/orb8/internal/probe/exec"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -47,11 +51,15 @@ func newProbes(t *testing.T) *probe.Manager {
 	m := probe.NewManager(slog.New(slog.DiscardHandler))
 	losses, clock := new(loss.Counters), probe.NewClock()
 	apply := func(*flow.Sample) {}
-	m.Add(tcp.New(tcp.Config{Apply: apply, Losses: losses, Clock: clock}))
+	m.Add(tcp.New(tcp.Config{Apply: apply, Losses: losses, Clock: clock, CgroupRoot: mount.Path}))
 	m.Add(packet.New(packet.Config{
 		Apply: apply, Losses: losses, Clock: clock, CgroupRoot: mount.Path,
 		CountTCP: func() bool { return !m.Running("tcp") },
 	}))
+	m.Add(drop.New(drop.Config{
+		Note: func(*flow.Sample, flow.Detail) {}, Count: func([]flow.DropCount) {}, Losses: losses, Clock: clock, Events: 100,
+	}))
+	m.Add(exec.New(exec.Config{Apply: func(*process.Event) {}, Losses: losses, Clock: clock, Watched: []int32{unix.SYS_MOUNT}}))
 	return m
 }
 
@@ -164,20 +172,13 @@ func TestNothingStaysAttached(t *testing.T) {
 		runUntilTold(t)
 		return
 	}
+	startProbesOnce(t)
 	for _, how := range []string{"exit", "SIGKILL"} {
 		t.Run(how, func(t *testing.T) {
-			startProbesOnce(t)
-			cmd := exec.Command("/proc/self/exe", "-test.run=^TestNothingStaysAttached$")
+			cmd := osexec.Command("/proc/self/exe", "-test.run=^TestNothingStaysAttached$")
 			cmd.Env = append(os.Environ(), lifecycleEnv+"=1")
 			cmd.Stderr = os.Stderr
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
+			in, out := probetest.Pipes(t, cmd)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}

@@ -67,15 +67,19 @@ const (
 	StateRunning State = iota + 1
 	StateFallback
 	StateOff
+	// StateIdle: it is loaded when somebody wants it.
+	StateIdle
 )
 
-// String returns running, fallback or off.
+// String returns running, fallback, off or idle.
 func (s State) String() string {
 	switch s {
 	case StateRunning:
 		return "running"
 	case StateFallback:
 		return "fallback"
+	case StateIdle:
+		return "idle"
 	}
 	return "off"
 }

@@ -32,7 +32,7 @@ const (
 type Cluster interface {
 	// Pod finds a pod by one of its containers or, where that is not known (a
 	// sandbox, a container that started just now), by its UID. Either may be
-	// empty. For static pods podUID is the kubelet's hash of the manifest
+	// empty. Found by a container it has the Image of that one. For static pods podUID is the kubelet's hash of the manifest
 	// (annotation kubernetes.io/config.hash), not the API object's UID.
 	Pod(containerID, podUID string) (*Identity, bool)
 	// Peer finds the pod, Service or node that an address and port belong to.
@@ -56,6 +56,9 @@ type Peer struct {
 	// Since is when the flow began, in Unix nanoseconds, or 0: a pod that was
 	// deleted before then is not meant, although it had the address last.
 	Since int64
+	// Cgroup is who talks, by whose look-ups the address is named first; 0 if that is
+	// not known.
+	Cgroup uint64
 }
 
 // hierarchy is the kernel's tree of cgroups.
@@ -91,6 +94,8 @@ type Config struct {
 	MaxEntries int
 	// Cluster knows pods and peers; nil outside Kubernetes.
 	Cluster Cluster
+	// Names knows by which names addresses were looked up; may be nil.
+	Names *Names
 }
 
 // Part is the part of the hierarchy that is this node's. Where several nodes
@@ -107,6 +112,7 @@ type Part struct {
 type Resolver struct {
 	tree    hierarchy
 	cluster Cluster
+	names   *Names
 	max     int
 	kernel  *Identity
 	mount   CgroupMount
@@ -152,6 +158,7 @@ func newResolver(cfg Config, tree hierarchy) *Resolver {
 	return &Resolver{
 		tree:    tree,
 		cluster: cfg.Cluster,
+		names:   cfg.Names,
 		max:     cfg.MaxEntries,
 		proc:    cfg.Proc,
 		kernel:  &Identity{Kind: KindKernel, Name: "kernel", CgroupID: rootCgroup, CgroupPath: "/"},
@@ -188,7 +195,7 @@ func (r *Resolver) Close() error { return r.tree.close() }
 // should ask again.
 func (r *Resolver) Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *Identity {
 	if isRoot(cgroupID) && (pid == 0 || comm == "") {
-		if peer := r.Remote(Peer{Addr: addr}); peer != nil {
+		if peer := r.Remote(Peer{Addr: addr}); peer != nil && peer.Kind != KindExternal {
 			return peer
 		}
 		return r.kernel
@@ -228,6 +235,30 @@ func (r *Resolver) LearnAll() {
 	}
 }
 
+// Cgroups returns all cgroups of this node that are there now, with who they are.
+func (r *Resolver) Cgroups() map[uint64]*Identity {
+	all := make(map[uint64]*Identity)
+	paths := r.tree.all()
+	part, whole := paths[r.part.CgroupID], r.part.CgroupID == 0
+	for id, p := range paths {
+		if !isRoot(id) && (whole || p == part || strings.HasPrefix(p, part+"/")) {
+			r.learn(id, p)
+			all[id] = r.Local(id, 0, "", netip.Addr{})
+		}
+	}
+	return all
+}
+
+// Owns reports whether a cgroup is in this node's part of the hierarchy.
+func (r *Resolver) Owns(cgroup uint64) bool {
+	if r.part.CgroupID == 0 {
+		return true
+	}
+	part := r.cgroup(r.part.CgroupID, 0).id.CgroupPath
+	p := r.cgroup(cgroup, 0).id.CgroupPath
+	return p != "" && part != "" && (p == part || strings.HasPrefix(p, part+"/"))
+}
+
 // known makes the entry of a cgroup whose path is known.
 func known(id uint64, cgroupPath string) *entry {
 	e := &entry{id: identify(id, cgroupPath), pods: enclosing(cgroupPath)}
@@ -235,16 +266,29 @@ func known(id uint64, cgroupPath string) *entry {
 	return e
 }
 
-// Remote names who has an address, or returns nil. Only Kubernetes knows peers:
-// without Config.Cluster it always returns nil.
+// Remote names who has an address, or returns nil: the pod, Service or node that
+// Kubernetes knows, or else, with Config.Names, the name by which the address was
+// looked up, as an identity of KindExternal.
 func (r *Resolver) Remote(p Peer) *Identity {
-	if r.cluster == nil || !p.Addr.IsValid() {
+	if !p.Addr.IsValid() {
 		return nil
 	}
-	if id, ok := r.cluster.Peer(p); ok {
-		return id
+	if r.cluster != nil {
+		if id, ok := r.cluster.Peer(p); ok {
+			return id
+		}
 	}
-	return nil
+	if r.names == nil {
+		return nil
+	}
+	return r.names.Of(p.Cgroup, p.Addr, p.Since)
+}
+
+// LookedUp is told that the cgroup looked addr up as name.
+func (r *Resolver) LookedUp(cgroup uint64, addr netip.Addr, name string, now time.Time) {
+	if r.names != nil {
+		r.names.Learn(cgroup, addr, name, now)
+	}
 }
 
 // Backs reports whether a Service sends to an address and port of server; known
@@ -260,6 +304,12 @@ func (r *Resolver) Backs(service, server *Identity, addr netip.Addr, port uint16
 // become known within seconds.
 func (r *Resolver) Awaits(id *Identity) bool {
 	return id.PodUID != "" && id.Pod == "" && r.cluster != nil && r.cluster.Waiting()
+}
+
+// AwaitsImage reports whether id is that of a container whose image is not known yet
+// but may become known within seconds. A pod's sandbox looks the same.
+func (r *Resolver) AwaitsImage(id *Identity) bool {
+	return id.Pod != "" && id.ContainerID != "" && id.Image == "" && r.cluster != nil && r.cluster.Waiting()
 }
 
 // Alive reports whether a cgroup exists. It says yes of the root, and of all
@@ -429,6 +479,9 @@ func (r *Resolver) evict() {
 // Sweep drops the identities of cgroups that have been gone for 60 s. It costs
 // one look per cached cgroup and wants to be called every few seconds.
 func (r *Resolver) Sweep(now time.Time) {
+	if r.names != nil {
+		r.names.Sweep(now)
+	}
 	gone := make(map[uint64]bool)
 	for id, p := range r.paths() {
 		gone[id] = !r.tree.exists(id, p)

@@ -306,7 +306,7 @@ func TestLocalDoesNotAllocate(t *testing.T) {
 }
 
 func TestCluster(t *testing.T) {
-	web := &Identity{Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerRuntime: RuntimeContainerd}
+	web := &Identity{Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerRuntime: RuntimeContainerd, Image: "shop/web:1"}
 	ci := &Identity{Namespace: "ci", Pod: "runner-1", Kind: "Job", Name: "runner"}
 	addr := netip.MustParseAddr("10.0.0.1")
 	cluster := &fakeCluster{pods: map[string]*Identity{id1: web, uid2: ci}, peers: map[netip.Addr]*Identity{addr: web}}
@@ -324,7 +324,7 @@ func TestCluster(t *testing.T) {
 	}{
 		{"pod", 10, Identity{
 			Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerID: id1,
-			ContainerRuntime: RuntimeContainerd, PodUID: uid, CgroupID: 10, CgroupPath: tree.paths[10],
+			ContainerRuntime: RuntimeContainerd, PodUID: uid, Image: "shop/web:1", CgroupID: 10, CgroupPath: tree.paths[10],
 		}},
 		{"pod of another cluster inside a pod of ours", 11, Identity{
 			Namespace: "ci", Pod: "runner-1", Kind: "Job", Name: "runner", ContainerID: id2,
@@ -360,10 +360,10 @@ func TestClusterChanges(t *testing.T) {
 	cluster := &fakeCluster{pods: map[string]*Identity{id1: {Pod: "web-1"}}}
 	r := newResolver(Config{Cluster: cluster}, &fakeTree{paths: map[uint64]string{10: "/kubepods/pod" + uid + "/" + id1}})
 	r.Local(10, 7, "nginx", netip.Addr{})
-	cluster.pods[id1] = &Identity{Pod: "web-1", Labels: map[string]string{"app": "web"}}
+	cluster.pods[id1] = &Identity{Pod: "web-1", Labels: map[string]string{"app": "web"}, Image: "shop/web:1"}
 	changed := r.Local(10, 7, "nginx", netip.Addr{})
-	if changed.Labels["app"] != "web" {
-		t.Errorf("labels %v, want those of the changed pod", changed.Labels)
+	if changed.Labels["app"] != "web" || changed.Image != "shop/web:1" {
+		t.Errorf("labels %v, image %q, want those of the changed pod", changed.Labels, changed.Image)
 	}
 	delete(cluster.pods, id1)
 	if got := r.Local(10, 7, "nginx", netip.Addr{}); got != changed {
@@ -372,6 +372,28 @@ func TestClusterChanges(t *testing.T) {
 	allocs := testing.AllocsPerRun(100, func() { r.Local(10, 7, "nginx", netip.Addr{}) })
 	if allocs != 0 {
 		t.Errorf("%v allocations, want none", allocs)
+	}
+}
+
+// The kubelet tells of a container a little after it has started; of one outside of pods
+// nobody does.
+func TestAwaitsImage(t *testing.T) {
+	cluster := &fakeCluster{pods: map[string]*Identity{uid: {Pod: "web-1"}}, waiting: true}
+	r := newResolver(Config{Cluster: cluster}, &fakeTree{paths: map[uint64]string{
+		10: "/kubepods/pod" + uid + "/" + id1, 11: "/docker/" + id2, 12: "/kubepods/pod" + uid,
+	}})
+	awaits := func(cgroup uint64) bool { return r.AwaitsImage(r.Local(cgroup, 0, "", netip.Addr{})) }
+	if !awaits(10) || awaits(11) || awaits(12) {
+		t.Errorf("awaits the image of a pod's container %v, another container %v, a pod %v", awaits(10), awaits(11), awaits(12))
+	}
+	cluster.waiting = false
+	if awaits(10) {
+		t.Error("awaits an image that nobody will tell")
+	}
+	cluster.waiting = true
+	cluster.pods[id1] = &Identity{Pod: "web-1", Image: "shop/web:1"}
+	if awaits(10) {
+		t.Error("awaits an image that is known")
 	}
 }
 

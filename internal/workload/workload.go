@@ -10,6 +10,9 @@ const (
 	KindUnit      = "Unit"
 	KindProcess   = "Process"
 	KindKernel    = "Kernel"
+	// KindExternal is an address of which nothing is known but the name by which it
+	// was looked up.
+	KindExternal = "External"
 )
 
 // Identity says who a local or remote end is. It is immutable once published:
@@ -28,6 +31,9 @@ type Identity struct {
 	Node, Zone string
 	// QoS is Guaranteed, Burstable or BestEffort.
 	QoS string
+	// Image of the container as the pod's specification names it; empty if the
+	// container is not known.
+	Image string
 	// Labels of the pod. The map is never changed.
 	Labels   map[string]string
 	CgroupID uint64

@@ -398,16 +398,26 @@ func TestAPIServerRestart(t *testing.T) {
 	l.awaitServices(t)
 }
 
-// awaitServices waits until Services answer again. While the API server was away
-// the nodes may have been taken for lost, and their pods for not ready.
+// awaitServices waits until Services answer again, and go on to. While the API server
+// was away the nodes may have been taken for lost, and their pods for not ready; that may
+// also come a while after it is back.
 func (l *lab) awaitServices(t *testing.T) {
 	t.Helper()
+	const steady = 15 * time.Second
+	var since time.Time
 	eventually(t, 4*time.Minute, func() error {
 		for _, server := range []string{"far", "near"} {
 			_, err := l.exec(t.Context(), l.client1, "", "tcp", "-send", "16", "-receive", "16", l.clusterIP(t.Context(), server, 4))
 			if err != nil {
+				since = time.Time{}
 				return err
 			}
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if d := time.Since(since); d < steady {
+			return fmt.Errorf("services have answered for %v only", d)
 		}
 		return nil
 	})

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -142,6 +143,8 @@ type result struct {
 	Local, Remote  string
 	Sent, Received int
 	ID             int
+	Addresses      []string
+	TookNS         time.Duration `json:"took_ns"`
 	Done           bool
 }
 
@@ -149,30 +152,51 @@ type result struct {
 // returns what it has done.
 func (l *lab) netpeer(t *testing.T, p *pod, container string, args ...string) result {
 	t.Helper()
-	out, err := l.exec(t.Context(), p, container, args...)
-	r, e := lastResult(out)
-	if err != nil || e != nil || !r.Done {
-		t.Fatalf("netpeer %s in %s: %v, %v: %s", strings.Join(args, " "), p.Name, err, e, out)
+	r, err := l.tryNetpeer(t.Context(), p, container, args...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return r
 }
 
+// tryNetpeer is netpeer for what may fail.
+func (l *lab) tryNetpeer(ctx context.Context, p *pod, container string, args ...string) (result, error) {
+	out, err := l.exec(ctx, p, container, args...)
+	r, e := lastResult(out)
+	if err = errors.Join(err, e); err == nil && !r.Done {
+		err = errors.New("it has not come to its end")
+	}
+	if err != nil {
+		return r, fmt.Errorf("netpeer %s in %s: %w: %s", strings.Join(args, " "), p.Name, err, out)
+	}
+	return r, nil
+}
+
 // exec runs netpeer in a container and returns its standard output.
 func (l *lab) exec(ctx context.Context, p *pod, container string, args ...string) (string, error) {
+	return l.command(ctx, p, container, false, append([]string{"/netpeer"}, args...)...)
+}
+
+// command runs a command in a container, as kubectl exec does, and returns its
+// standard output; on a terminal that is all it writes.
+func (l *lab) command(ctx context.Context, p *pod, container string, terminal bool, command ...string) (string, error) {
 	if container == "" {
 		container = p.Spec.Containers[0].Name
 	}
 	req := l.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).
 		SubResource("exec").VersionedParams(&corev1.PodExecOptions{
-		Container: container, Command: append([]string{"/netpeer"}, args...), Stdout: true, Stderr: true,
+		Container: container, Command: command, TTY: terminal, Stdout: true, Stderr: !terminal,
 	}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewSPDYExecutor(l.config, "POST", req.URL())
 	if err != nil {
 		return "", err
 	}
 	var stdout, stderr bytes.Buffer
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
-	if err != nil {
+	options := remotecommand.StreamOptions{Stdout: &stdout, Tty: terminal}
+	if !terminal {
+		options.Stderr = &stderr
+	}
+	if err = executor.StreamWithContext(ctx, options); err != nil {
 		err = fmt.Errorf("%w: %s", err, &stderr)
 	}
 	return stdout.String(), err

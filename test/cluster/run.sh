@@ -15,6 +15,9 @@
 #   ORB8_TEST_KUBECONFIG   kubeconfig of a cluster to test in
 #   ORB8_TEST_NAMESPACE    namespace of its agents [orb8-system]
 #   ORB8_TEST_IMAGE        image of the workloads [orb8.test/netpeer:1]
+#   ORB8_TEST_TROUBLE      image like orb8.test/trouble:1, which lab/build.sh makes of
+#                          test/cluster/trouble; without it the tests of rules are
+#                          skipped outside the cluster that this makes
 #   ORB8_TEST_OUTSIDE4     address of a machine outside that cluster where
 #   ORB8_TEST_OUTSIDE6     `netpeer serve` runs; without it those tests are skipped
 #   ORB8_TEST_ORB8         the command line to test [bin/orb8]
@@ -22,6 +25,11 @@
 #   ORB8_TEST_SCALE        fake so many pods and test what the agents make of them;
 #                          with -run '^TestScale$' nothing else; kube-proxy runs in
 #                          the first mode only
+#   ORB8_TEST_WORKLOADS    file to write the alerts of ordinary workloads to, as a
+#                          table; with -run '^TestOrdinaryWorkloads$' nothing else runs.
+#                          Their image is made once, with debootstrap from this
+#                          machine's package sources
+#   ORB8_TEST_WORKLOADS_FOR  how long they run [5m]
 #   ORB8_CLUSTER_CACHE     binaries, images and state [~/.cache/orb8/cluster]
 #   ORB8_CLUSTER_PROXY     modes of kube-proxy [iptables nftables]: all tests with
 #                          the first one, those of Services with the others
@@ -83,12 +91,12 @@ in_lab() {
 	mode=${modes[0]} rest=("${modes[@]:1}")
 	# shellcheck source=test/cluster/lab/lib.sh
 	. "${lab%/*}/lib.sh"
-	[[ ! -e $run ]] || die "there is a cluster in $run: $lab down"
+	only_one
 	trap finish EXIT
 	trap 'exit 130' INT TERM
 	"$lab" up "$mode"
 	install
-	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
+	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_TROUBLE=${ORB8_TEST_TROUBLE:-orb8.test/trouble:1} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
 	say "kube-proxy in mode $mode"
 	go_test "$@"
 	[[ ! ${ORB8_TEST_SCALE:-} ]] || return 0
@@ -104,6 +112,10 @@ export ORB8_TEST_ORB8=${ORB8_TEST_ORB8:-$root/bin/orb8}
 	say "test-cluster: $ORB8_TEST_ORB8 is not there: make build"
 	exit 1
 }
+if [[ ${ORB8_TEST_WORKLOADS:-} ]]; then
+	ORB8_TEST_WORKLOADS=$(realpath -m "$ORB8_TEST_WORKLOADS")
+	export ORB8_TEST_WORKLOADS
+fi
 if [[ ${ORB8_TEST_KUBECONFIG:-} ]]; then
 	KUBECONFIG=$ORB8_TEST_KUBECONFIG go_test "$@"
 else

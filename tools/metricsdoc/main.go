@@ -24,14 +24,23 @@ The agent serves these at ` + "`/metrics`" + ` on port 9091, along with those of
 
 | label | meaning |
 |---|---|
-| ` + "`namespace`, `workload`, `workload_kind`" + ` | who: in Kubernetes the pod's owner, for instance a Deployment; else a Container, systemd Unit, Process (named by its command) or the Kernel, with an empty namespace |
+| ` + "`namespace`, `workload`, `workload_kind`" + ` | who: in Kubernetes the pod's owner, for instance a Deployment; else a Container, systemd Unit, Process (named by its command) or the Kernel, with an empty namespace; for starts of programs all of the host outside of containers and services is one Host |
 | ` + "`pod`" + ` | the pod; only with the setting ` + "`metrics.pod`" + ` |
 | ` + "`direction`" + ` | ` + "`egress` or `ingress`" + `, seen from the workload |
 | ` + "`protocol`" + ` | ` + "`TCP`, `UDP`, `ICMP`, `ICMPv6` or `other`" + ` |
 
-The time series by workload are bounded by the setting ` + "`metrics.max_series`" + `. What is beyond counts under the workload ` + "`other`" + ` of the kind ` + "`Other`" + `, so that sums stay right. The series of a workload go 60 s after its last record once it no longer exists; those of a Process 60 s after its last record. Those of accelerators are not among the bounded ones: each device has a fixed number, and each workload on it. orb8's own traffic is not counted unless ` + "`include_self`" + ` is set.
+The time series by workload are bounded by the setting ` + "`metrics.max_series`" + `. What is beyond counts under the workload ` + "`other`" + ` of the kind ` + "`Other`" + `, so that sums stay right. The series of a workload go 60 s after its last record once it no longer exists; those of a Process 60 s after its last record, those of the Host never. Those of accelerators are not among the bounded ones: each device has a fixed number, and each workload on it. orb8's own traffic is not counted unless ` + "`include_self`" + ` is set.
 
 What is known of accelerators by device and by workload stands under different names, so that neither is added to the other: for each device the series ` + "`orb8_gpu_workload_*`" + ` add up to ` + "`orb8_gpu_*`" + ` of the same name, with the workload ` + "`unattributed`" + ` for what is nobody's (counters since the agent saw the device first). The label ` + "`method`" + ` says how a value came about, see [gpu.md](gpu.md). What was not measured has no series. Gauges go 30 s after a driver stopped answering, and the counters of a pod 60 s after it was last on the device.
+`
+
+const header = "| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n"
+
+const hubble = `
+## Under Hubble's names
+
+With ` + "`metrics.aliases: hubble`" + ` the page has these too, for dashboards that were made for Cilium's Hubble. They are sums over this node's workloads, without labels for source and destination: for who it was there are the metrics above. Only what means the same is there; what one count stands for in orb8 is said beside it. Left out are SYN, SYN-ACK and FIN in ` + "`hubble_tcp_flags_total`" + `, the label ` + "`protocol`" + ` of ` + "`hubble_drop_total`" + `, and all other metrics of Hubble. Its verdicts come from network policies: here DROPPED is what the kernel dropped for any reason, and no other verdict than that and FORWARDED is known.
+
 `
 
 func main() {
@@ -48,15 +57,23 @@ func page() string {
 	for _, f := range agent.Families(false) {
 		if f.Group != group {
 			group = f.Group
-			fmt.Fprintf(w, "\n## %s\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n", group)
+			fmt.Fprintf(w, "\n## %s\n\n%s", group, header)
 		}
-		fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s |\n", f.Name, f.Type, f.Unit, code(f.Labels), f.Help)
+		row(w, &f)
 	}
 	w.WriteString("\n## Stages of orb8_lost_events_total\n\n| stage | one count stands for |\n|---|---|\n")
 	for _, s := range loss.Stages() {
 		fmt.Fprintf(w, "| `%s` | %s |\n", s, s.Meaning())
 	}
+	w.WriteString(hubble + header)
+	for _, f := range agent.HubbleFamilies() {
+		row(w, &f)
+	}
 	return w.String()
+}
+
+func row(w *strings.Builder, f *agent.Family) {
+	fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s |\n", f.Name, f.Type, f.Unit, code(f.Labels), f.Help)
 }
 
 func code(labels []string) string {

@@ -40,6 +40,8 @@ const (
 	ProbeState_PROBE_STATE_FALLBACK ProbeState = 2
 	// Does not run; see reason.
 	ProbeState_PROBE_STATE_OFF ProbeState = 3
+	// Is loaded when somebody asks for what it tells.
+	ProbeState_PROBE_STATE_IDLE ProbeState = 4
 )
 
 // Enum value maps for ProbeState.
@@ -49,12 +51,14 @@ var (
 		1: "PROBE_STATE_RUNNING",
 		2: "PROBE_STATE_FALLBACK",
 		3: "PROBE_STATE_OFF",
+		4: "PROBE_STATE_IDLE",
 	}
 	ProbeState_value = map[string]int32{
 		"PROBE_STATE_UNSPECIFIED": 0,
 		"PROBE_STATE_RUNNING":     1,
 		"PROBE_STATE_FALLBACK":    2,
 		"PROBE_STATE_OFF":         3,
+		"PROBE_STATE_IDLE":        4,
 	}
 )
 
@@ -159,25 +163,56 @@ const (
 	// Samples of accelerators, only where asked for. With snapshot the latest of
 	// each device; there is no history of them.
 	EventKind_EVENT_KIND_ACCELERATOR EventKind = 5
+	// DNS queries with what came of them, only where asked for.
+	EventKind_EVENT_KIND_DNS EventKind = 6
+	// Packets that the kernel dropped, only where asked for.
+	EventKind_EVENT_KIND_DROP EventKind = 7
+	// Listening sockets whose queue was full, only where asked for.
+	EventKind_EVENT_KIND_LISTEN_OVERFLOW EventKind = 8
+	// With snapshot: what each workload asked of DNS lately, a row per name, most
+	// queries first. There is no stream and no history of these.
+	EventKind_EVENT_KIND_DNS_NAME EventKind = 9
+	// Programs that were started and processes that ended, only where asked for.
+	EventKind_EVENT_KIND_PROCESS EventKind = 10
+	// What rules found, only where asked for.
+	EventKind_EVENT_KIND_ALERT EventKind = 11
+	// System calls of the containers that the filters select, only where asked for and
+	// with follow; see SyscallTrace. There is no history of these. All other calls on
+	// the nodes that have such containers become slower while they are traced.
+	EventKind_EVENT_KIND_SYSCALL EventKind = 12
 )
 
 // Enum value maps for EventKind.
 var (
 	EventKind_name = map[int32]string{
-		0: "EVENT_KIND_UNSPECIFIED",
-		1: "EVENT_KIND_FLOW",
-		2: "EVENT_KIND_CONNECTION",
-		3: "EVENT_KIND_NODE_STATUS",
-		4: "EVENT_KIND_LOST_EVENTS",
-		5: "EVENT_KIND_ACCELERATOR",
+		0:  "EVENT_KIND_UNSPECIFIED",
+		1:  "EVENT_KIND_FLOW",
+		2:  "EVENT_KIND_CONNECTION",
+		3:  "EVENT_KIND_NODE_STATUS",
+		4:  "EVENT_KIND_LOST_EVENTS",
+		5:  "EVENT_KIND_ACCELERATOR",
+		6:  "EVENT_KIND_DNS",
+		7:  "EVENT_KIND_DROP",
+		8:  "EVENT_KIND_LISTEN_OVERFLOW",
+		9:  "EVENT_KIND_DNS_NAME",
+		10: "EVENT_KIND_PROCESS",
+		11: "EVENT_KIND_ALERT",
+		12: "EVENT_KIND_SYSCALL",
 	}
 	EventKind_value = map[string]int32{
-		"EVENT_KIND_UNSPECIFIED": 0,
-		"EVENT_KIND_FLOW":        1,
-		"EVENT_KIND_CONNECTION":  2,
-		"EVENT_KIND_NODE_STATUS": 3,
-		"EVENT_KIND_LOST_EVENTS": 4,
-		"EVENT_KIND_ACCELERATOR": 5,
+		"EVENT_KIND_UNSPECIFIED":     0,
+		"EVENT_KIND_FLOW":            1,
+		"EVENT_KIND_CONNECTION":      2,
+		"EVENT_KIND_NODE_STATUS":     3,
+		"EVENT_KIND_LOST_EVENTS":     4,
+		"EVENT_KIND_ACCELERATOR":     5,
+		"EVENT_KIND_DNS":             6,
+		"EVENT_KIND_DROP":            7,
+		"EVENT_KIND_LISTEN_OVERFLOW": 8,
+		"EVENT_KIND_DNS_NAME":        9,
+		"EVENT_KIND_PROCESS":         10,
+		"EVENT_KIND_ALERT":           11,
+		"EVENT_KIND_SYSCALL":         12,
 	}
 )
 
@@ -206,6 +241,219 @@ func (x EventKind) Number() protoreflect.EnumNumber {
 // Deprecated: Use EventKind.Descriptor instead.
 func (EventKind) EnumDescriptor() ([]byte, []int) {
 	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{2}
+}
+
+type ProcessStep int32
+
+const (
+	ProcessStep_PROCESS_STEP_UNSPECIFIED ProcessStep = 0
+	ProcessStep_PROCESS_STEP_EXEC        ProcessStep = 1
+	ProcessStep_PROCESS_STEP_EXIT        ProcessStep = 2
+)
+
+// Enum value maps for ProcessStep.
+var (
+	ProcessStep_name = map[int32]string{
+		0: "PROCESS_STEP_UNSPECIFIED",
+		1: "PROCESS_STEP_EXEC",
+		2: "PROCESS_STEP_EXIT",
+	}
+	ProcessStep_value = map[string]int32{
+		"PROCESS_STEP_UNSPECIFIED": 0,
+		"PROCESS_STEP_EXEC":        1,
+		"PROCESS_STEP_EXIT":        2,
+	}
+)
+
+func (x ProcessStep) Enum() *ProcessStep {
+	p := new(ProcessStep)
+	*p = x
+	return p
+}
+
+func (x ProcessStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProcessStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[3].Descriptor()
+}
+
+func (ProcessStep) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[3]
+}
+
+func (x ProcessStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProcessStep.Descriptor instead.
+func (ProcessStep) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{3}
+}
+
+type Severity int32
+
+const (
+	Severity_SEVERITY_UNSPECIFIED Severity = 0
+	// Worth knowing.
+	Severity_SEVERITY_NOTICE Severity = 1
+	// Unusual in a container.
+	Severity_SEVERITY_WARNING Severity = 2
+	// Hardly ever benign.
+	Severity_SEVERITY_CRITICAL Severity = 3
+)
+
+// Enum value maps for Severity.
+var (
+	Severity_name = map[int32]string{
+		0: "SEVERITY_UNSPECIFIED",
+		1: "SEVERITY_NOTICE",
+		2: "SEVERITY_WARNING",
+		3: "SEVERITY_CRITICAL",
+	}
+	Severity_value = map[string]int32{
+		"SEVERITY_UNSPECIFIED": 0,
+		"SEVERITY_NOTICE":      1,
+		"SEVERITY_WARNING":     2,
+		"SEVERITY_CRITICAL":    3,
+	}
+)
+
+func (x Severity) Enum() *Severity {
+	p := new(Severity)
+	*p = x
+	return p
+}
+
+func (x Severity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Severity) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
+}
+
+func (Severity) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[4]
+}
+
+func (x Severity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Severity.Descriptor instead.
+func (Severity) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
+}
+
+// DnsView is the end at which a query is seen.
+type DnsView int32
+
+const (
+	// In a request the client's.
+	DnsView_DNS_VIEW_UNSPECIFIED DnsView = 0
+	DnsView_DNS_VIEW_CLIENT      DnsView = 1
+	DnsView_DNS_VIEW_SERVER      DnsView = 2
+)
+
+// Enum value maps for DnsView.
+var (
+	DnsView_name = map[int32]string{
+		0: "DNS_VIEW_UNSPECIFIED",
+		1: "DNS_VIEW_CLIENT",
+		2: "DNS_VIEW_SERVER",
+	}
+	DnsView_value = map[string]int32{
+		"DNS_VIEW_UNSPECIFIED": 0,
+		"DNS_VIEW_CLIENT":      1,
+		"DNS_VIEW_SERVER":      2,
+	}
+)
+
+func (x DnsView) Enum() *DnsView {
+	p := new(DnsView)
+	*p = x
+	return p
+}
+
+func (x DnsView) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DnsView) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
+}
+
+func (DnsView) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[5]
+}
+
+func (x DnsView) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DnsView.Descriptor instead.
+func (DnsView) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
+}
+
+type DnsOutcome int32
+
+const (
+	DnsOutcome_DNS_OUTCOME_UNSPECIFIED DnsOutcome = 0
+	DnsOutcome_DNS_OUTCOME_ANSWERED    DnsOutcome = 1
+	// No answer within the time of the agent's setting dns_timeout.
+	DnsOutcome_DNS_OUTCOME_TIMEOUT DnsOutcome = 2
+	// It is not known what came of the query: over TCP messages did not begin where
+	// segments do and could not be read, or messages were lost before they could be
+	// (the stages dns_ring_full, dns_uncopied), while it waited; or it was given up before
+	// its time (dns_pending_full). Also told of, with nothing but the ends, of a TCP
+	// connection that cannot be read, once until that was not so for a minute.
+	DnsOutcome_DNS_OUTCOME_UNREAD DnsOutcome = 3
+)
+
+// Enum value maps for DnsOutcome.
+var (
+	DnsOutcome_name = map[int32]string{
+		0: "DNS_OUTCOME_UNSPECIFIED",
+		1: "DNS_OUTCOME_ANSWERED",
+		2: "DNS_OUTCOME_TIMEOUT",
+		3: "DNS_OUTCOME_UNREAD",
+	}
+	DnsOutcome_value = map[string]int32{
+		"DNS_OUTCOME_UNSPECIFIED": 0,
+		"DNS_OUTCOME_ANSWERED":    1,
+		"DNS_OUTCOME_TIMEOUT":     2,
+		"DNS_OUTCOME_UNREAD":      3,
+	}
+)
+
+func (x DnsOutcome) Enum() *DnsOutcome {
+	p := new(DnsOutcome)
+	*p = x
+	return p
+}
+
+func (x DnsOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DnsOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
+}
+
+func (DnsOutcome) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[6]
+}
+
+func (x DnsOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DnsOutcome.Descriptor instead.
+func (DnsOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
 }
 
 type FlowEvent int32
@@ -255,11 +503,11 @@ func (x FlowEvent) String() string {
 }
 
 func (FlowEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[3].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
 }
 
 func (FlowEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[3]
+	return &file_orb8_v1_orb8_proto_enumTypes[7]
 }
 
 func (x FlowEvent) Number() protoreflect.EnumNumber {
@@ -268,7 +516,7 @@ func (x FlowEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FlowEvent.Descriptor instead.
 func (FlowEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{3}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
 }
 
 type ConnectionEvent int32
@@ -308,11 +556,11 @@ func (x ConnectionEvent) String() string {
 }
 
 func (ConnectionEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
 }
 
 func (ConnectionEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[4]
+	return &file_orb8_v1_orb8_proto_enumTypes[8]
 }
 
 func (x ConnectionEvent) Number() protoreflect.EnumNumber {
@@ -321,7 +569,7 @@ func (x ConnectionEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConnectionEvent.Descriptor instead.
 func (ConnectionEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 // ByteUnit says what a flow's bytes are.
@@ -360,11 +608,11 @@ func (x ByteUnit) String() string {
 }
 
 func (ByteUnit) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
 }
 
 func (ByteUnit) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[5]
+	return &file_orb8_v1_orb8_proto_enumTypes[9]
 }
 
 func (x ByteUnit) Number() protoreflect.EnumNumber {
@@ -373,7 +621,7 @@ func (x ByteUnit) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ByteUnit.Descriptor instead.
 func (ByteUnit) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 // Role is the part the local end plays.
@@ -412,11 +660,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[6]
+	return &file_orb8_v1_orb8_proto_enumTypes[10]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -425,7 +673,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 // TcpState follows the kernel's numbers.
@@ -489,11 +737,11 @@ func (x TcpState) String() string {
 }
 
 func (TcpState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
 }
 
 func (TcpState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[7]
+	return &file_orb8_v1_orb8_proto_enumTypes[11]
 }
 
 func (x TcpState) Number() protoreflect.EnumNumber {
@@ -502,7 +750,7 @@ func (x TcpState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpState.Descriptor instead.
 func (TcpState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 // TcpEnd is how a connection ended.
@@ -519,11 +767,11 @@ const (
 	TcpEnd_TCP_END_RESET_REMOTE TcpEnd = 3
 	// No answer: while connecting, or on an established connection.
 	TcpEnd_TCP_END_TIMEOUT TcpEnd = 4
-	// The connection attempt was answered by a reset.
+	// The connection attempt was answered by a reset, or by ICMP's port unreachable.
 	TcpEnd_TCP_END_REFUSED TcpEnd = 5
-	// ICMP said that the host, network or port cannot be reached.
+	// ICMP said that the host, network or protocol cannot be reached, or may not.
 	TcpEnd_TCP_END_UNREACHABLE TcpEnd = 6
-	// The program gave up before the connection was established.
+	// The program gave up before there was an answer.
 	TcpEnd_TCP_END_ABORTED TcpEnd = 7
 	// Another error; see errno.
 	TcpEnd_TCP_END_ERROR TcpEnd = 8
@@ -566,11 +814,11 @@ func (x TcpEnd) String() string {
 }
 
 func (TcpEnd) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[12].Descriptor()
 }
 
 func (TcpEnd) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[8]
+	return &file_orb8_v1_orb8_proto_enumTypes[12]
 }
 
 func (x TcpEnd) Number() protoreflect.EnumNumber {
@@ -579,7 +827,7 @@ func (x TcpEnd) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpEnd.Descriptor instead.
 func (TcpEnd) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 type NodeState int32
@@ -618,11 +866,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[13].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[9]
+	return &file_orb8_v1_orb8_proto_enumTypes[13]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -631,7 +879,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 // QueryFlowsRequest selects rows of the flow table.
@@ -1268,7 +1516,11 @@ type AgentStatus struct {
 	StartedNs  int64             `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
 	Kubernetes *KubernetesStatus `protobuf:"bytes,28,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
 	// What reads accelerators.
-	Accelerators  []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
+	Accelerators []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
+	// What is kept of the past, by kind.
+	History []*HistoryStatus `protobuf:"bytes,30,rep,name=history,proto3" json:"history,omitempty"`
+	// Rules that raise no alerts, by the agent's configuration.
+	RulesOff      []string `protobuf:"bytes,31,rep,name=rules_off,json=rulesOff,proto3" json:"rules_off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1436,6 +1688,94 @@ func (x *AgentStatus) GetAccelerators() []*AcceleratorStatus {
 	return nil
 }
 
+func (x *AgentStatus) GetHistory() []*HistoryStatus {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *AgentStatus) GetRulesOff() []string {
+	if x != nil {
+		return x.RulesOff
+	}
+	return nil
+}
+
+// HistoryStatus says how far back events of one kind are kept.
+type HistoryStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// flow, dns, drop, overflow, exec, exit or alert.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Events that are kept now.
+	Events uint32 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	// The most that are; 0 if none are.
+	Capacity uint32 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// Of this time and later ones all are kept. 0 if none was pushed out since the
+	// agent's start.
+	KeptSinceNs   int64 `protobuf:"varint,4,opt,name=kept_since_ns,json=keptSinceNs,proto3" json:"kept_since_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryStatus) Reset() {
+	*x = HistoryStatus{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryStatus) ProtoMessage() {}
+
+func (x *HistoryStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryStatus.ProtoReflect.Descriptor instead.
+func (*HistoryStatus) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HistoryStatus) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *HistoryStatus) GetEvents() uint32 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *HistoryStatus) GetCapacity() uint32 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *HistoryStatus) GetKeptSinceNs() int64 {
+	if x != nil {
+		return x.KeptSinceNs
+	}
+	return 0
+}
+
 // AcceleratorStatus says how one way to read accelerators does.
 type AcceleratorStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1457,7 +1797,7 @@ type AcceleratorStatus struct {
 
 func (x *AcceleratorStatus) Reset() {
 	*x = AcceleratorStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1809,7 @@ func (x *AcceleratorStatus) String() string {
 func (*AcceleratorStatus) ProtoMessage() {}
 
 func (x *AcceleratorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1822,7 @@ func (x *AcceleratorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorStatus.ProtoReflect.Descriptor instead.
 func (*AcceleratorStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcceleratorStatus) GetName() string {
@@ -1555,7 +1895,7 @@ type KubernetesStatus struct {
 
 func (x *KubernetesStatus) Reset() {
 	*x = KubernetesStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1907,7 @@ func (x *KubernetesStatus) String() string {
 func (*KubernetesStatus) ProtoMessage() {}
 
 func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1920,7 @@ func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStatus.ProtoReflect.Descriptor instead.
 func (*KubernetesStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KubernetesStatus) GetEnabled() bool {
@@ -1651,7 +1991,7 @@ type ProbeStatus struct {
 
 func (x *ProbeStatus) Reset() {
 	*x = ProbeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +2003,7 @@ func (x *ProbeStatus) String() string {
 func (*ProbeStatus) ProtoMessage() {}
 
 func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +2016,7 @@ func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStatus.ProtoReflect.Descriptor instead.
 func (*ProbeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProbeStatus) GetName() string {
@@ -1735,7 +2075,7 @@ type LossCount struct {
 
 func (x *LossCount) Reset() {
 	*x = LossCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2087,7 @@ func (x *LossCount) String() string {
 func (*LossCount) ProtoMessage() {}
 
 func (x *LossCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2100,7 @@ func (x *LossCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCount.ProtoReflect.Descriptor instead.
 func (*LossCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LossCount) GetStage() string {
@@ -1810,14 +2150,18 @@ type ObserveRequest struct {
 	// With follow: when nothing has matched for ten seconds, send an event with
 	// nothing but a time and the sequence reached, so that a later resume does not
 	// ask for what cannot match.
-	Progress      bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
+	Progress bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Which end's view of DNS queries to send.
+	DnsView DnsView `protobuf:"varint,12,opt,name=dns_view,json=dnsView,proto3,enum=orb8.v1.DnsView" json:"dns_view,omitempty"`
+	// How to trace system calls.
+	Syscalls      *SyscallTrace `protobuf:"bytes,13,opt,name=syscalls,proto3" json:"syscalls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2173,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2186,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ObserveRequest) GetFilters() []*Filter {
@@ -1922,6 +2266,115 @@ func (x *ObserveRequest) GetProgress() bool {
 	return false
 }
 
+func (x *ObserveRequest) GetDnsView() DnsView {
+	if x != nil {
+		return x.DnsView
+	}
+	return DnsView_DNS_VIEW_UNSPECIFIED
+}
+
+func (x *ObserveRequest) GetSyscalls() *SyscallTrace {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
+}
+
+// SyscallTrace says which system calls of the selected containers to send.
+type SyscallTrace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names, such as openat; empty means all.
+	Calls []string `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	// Only calls that returned an error.
+	ErrorsOnly bool `protobuf:"varint,2,opt,name=errors_only,json=errorsOnly,proto3" json:"errors_only,omitempty"`
+	// Only calls that a rule flags. Not with summary.
+	AnomaliesOnly bool `protobuf:"varint,3,opt,name=anomalies_only,json=anomaliesOnly,proto3" json:"anomalies_only,omitempty"`
+	// Instead of each call a SyscallSummary per container, every second and at the end, and
+	// of a container that ends a last one then; counted in the kernel, so that no rate
+	// limits it. What is left out is in SyscallSummary.uncounted and comes as LostEvents.
+	// Not with filters that choose among a container's calls.
+	Summary bool `protobuf:"varint,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	// After this time the stream ends. 0 means 60 seconds; at most an hour.
+	DurationNs int64 `protobuf:"varint,5,opt,name=duration_ns,json=durationNs,proto3" json:"duration_ns,omitempty"`
+	// At most so many calls of this trace per second and node, 1000000 at most; the rest is
+	// counted as lost. 0 means 10000.
+	Rate          uint32 `protobuf:"varint,6,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallTrace) Reset() {
+	*x = SyscallTrace{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallTrace) ProtoMessage() {}
+
+func (x *SyscallTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallTrace.ProtoReflect.Descriptor instead.
+func (*SyscallTrace) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SyscallTrace) GetCalls() []string {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *SyscallTrace) GetErrorsOnly() bool {
+	if x != nil {
+		return x.ErrorsOnly
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetAnomaliesOnly() bool {
+	if x != nil {
+		return x.AnomaliesOnly
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetSummary() bool {
+	if x != nil {
+		return x.Summary
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetDurationNs() int64 {
+	if x != nil {
+		return x.DurationNs
+	}
+	return 0
+}
+
+func (x *SyscallTrace) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
 // Resume names the last event that has arrived. What followed it is sent, as far
 // as it is kept; how much is not comes as LostEvents with the stage resume_gap. An
 // agent that has been started since sends all that it keeps, from since_ns on.
@@ -1937,7 +2390,7 @@ type Resume struct {
 
 func (x *Resume) Reset() {
 	*x = Resume{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2402,7 @@ func (x *Resume) String() string {
 func (*Resume) ProtoMessage() {}
 
 func (x *Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2415,7 @@ func (x *Resume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resume.ProtoReflect.Descriptor instead.
 func (*Resume) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resume) GetStartedNs() int64 {
@@ -2007,16 +2460,36 @@ type Filter struct {
 	Services []string `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
 	// What an event says: connect (a connection was established, or could not be),
 	// failed (it could not be), close (an established one ended), reset (a connection
-	// ended by a reset, sent or received), retransmit (segments were sent again). Of a
-	// row of the flow table it is the row's last event.
-	Types         []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
+	// ended by a reset, sent or received), retransmit (segments were sent again),
+	// half-open (a connection is waiting for its first answer), idle (a connection
+	// without traffic for the expiry time), dns (a query), drop (the kernel dropped a
+	// packet), overflow (a listening socket's queue was full), exec (a program was
+	// started), exit (a process ended), alert (a rule found something). Of a row of the
+	// flow table it is the row's last event. A DNS query has failed if its answer was
+	// not NOERROR, or if there was none.
+	Types []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
+	// Name that was asked for; * may stand at the beginning or at the end. Any case.
+	// Of a flow, the name by which its remote address was looked up.
+	DnsNames []string `protobuf:"bytes,14,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	// NOERROR, NXDOMAIN, SERVFAIL, ..., a number, timeout for queries without an answer,
+	// or unread for those of which it is not known. Any case.
+	Rcodes []string `protobuf:"bytes,15,rep,name=rcodes,proto3" json:"rcodes,omitempty"`
+	// Type of a query: A, AAAA, SRV, ... or a number. Any case.
+	QueryTypes []string `protobuf:"bytes,16,rep,name=query_types,json=queryTypes,proto3" json:"query_types,omitempty"`
+	// Rules of alerts, by name. Of a system call one of those that flag it.
+	Rules []string `protobuf:"bytes,17,rep,name=rules,proto3" json:"rules,omitempty"`
+	// notice, warning or critical. Any case.
+	Severities []string `protobuf:"bytes,18,rep,name=severities,proto3" json:"severities,omitempty"`
+	// Path of the executable, or its last part; * may stand at the beginning or at the
+	// end.
+	Executables   []string `protobuf:"bytes,19,rep,name=executables,proto3" json:"executables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2501,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2514,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -2135,15 +2608,57 @@ func (x *Filter) GetTypes() []string {
 	return nil
 }
 
+func (x *Filter) GetDnsNames() []string {
+	if x != nil {
+		return x.DnsNames
+	}
+	return nil
+}
+
+func (x *Filter) GetRcodes() []string {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *Filter) GetQueryTypes() []string {
+	if x != nil {
+		return x.QueryTypes
+	}
+	return nil
+}
+
+func (x *Filter) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Filter) GetSeverities() []string {
+	if x != nil {
+		return x.Severities
+	}
+	return nil
+}
+
+func (x *Filter) GetExecutables() []string {
+	if x != nil {
+		return x.Executables
+	}
+	return nil
+}
+
 // Event is one thing that happened on one node.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TimeNs   int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
 	NodeName string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	// Flow and connection events as they happen count from 1 in the order in which
-	// their agent told of them, which is not always that of their times: a record
-	// may wait for the name of its pod. The opening NodeStatus has the number of the
-	// latest. 0 for all else.
+	// Flow, connection, DNS, drop, overflow, process and alert events as they happen count
+	// from 1 in the order in which their agent told of them, which is not always that of their
+	// times: a record may wait for the name of its pod. The opening NodeStatus has the
+	// number of the latest. 0 for all else.
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Types that are valid to be assigned to Event:
 	//
@@ -2152,6 +2667,15 @@ type Event struct {
 	//	*Event_NodeStatus
 	//	*Event_LostEvents
 	//	*Event_Accelerator
+	//	*Event_Dns
+	//	*Event_Drop
+	//	*Event_ListenOverflow
+	//	*Event_DnsName
+	//	*Event_Process
+	//	*Event_Alert
+	//	*Event_Syscall
+	//	*Event_SyscallSummary
+	//	*Event_SyscallTargets
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2159,7 +2683,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2695,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2708,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -2260,6 +2784,87 @@ func (x *Event) GetAccelerator() *AcceleratorSample {
 	return nil
 }
 
+func (x *Event) GetDns() *DnsExchange {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Dns); ok {
+			return x.Dns
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDrop() *Drop {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Drop); ok {
+			return x.Drop
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetListenOverflow() *ListenOverflow {
+	if x != nil {
+		if x, ok := x.Event.(*Event_ListenOverflow); ok {
+			return x.ListenOverflow
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDnsName() *DnsName {
+	if x != nil {
+		if x, ok := x.Event.(*Event_DnsName); ok {
+			return x.DnsName
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetProcess() *ProcessEvent {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Process); ok {
+			return x.Process
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetAlert() *Alert {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Alert); ok {
+			return x.Alert
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSyscall() *Syscall {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Syscall); ok {
+			return x.Syscall
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSyscallSummary() *SyscallSummary {
+	if x != nil {
+		if x, ok := x.Event.(*Event_SyscallSummary); ok {
+			return x.SyscallSummary
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSyscallTargets() *SyscallTargets {
+	if x != nil {
+		if x, ok := x.Event.(*Event_SyscallTargets); ok {
+			return x.SyscallTargets
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2284,6 +2889,42 @@ type Event_Accelerator struct {
 	Accelerator *AcceleratorSample `protobuf:"bytes,14,opt,name=accelerator,proto3,oneof"`
 }
 
+type Event_Dns struct {
+	Dns *DnsExchange `protobuf:"bytes,15,opt,name=dns,proto3,oneof"`
+}
+
+type Event_Drop struct {
+	Drop *Drop `protobuf:"bytes,16,opt,name=drop,proto3,oneof"`
+}
+
+type Event_ListenOverflow struct {
+	ListenOverflow *ListenOverflow `protobuf:"bytes,17,opt,name=listen_overflow,json=listenOverflow,proto3,oneof"`
+}
+
+type Event_DnsName struct {
+	DnsName *DnsName `protobuf:"bytes,18,opt,name=dns_name,json=dnsName,proto3,oneof"`
+}
+
+type Event_Process struct {
+	Process *ProcessEvent `protobuf:"bytes,19,opt,name=process,proto3,oneof"`
+}
+
+type Event_Alert struct {
+	Alert *Alert `protobuf:"bytes,20,opt,name=alert,proto3,oneof"`
+}
+
+type Event_Syscall struct {
+	Syscall *Syscall `protobuf:"bytes,21,opt,name=syscall,proto3,oneof"`
+}
+
+type Event_SyscallSummary struct {
+	SyscallSummary *SyscallSummary `protobuf:"bytes,22,opt,name=syscall_summary,json=syscallSummary,proto3,oneof"`
+}
+
+type Event_SyscallTargets struct {
+	SyscallTargets *SyscallTargets `protobuf:"bytes,23,opt,name=syscall_targets,json=syscallTargets,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2293,6 +2934,1649 @@ func (*Event_NodeStatus) isEvent_Event() {}
 func (*Event_LostEvents) isEvent_Event() {}
 
 func (*Event_Accelerator) isEvent_Event() {}
+
+func (*Event_Dns) isEvent_Event() {}
+
+func (*Event_Drop) isEvent_Event() {}
+
+func (*Event_ListenOverflow) isEvent_Event() {}
+
+func (*Event_DnsName) isEvent_Event() {}
+
+func (*Event_Process) isEvent_Event() {}
+
+func (*Event_Alert) isEvent_Event() {}
+
+func (*Event_Syscall) isEvent_Event() {}
+
+func (*Event_SyscallSummary) isEvent_Event() {}
+
+func (*Event_SyscallTargets) isEvent_Event() {}
+
+// ProcessEvent is a program that was started or a process that ended.
+type ProcessEvent struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Step     ProcessStep            `protobuf:"varint,1,opt,name=step,proto3,enum=orb8.v1.ProcessStep" json:"step,omitempty"`
+	Workload *Workload              `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process  *ProcessInfo           `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
+	// The parent, its parent and so on, at most 16. The list ends at what is not known.
+	Ancestors []*ProcessInfo `protobuf:"bytes,4,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
+	// Of EXIT: the exit status, or the signal that ended it (0 for none).
+	ExitCode   uint32 `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	Signal     uint32 `protobuf:"varint,6,opt,name=signal,proto3" json:"signal,omitempty"`
+	CoreDumped bool   `protobuf:"varint,7,opt,name=core_dumped,json=coreDumped,proto3" json:"core_dumped,omitempty"`
+	// Of EXIT: from its start to its end.
+	LifetimeNs int64 `protobuf:"varint,8,opt,name=lifetime_ns,json=lifetimeNs,proto3" json:"lifetime_ns,omitempty"`
+	// Of EXEC: what the process ran before.
+	PreviousExecutable string `protobuf:"bytes,9,opt,name=previous_executable,json=previousExecutable,proto3" json:"previous_executable,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ProcessEvent) Reset() {
+	*x = ProcessEvent{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessEvent) ProtoMessage() {}
+
+func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
+func (*ProcessEvent) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProcessEvent) GetStep() ProcessStep {
+	if x != nil {
+		return x.Step
+	}
+	return ProcessStep_PROCESS_STEP_UNSPECIFIED
+}
+
+func (x *ProcessEvent) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetProcess() *ProcessInfo {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetAncestors() []*ProcessInfo {
+	if x != nil {
+		return x.Ancestors
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetExitCode() uint32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetSignal() uint32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetCoreDumped() bool {
+	if x != nil {
+		return x.CoreDumped
+	}
+	return false
+}
+
+func (x *ProcessEvent) GetLifetimeNs() int64 {
+	if x != nil {
+		return x.LifetimeNs
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetPreviousExecutable() string {
+	if x != nil {
+		return x.PreviousExecutable
+	}
+	return ""
+}
+
+// ProcessInfo is what is known of a process.
+type ProcessInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the host's pid namespace.
+	Pid uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Who made it, or if it is older than the agent, who was its parent then.
+	ParentPid uint32 `protobuf:"varint,2,opt,name=parent_pid,json=parentPid,proto3" json:"parent_pid,omitempty"`
+	// The kernel's name of it, at most 15 bytes.
+	Command    string      `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
+	Executable *Executable `protobuf:"bytes,4,opt,name=executable,proto3" json:"executable,omitempty"`
+	// The first is the program's own name. Empty where the agent does not read them.
+	// What looks like a secret is replaced by ***.
+	Arguments []string `protobuf:"bytes,5,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// There were more arguments, or longer ones.
+	ArgumentsTruncated bool `protobuf:"varint,6,opt,name=arguments_truncated,json=argumentsTruncated,proto3" json:"arguments_truncated,omitempty"`
+	// User ids of the host.
+	Uid          uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	EffectiveUid uint32 `protobuf:"varint,8,opt,name=effective_uid,json=effectiveUid,proto3" json:"effective_uid,omitempty"`
+	StartedNs    int64  `protobuf:"varint,9,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	// It has a controlling terminal.
+	Terminal bool `protobuf:"varint,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// In its own pid namespace, as seen in its container. 0 if not known, as of a process
+	// that has not started a program since its fork.
+	PidInNamespace uint32 `protobuf:"varint,11,opt,name=pid_in_namespace,json=pidInNamespace,proto3" json:"pid_in_namespace,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ProcessInfo) Reset() {
+	*x = ProcessInfo{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessInfo) ProtoMessage() {}
+
+func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
+func (*ProcessInfo) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ProcessInfo) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetParentPid() uint32 {
+	if x != nil {
+		return x.ParentPid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ProcessInfo) GetExecutable() *Executable {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+func (x *ProcessInfo) GetArguments() []string {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *ProcessInfo) GetArgumentsTruncated() bool {
+	if x != nil {
+		return x.ArgumentsTruncated
+	}
+	return false
+}
+
+func (x *ProcessInfo) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetEffectiveUid() uint32 {
+	if x != nil {
+		return x.EffectiveUid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetTerminal() bool {
+	if x != nil {
+		return x.Terminal
+	}
+	return false
+}
+
+func (x *ProcessInfo) GetPidInNamespace() uint32 {
+	if x != nil {
+		return x.PidInNamespace
+	}
+	return 0
+}
+
+// Executable is the file that a process runs. Of a script it is the interpreter.
+type Executable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the mount namespace of the process, with links followed.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// As it was started; of a script the script's path.
+	Called string `protobuf:"bytes,2,opt,name=called,proto3" json:"called,omitempty"`
+	// In memory only.
+	Memfd bool `protobuf:"varint,3,opt,name=memfd,proto3" json:"memfd,omitempty"`
+	// It had no name any more when it was started.
+	Deleted bool `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// In the writable layer of the container: made or changed after it was created.
+	UpperLayer bool `protobuf:"varint,5,opt,name=upper_layer,json=upperLayer,proto3" json:"upper_layer,omitempty"`
+	// When the file or its attributes last changed, 0 if not known.
+	ChangedNs     int64 `protobuf:"varint,6,opt,name=changed_ns,json=changedNs,proto3" json:"changed_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Executable) Reset() {
+	*x = Executable{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Executable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Executable) ProtoMessage() {}
+
+func (x *Executable) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Executable.ProtoReflect.Descriptor instead.
+func (*Executable) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Executable) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Executable) GetCalled() string {
+	if x != nil {
+		return x.Called
+	}
+	return ""
+}
+
+func (x *Executable) GetMemfd() bool {
+	if x != nil {
+		return x.Memfd
+	}
+	return false
+}
+
+func (x *Executable) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *Executable) GetUpperLayer() bool {
+	if x != nil {
+		return x.UpperLayer
+	}
+	return false
+}
+
+func (x *Executable) GetChangedNs() int64 {
+	if x != nil {
+		return x.ChangedNs
+	}
+	return 0
+}
+
+// Alert is what a rule found.
+type Alert struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the rule, for instance reverse_shell; docs/rules.md describes it.
+	Rule     string   `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Severity Severity `protobuf:"varint,2,opt,name=severity,proto3,enum=orb8.v1.Severity" json:"severity,omitempty"`
+	// MITRE ATT&CK technique, for instance T1059.004.
+	Technique string `protobuf:"bytes,3,opt,name=technique,proto3" json:"technique,omitempty"`
+	// What happened, in a sentence.
+	Summary string `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Why it matters, in a sentence.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// A command that shows more.
+	LookCloser string         `protobuf:"bytes,6,opt,name=look_closer,json=lookCloser,proto3" json:"look_closer,omitempty"`
+	Workload   *Workload      `protobuf:"bytes,7,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process    *ProcessInfo   `protobuf:"bytes,8,opt,name=process,proto3" json:"process,omitempty"`
+	Ancestors  []*ProcessInfo `protobuf:"bytes,9,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
+	// The system call that it is about, empty if it is about none, with its arguments as
+	// far as they are known.
+	Syscall   string             `protobuf:"bytes,10,opt,name=syscall,proto3" json:"syscall,omitempty"`
+	Arguments []*SyscallArgument `protobuf:"bytes,11,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// The kernel refused the call.
+	Denied bool `protobuf:"varint,12,opt,name=denied,proto3" json:"denied,omitempty"`
+	// Of a shell on a socket: the other end.
+	Remote *Endpoint `protobuf:"bytes,13,opt,name=remote,proto3" json:"remote,omitempty"`
+	// What would silence this alert, as YAML for the agent's configuration.
+	Exception string `protobuf:"bytes,14,opt,name=exception,proto3" json:"exception,omitempty"`
+	// How many of the same rule and workload this alert stands for beside itself: they
+	// were found since the last alert of them and have none of their own.
+	Repeated      uint64 `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Alert) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Alert) GetSeverity() Severity {
+	if x != nil {
+		return x.Severity
+	}
+	return Severity_SEVERITY_UNSPECIFIED
+}
+
+func (x *Alert) GetTechnique() string {
+	if x != nil {
+		return x.Technique
+	}
+	return ""
+}
+
+func (x *Alert) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Alert) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Alert) GetLookCloser() string {
+	if x != nil {
+		return x.LookCloser
+	}
+	return ""
+}
+
+func (x *Alert) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *Alert) GetProcess() *ProcessInfo {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Alert) GetAncestors() []*ProcessInfo {
+	if x != nil {
+		return x.Ancestors
+	}
+	return nil
+}
+
+func (x *Alert) GetSyscall() string {
+	if x != nil {
+		return x.Syscall
+	}
+	return ""
+}
+
+func (x *Alert) GetArguments() []*SyscallArgument {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *Alert) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
+func (x *Alert) GetRemote() *Endpoint {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *Alert) GetException() string {
+	if x != nil {
+		return x.Exception
+	}
+	return ""
+}
+
+func (x *Alert) GetRepeated() uint64 {
+	if x != nil {
+		return x.Repeated
+	}
+	return 0
+}
+
+// Syscall is one system call that has returned, or one that never does.
+type Syscall struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Workload *Workload              `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process  *Process               `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	ThreadId uint32                 `protobuf:"varint,3,opt,name=thread_id,json=threadId,proto3" json:"thread_id,omitempty"`
+	// For instance openat; syscall_N for a number without a name.
+	Name   string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Number uint32 `protobuf:"varint,5,opt,name=number,proto3" json:"number,omitempty"`
+	// amd64, arm64, i386 or arm.
+	Abi       string             `protobuf:"bytes,6,opt,name=abi,proto3" json:"abi,omitempty"`
+	Arguments []*SyscallArgument `protobuf:"bytes,7,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// Unless no_result.
+	ReturnValue int64 `protobuf:"varint,8,opt,name=return_value,json=returnValue,proto3" json:"return_value,omitempty"`
+	// Name of the error, for instance EACCES; empty if there was none.
+	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	// It has not returned: exit, or what was still going on at the end.
+	Unfinished bool `protobuf:"varint,10,opt,name=unfinished,proto3" json:"unfinished,omitempty"`
+	// The kernel did not begin it: seccomp or a tracer refused it.
+	Refused   bool  `protobuf:"varint,11,opt,name=refused,proto3" json:"refused,omitempty"`
+	LatencyNs int64 `protobuf:"varint,12,opt,name=latency_ns,json=latencyNs,proto3" json:"latency_ns,omitempty"`
+	// Rules that flag it.
+	Rules []string `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
+	// There is no return value: it is unfinished, returned from a signal's handler, or was
+	// refused by a signal.
+	NoResult      bool `protobuf:"varint,14,opt,name=no_result,json=noResult,proto3" json:"no_result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Syscall) Reset() {
+	*x = Syscall{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Syscall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Syscall) ProtoMessage() {}
+
+func (x *Syscall) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
+func (*Syscall) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Syscall) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *Syscall) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Syscall) GetThreadId() uint32 {
+	if x != nil {
+		return x.ThreadId
+	}
+	return 0
+}
+
+func (x *Syscall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Syscall) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Syscall) GetAbi() string {
+	if x != nil {
+		return x.Abi
+	}
+	return ""
+}
+
+func (x *Syscall) GetArguments() []*SyscallArgument {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *Syscall) GetReturnValue() int64 {
+	if x != nil {
+		return x.ReturnValue
+	}
+	return 0
+}
+
+func (x *Syscall) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Syscall) GetUnfinished() bool {
+	if x != nil {
+		return x.Unfinished
+	}
+	return false
+}
+
+func (x *Syscall) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Syscall) GetLatencyNs() int64 {
+	if x != nil {
+		return x.LatencyNs
+	}
+	return 0
+}
+
+func (x *Syscall) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Syscall) GetNoResult() bool {
+	if x != nil {
+		return x.NoResult
+	}
+	return false
+}
+
+// SyscallArgument is one argument of a system call.
+type SyscallArgument struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance flags.
+	Name  string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value uint64 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	// As it would stand in a program: O_RDONLY|O_CLOEXEC, "/etc/passwd", 3</dev/null>.
+	// The value in hexadecimal where nothing better is known.
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallArgument) Reset() {
+	*x = SyscallArgument{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallArgument) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallArgument) ProtoMessage() {}
+
+func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallArgument.ProtoReflect.Descriptor instead.
+func (*SyscallArgument) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SyscallArgument) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyscallArgument) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *SyscallArgument) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// SyscallSummary is what a container called since its trace began, by the same begin_ns.
+type SyscallSummary struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Workload *Workload              `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// Most time first.
+	Calls   []*SyscallCount `protobuf:"bytes,2,rep,name=calls,proto3" json:"calls,omitempty"`
+	BeginNs int64           `protobuf:"varint,3,opt,name=begin_ns,json=beginNs,proto3" json:"begin_ns,omitempty"`
+	// Calls that were not counted, of all the trace's containers on the node: there was no
+	// room for more kinds of them, or to keep their begin.
+	Uncounted     uint64 `protobuf:"varint,4,opt,name=uncounted,proto3" json:"uncounted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallSummary) Reset() {
+	*x = SyscallSummary{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallSummary) ProtoMessage() {}
+
+func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallSummary.ProtoReflect.Descriptor instead.
+func (*SyscallSummary) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SyscallSummary) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *SyscallSummary) GetCalls() []*SyscallCount {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *SyscallSummary) GetBeginNs() int64 {
+	if x != nil {
+		return x.BeginNs
+	}
+	return 0
+}
+
+func (x *SyscallSummary) GetUncounted() uint64 {
+	if x != nil {
+		return x.Uncounted
+	}
+	return 0
+}
+
+// SyscallTargets says which workloads of a node are being traced: once at the begin of
+// a trace, when there may be none yet, and whenever that changes.
+type SyscallTargets struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each container, or other cgroup, with processes of its own or not.
+	Workloads     []*Workload `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallTargets) Reset() {
+	*x = SyscallTargets{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallTargets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallTargets) ProtoMessage() {}
+
+func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallTargets.ProtoReflect.Descriptor instead.
+func (*SyscallTargets) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SyscallTargets) GetWorkloads() []*Workload {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+type SyscallCount struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Abi    string                 `protobuf:"bytes,2,opt,name=abi,proto3" json:"abi,omitempty"`
+	Calls  uint64                 `protobuf:"varint,3,opt,name=calls,proto3" json:"calls,omitempty"`
+	Errors uint64                 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
+	// From the begin of the calls to their end, also while they wait.
+	TimeNs int64 `protobuf:"varint,5,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	// The longest; 0 where that is not known, since the container's calls were counted for
+	// another trace before this one began.
+	MaxNs         int64 `protobuf:"varint,6,opt,name=max_ns,json=maxNs,proto3" json:"max_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallCount) Reset() {
+	*x = SyscallCount{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallCount) ProtoMessage() {}
+
+func (x *SyscallCount) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallCount.ProtoReflect.Descriptor instead.
+func (*SyscallCount) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SyscallCount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyscallCount) GetAbi() string {
+	if x != nil {
+		return x.Abi
+	}
+	return ""
+}
+
+func (x *SyscallCount) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetMaxNs() int64 {
+	if x != nil {
+		return x.MaxNs
+	}
+	return 0
+}
+
+// DnsExchange is a DNS query with what came of it, seen at one of its ends. The
+// event's time is that of the answer, or when it was given up.
+type DnsExchange struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Outcome DnsOutcome             `protobuf:"varint,1,opt,name=outcome,proto3,enum=orb8.v1.DnsOutcome" json:"outcome,omitempty"`
+	// The end on this node: who asked, or in the server's view who was asked.
+	Local   *Endpoint `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	Remote  *Endpoint `protobuf:"bytes,3,opt,name=remote,proto3" json:"remote,omitempty"`
+	View    DnsView   `protobuf:"varint,4,opt,name=view,proto3,enum=orb8.v1.DnsView" json:"view,omitempty"`
+	Process *Process  `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	// UDP or TCP.
+	Protocol string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Loopback bool   `protobuf:"varint,7,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	// orb8's own query.
+	Self bool `protobuf:"varint,8,opt,name=self,proto3" json:"self,omitempty"`
+	// The message's id.
+	Id uint32 `protobuf:"varint,9,opt,name=id,proto3" json:"id,omitempty"`
+	// As asked for, in lower case and without the dot at its end; the root is a dot.
+	// Bytes that are no printable ASCII, and dots and backslashes within a label, stand
+	// as \DDD or after a backslash, as in a zone file.
+	Name string `protobuf:"bytes,10,opt,name=name,proto3" json:"name,omitempty"`
+	// A, AAAA, ..., TYPE123 for one without a name.
+	Type string `protobuf:"bytes,11,opt,name=type,proto3" json:"type,omitempty"`
+	// NOERROR, NXDOMAIN, ..., RCODE12 for one without a name; empty without an answer.
+	// The bits of EDNS (BADVERS, BADCOOKIE) are in it where the OPT record was within the
+	// 1,232 bytes that are read; else it is that of the header alone.
+	Rcode string `protobuf:"bytes,12,opt,name=rcode,proto3" json:"rcode,omitempty"`
+	// From the query to its answer, both as this node's kernel saw them; of a query that
+	// was repeated, from the first one. 0 without an answer.
+	LatencyNs int64 `protobuf:"varint,13,opt,name=latency_ns,json=latencyNs,proto3" json:"latency_ns,omitempty"`
+	// How often the same query was sent again before the answer.
+	Repeats uint32 `protobuf:"varint,14,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// The answer section, 32 records at most; the rest counts in more_answers.
+	Answers     []*DnsAnswer `protobuf:"bytes,15,rep,name=answers,proto3" json:"answers,omitempty"`
+	MoreAnswers uint32       `protobuf:"varint,16,opt,name=more_answers,json=moreAnswers,proto3" json:"more_answers,omitempty"`
+	// The answer says that it did not fit: the client is expected to ask over TCP.
+	Truncated     bool  `protobuf:"varint,17,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Authoritative bool  `protobuf:"varint,18,opt,name=authoritative,proto3" json:"authoritative,omitempty"`
+	QueryTimeNs   int64 `protobuf:"varint,19,opt,name=query_time_ns,json=queryTimeNs,proto3" json:"query_time_ns,omitempty"`
+	// Length of the answer in bytes, without IP and UDP headers.
+	AnswerBytes uint32 `protobuf:"varint,20,opt,name=answer_bytes,json=answerBytes,proto3" json:"answer_bytes,omitempty"`
+	// Queries of the same client right before that failed only because a search domain
+	// was appended to this name.
+	SearchFailures uint32 `protobuf:"varint,21,opt,name=search_failures,json=searchFailures,proto3" json:"search_failures,omitempty"`
+	Netns          uint32 `protobuf:"varint,22,opt,name=netns,proto3" json:"netns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DnsExchange) Reset() {
+	*x = DnsExchange{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsExchange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsExchange) ProtoMessage() {}
+
+func (x *DnsExchange) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
+func (*DnsExchange) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DnsExchange) GetOutcome() DnsOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return DnsOutcome_DNS_OUTCOME_UNSPECIFIED
+}
+
+func (x *DnsExchange) GetLocal() *Endpoint {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetRemote() *Endpoint {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetView() DnsView {
+	if x != nil {
+		return x.View
+	}
+	return DnsView_DNS_VIEW_UNSPECIFIED
+}
+
+func (x *DnsExchange) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
+
+func (x *DnsExchange) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *DnsExchange) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetRcode() string {
+	if x != nil {
+		return x.Rcode
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetLatencyNs() int64 {
+	if x != nil {
+		return x.LatencyNs
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetRepeats() uint32 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetAnswers() []*DnsAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetMoreAnswers() uint32 {
+	if x != nil {
+		return x.MoreAnswers
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *DnsExchange) GetAuthoritative() bool {
+	if x != nil {
+		return x.Authoritative
+	}
+	return false
+}
+
+func (x *DnsExchange) GetQueryTimeNs() int64 {
+	if x != nil {
+		return x.QueryTimeNs
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetAnswerBytes() uint32 {
+	if x != nil {
+		return x.AnswerBytes
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetSearchFailures() uint32 {
+	if x != nil {
+		return x.SearchFailures
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetNetns() uint32 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+type DnsAnswer struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type       string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	TtlSeconds uint32                 `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// An address, or the name of a CNAME, NS, PTR, MX or SRV; empty for other types.
+	Data          string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsAnswer) Reset() {
+	*x = DnsAnswer{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsAnswer) ProtoMessage() {}
+
+func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
+func (*DnsAnswer) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DnsAnswer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsAnswer) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsAnswer) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *DnsAnswer) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+// DnsName is what one workload of a node asked for under one name since it first did,
+// as long as it asks again within ten minutes, and as far as the request's filters let
+// it through: by pod, container, command, addresses, the server's port, protocol and
+// name. Filters on single queries (rcodes, query_types, types, process ids, the client's
+// port) match none. If a node had to forget names lately, LostEvents with the stage
+// dns_names_full follows, with their number.
+type DnsName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of what several pods or containers asked for together it has what these have in
+	// common.
+	Workload *Workload `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Name     string    `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Queries  uint64    `protobuf:"varint,3,opt,name=queries,proto3" json:"queries,omitempty"`
+	// Of these, by what came of them; of 24 codes at most.
+	Rcodes   map[string]uint64 `protobuf:"bytes,4,rep,name=rcodes,proto3" json:"rcodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Timeouts uint64            `protobuf:"varint,5,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// Queries that failed only because a search domain was appended to this name, each
+	// also counted under the name that it asked for.
+	SearchFailures uint64 `protobuf:"varint,6,opt,name=search_failures,json=searchFailures,proto3" json:"search_failures,omitempty"`
+	// Sum and maximum over the queries that were answered.
+	LatencySumNs int64 `protobuf:"varint,7,opt,name=latency_sum_ns,json=latencySumNs,proto3" json:"latency_sum_ns,omitempty"`
+	LatencyMaxNs int64 `protobuf:"varint,8,opt,name=latency_max_ns,json=latencyMaxNs,proto3" json:"latency_max_ns,omitempty"`
+	LastSeenNs   int64 `protobuf:"varint,9,opt,name=last_seen_ns,json=lastSeenNs,proto3" json:"last_seen_ns,omitempty"`
+	// By type of the query, of 16 types at most.
+	Types map[string]uint64 `protobuf:"bytes,10,rep,name=types,proto3" json:"types,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Of queries: those of which it is not known what came of them (DNS_OUTCOME_UNREAD).
+	Unread uint64 `protobuf:"varint,11,opt,name=unread,proto3" json:"unread,omitempty"`
+	// When the first of the queries was told of: counts are of the time since then.
+	FirstSeenNs   int64 `protobuf:"varint,12,opt,name=first_seen_ns,json=firstSeenNs,proto3" json:"first_seen_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsName) Reset() {
+	*x = DnsName{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsName) ProtoMessage() {}
+
+func (x *DnsName) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
+func (*DnsName) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DnsName) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *DnsName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsName) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *DnsName) GetRcodes() map[string]uint64 {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *DnsName) GetTimeouts() uint64 {
+	if x != nil {
+		return x.Timeouts
+	}
+	return 0
+}
+
+func (x *DnsName) GetSearchFailures() uint64 {
+	if x != nil {
+		return x.SearchFailures
+	}
+	return 0
+}
+
+func (x *DnsName) GetLatencySumNs() int64 {
+	if x != nil {
+		return x.LatencySumNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetLatencyMaxNs() int64 {
+	if x != nil {
+		return x.LatencyMaxNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetLastSeenNs() int64 {
+	if x != nil {
+		return x.LastSeenNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetTypes() map[string]uint64 {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *DnsName) GetUnread() uint64 {
+	if x != nil {
+		return x.Unread
+	}
+	return 0
+}
+
+func (x *DnsName) GetFirstSeenNs() int64 {
+	if x != nil {
+		return x.FirstSeenNs
+	}
+	return 0
+}
+
+// Drop is a packet that the kernel dropped. Not every drop is told of, see the stage
+// drop_events_limited; orb8_drops_total counts them all.
+type Drop struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As the running kernel names it, for instance NO_SOCKET or NETFILTER_DROP; on
+	// kernels before 5.17 NOT_SPECIFIED.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// TCP, UDP, ICMP, ICMPv6 or the IP protocol number in decimal.
+	Protocol string `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// The end that the drop is attributed to, and the other.
+	Local  *Endpoint `protobuf:"bytes,3,opt,name=local,proto3" json:"local,omitempty"`
+	Remote *Endpoint `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
+	// ingress or egress, seen from the local end.
+	Direction string `protobuf:"bytes,5,opt,name=direction,proto3" json:"direction,omitempty"`
+	// Length of the IP packet.
+	Bytes uint32 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Kernel function that dropped it, where the kernel tells.
+	Location string `protobuf:"bytes,7,opt,name=location,proto3" json:"location,omitempty"`
+	// TCP flags, as in "SYN,ACK"; empty for all else.
+	TcpFlags string `protobuf:"bytes,8,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`
+	// Index of the network interface within its network namespace, 0 if there is none.
+	Ifindex       uint32   `protobuf:"varint,9,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	Netns         uint32   `protobuf:"varint,10,opt,name=netns,proto3" json:"netns,omitempty"`
+	Loopback      bool     `protobuf:"varint,11,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	Process       *Process `protobuf:"bytes,12,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drop) Reset() {
+	*x = Drop{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drop) ProtoMessage() {}
+
+func (x *Drop) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drop.ProtoReflect.Descriptor instead.
+func (*Drop) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Drop) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Drop) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Drop) GetLocal() *Endpoint {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *Drop) GetRemote() *Endpoint {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *Drop) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Drop) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Drop) GetLocation() string {
+	if x != nil {
+		return x.Location
+	}
+	return ""
+}
+
+func (x *Drop) GetTcpFlags() string {
+	if x != nil {
+		return x.TcpFlags
+	}
+	return ""
+}
+
+func (x *Drop) GetIfindex() uint32 {
+	if x != nil {
+		return x.Ifindex
+	}
+	return 0
+}
+
+func (x *Drop) GetNetns() uint32 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+func (x *Drop) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
+
+func (x *Drop) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+// ListenOverflow says that connections to a listening socket were dropped because
+// its queue was full, or for lack of memory.
+type ListenOverflow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0.0.0.0 or :: where it listens at all addresses.
+	Local   *Endpoint `protobuf:"bytes,1,opt,name=local,proto3" json:"local,omitempty"`
+	Process *Process  `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	// Since the event before.
+	Drops uint64 `protobuf:"varint,3,opt,name=drops,proto3" json:"drops,omitempty"`
+	// Connections that wait to be accepted now, and how many may.
+	Backlog       uint32 `protobuf:"varint,4,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	BacklogMax    uint32 `protobuf:"varint,5,opt,name=backlog_max,json=backlogMax,proto3" json:"backlog_max,omitempty"`
+	Netns         uint32 `protobuf:"varint,6,opt,name=netns,proto3" json:"netns,omitempty"`
+	Loopback      bool   `protobuf:"varint,7,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenOverflow) Reset() {
+	*x = ListenOverflow{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenOverflow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenOverflow) ProtoMessage() {}
+
+func (x *ListenOverflow) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenOverflow.ProtoReflect.Descriptor instead.
+func (*ListenOverflow) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListenOverflow) GetLocal() *Endpoint {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *ListenOverflow) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ListenOverflow) GetDrops() uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return 0
+}
+
+func (x *ListenOverflow) GetBacklog() uint32 {
+	if x != nil {
+		return x.Backlog
+	}
+	return 0
+}
+
+func (x *ListenOverflow) GetBacklogMax() uint32 {
+	if x != nil {
+		return x.BacklogMax
+	}
+	return 0
+}
+
+func (x *ListenOverflow) GetNetns() uint32 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+func (x *ListenOverflow) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
 
 // AcceleratorSample is what one accelerator, or one part of it that is scheduled
 // by itself, did up to the event's time.
@@ -2326,7 +4610,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +4622,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +4635,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -2442,7 +4726,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +4738,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +4751,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -2553,7 +4837,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +4849,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +4862,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -2618,7 +4902,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +4914,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +4927,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -2714,7 +4998,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +5010,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +5023,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -2786,7 +5070,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +5082,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +5095,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -2881,7 +5165,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +5177,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +5190,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -3032,7 +5316,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +5328,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +5341,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -3085,7 +5369,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +5381,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +5394,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -3140,7 +5424,8 @@ type Workload struct {
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	PodName   string                 `protobuf:"bytes,2,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`
 	// For instance Deployment; outside Kubernetes Container, Unit, Process or
-	// Kernel.
+	// Kernel. External is an address that is neither a pod's, a Service's nor a
+	// node's: name is then the DNS name by which a workload of this node looked it up.
 	Kind        string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name        string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	ContainerId string `protobuf:"bytes,5,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -3155,15 +5440,17 @@ type Workload struct {
 	// Labels of the pod.
 	Labels map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Guaranteed, Burstable or BestEffort.
-	QosClass      string `protobuf:"bytes,13,opt,name=qos_class,json=qosClass,proto3" json:"qos_class,omitempty"`
-	PodUid        string `protobuf:"bytes,14,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	QosClass string `protobuf:"bytes,13,opt,name=qos_class,json=qosClass,proto3" json:"qos_class,omitempty"`
+	PodUid   string `protobuf:"bytes,14,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	// Image of the container as the pod's specification names it; empty if not known.
+	Image         string `protobuf:"bytes,15,opt,name=image,proto3" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3175,7 +5462,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +5475,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -3289,6 +5576,13 @@ func (x *Workload) GetPodUid() string {
 	return ""
 }
 
+func (x *Workload) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
 type Counters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TxBytes       uint64                 `protobuf:"varint,1,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
@@ -3301,7 +5595,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +5607,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +5620,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -3368,7 +5662,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +5674,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +5687,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3439,7 +5733,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +5745,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3464,7 +5758,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -3571,7 +5865,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +5877,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3596,7 +5890,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -3636,7 +5930,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +5942,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +5955,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -3717,7 +6011,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +6023,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +6036,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -3821,7 +6115,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	" \x01(\x03R\vtimestampNs\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\rR\apackets\x12-\n" +
 	"\bworkload\x18\x15 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12%\n" +
-	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xe0\x05\n" +
+	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xaf\x06\n" +
 	"\vAgentStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -3846,7 +6140,14 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"kubernetes\x18\x1c \x01(\v2\x19.orb8.v1.KubernetesStatusR\n" +
 	"kubernetes\x12>\n" +
-	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\"\xb9\x01\n" +
+	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\x120\n" +
+	"\ahistory\x18\x1e \x03(\v2\x16.orb8.v1.HistoryStatusR\ahistory\x12\x1b\n" +
+	"\trules_off\x18\x1f \x03(\tR\brulesOff\"{\n" +
+	"\rHistoryStatus\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06events\x18\x02 \x01(\rR\x06events\x12\x1a\n" +
+	"\bcapacity\x18\x03 \x01(\rR\bcapacity\x12\"\n" +
+	"\rkept_since_ns\x18\x04 \x01(\x03R\vkeptSinceNs\"\xb9\x01\n" +
 	"\x11AcceleratorStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -3873,7 +6174,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xe9\x02\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xc9\x03\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -3886,11 +6187,22 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x04sort\x18\t \x01(\x0e2\r.orb8.v1.SortR\x04sort\x12'\n" +
 	"\x06resume\x18\n" +
 	" \x01(\v2\x0f.orb8.v1.ResumeR\x06resume\x12\x1a\n" +
-	"\bprogress\x18\v \x01(\bR\bprogress\"=\n" +
+	"\bprogress\x18\v \x01(\bR\bprogress\x12+\n" +
+	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\x121\n" +
+	"\bsyscalls\x18\r \x01(\v2\x15.orb8.v1.SyscallTraceR\bsyscalls\"\xbb\x01\n" +
+	"\fSyscallTrace\x12\x14\n" +
+	"\x05calls\x18\x01 \x03(\tR\x05calls\x12\x1f\n" +
+	"\verrors_only\x18\x02 \x01(\bR\n" +
+	"errorsOnly\x12%\n" +
+	"\x0eanomalies_only\x18\x03 \x01(\bR\ranomaliesOnly\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\bR\asummary\x12\x1f\n" +
+	"\vduration_ns\x18\x05 \x01(\x03R\n" +
+	"durationNs\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\rR\x04rate\"=\n" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xe5\x02\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\x93\x04\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -3909,7 +6221,16 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
 	"\bservices\x18\f \x03(\tR\bservices\x12\x14\n" +
-	"\x05types\x18\r \x03(\tR\x05types\"\xee\x02\n" +
+	"\x05types\x18\r \x03(\tR\x05types\x12\x1b\n" +
+	"\tdns_names\x18\x0e \x03(\tR\bdnsNames\x12\x16\n" +
+	"\x06rcodes\x18\x0f \x03(\tR\x06rcodes\x12\x1f\n" +
+	"\vquery_types\x18\x10 \x03(\tR\n" +
+	"queryTypes\x12\x14\n" +
+	"\x05rules\x18\x11 \x03(\tR\x05rules\x12\x1e\n" +
+	"\n" +
+	"severities\x18\x12 \x03(\tR\n" +
+	"severities\x12 \n" +
+	"\vexecutables\x18\x13 \x03(\tR\vexecutables\"\xc1\x06\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -3923,8 +6244,187 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"nodeStatus\x126\n" +
 	"\vlost_events\x18\r \x01(\v2\x13.orb8.v1.LostEventsH\x00R\n" +
 	"lostEvents\x12>\n" +
-	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vacceleratorB\a\n" +
-	"\x05event\"\xfb\x03\n" +
+	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vaccelerator\x12(\n" +
+	"\x03dns\x18\x0f \x01(\v2\x14.orb8.v1.DnsExchangeH\x00R\x03dns\x12#\n" +
+	"\x04drop\x18\x10 \x01(\v2\r.orb8.v1.DropH\x00R\x04drop\x12B\n" +
+	"\x0flisten_overflow\x18\x11 \x01(\v2\x17.orb8.v1.ListenOverflowH\x00R\x0elistenOverflow\x12-\n" +
+	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsName\x121\n" +
+	"\aprocess\x18\x13 \x01(\v2\x15.orb8.v1.ProcessEventH\x00R\aprocess\x12&\n" +
+	"\x05alert\x18\x14 \x01(\v2\x0e.orb8.v1.AlertH\x00R\x05alert\x12,\n" +
+	"\asyscall\x18\x15 \x01(\v2\x10.orb8.v1.SyscallH\x00R\asyscall\x12B\n" +
+	"\x0fsyscall_summary\x18\x16 \x01(\v2\x17.orb8.v1.SyscallSummaryH\x00R\x0esyscallSummary\x12B\n" +
+	"\x0fsyscall_targets\x18\x17 \x01(\v2\x17.orb8.v1.SyscallTargetsH\x00R\x0esyscallTargetsB\a\n" +
+	"\x05event\"\xf3\x02\n" +
+	"\fProcessEvent\x12(\n" +
+	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
+	"\bworkload\x18\x02 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +
+	"\aprocess\x18\x03 \x01(\v2\x14.orb8.v1.ProcessInfoR\aprocess\x122\n" +
+	"\tancestors\x18\x04 \x03(\v2\x14.orb8.v1.ProcessInfoR\tancestors\x12\x1b\n" +
+	"\texit_code\x18\x05 \x01(\rR\bexitCode\x12\x16\n" +
+	"\x06signal\x18\x06 \x01(\rR\x06signal\x12\x1f\n" +
+	"\vcore_dumped\x18\a \x01(\bR\n" +
+	"coreDumped\x12\x1f\n" +
+	"\vlifetime_ns\x18\b \x01(\x03R\n" +
+	"lifetimeNs\x12/\n" +
+	"\x13previous_executable\x18\t \x01(\tR\x12previousExecutable\"\xf8\x02\n" +
+	"\vProcessInfo\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x1d\n" +
+	"\n" +
+	"parent_pid\x18\x02 \x01(\rR\tparentPid\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\x123\n" +
+	"\n" +
+	"executable\x18\x04 \x01(\v2\x13.orb8.v1.ExecutableR\n" +
+	"executable\x12\x1c\n" +
+	"\targuments\x18\x05 \x03(\tR\targuments\x12/\n" +
+	"\x13arguments_truncated\x18\x06 \x01(\bR\x12argumentsTruncated\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12#\n" +
+	"\reffective_uid\x18\b \x01(\rR\feffectiveUid\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\t \x01(\x03R\tstartedNs\x12\x1a\n" +
+	"\bterminal\x18\n" +
+	" \x01(\bR\bterminal\x12(\n" +
+	"\x10pid_in_namespace\x18\v \x01(\rR\x0epidInNamespace\"\xa8\x01\n" +
+	"\n" +
+	"Executable\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06called\x18\x02 \x01(\tR\x06called\x12\x14\n" +
+	"\x05memfd\x18\x03 \x01(\bR\x05memfd\x12\x18\n" +
+	"\adeleted\x18\x04 \x01(\bR\adeleted\x12\x1f\n" +
+	"\vupper_layer\x18\x05 \x01(\bR\n" +
+	"upperLayer\x12\x1d\n" +
+	"\n" +
+	"changed_ns\x18\x06 \x01(\x03R\tchangedNs\"\x9d\x04\n" +
+	"\x05Alert\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12-\n" +
+	"\bseverity\x18\x02 \x01(\x0e2\x11.orb8.v1.SeverityR\bseverity\x12\x1c\n" +
+	"\ttechnique\x18\x03 \x01(\tR\ttechnique\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\tR\asummary\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vlook_closer\x18\x06 \x01(\tR\n" +
+	"lookCloser\x12-\n" +
+	"\bworkload\x18\a \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +
+	"\aprocess\x18\b \x01(\v2\x14.orb8.v1.ProcessInfoR\aprocess\x122\n" +
+	"\tancestors\x18\t \x03(\v2\x14.orb8.v1.ProcessInfoR\tancestors\x12\x18\n" +
+	"\asyscall\x18\n" +
+	" \x01(\tR\asyscall\x126\n" +
+	"\targuments\x18\v \x03(\v2\x18.orb8.v1.SyscallArgumentR\targuments\x12\x16\n" +
+	"\x06denied\x18\f \x01(\bR\x06denied\x12)\n" +
+	"\x06remote\x18\r \x01(\v2\x11.orb8.v1.EndpointR\x06remote\x12\x1c\n" +
+	"\texception\x18\x0e \x01(\tR\texception\x12\x1a\n" +
+	"\brepeated\x18\x0f \x01(\x04R\brepeated\"\xbc\x03\n" +
+	"\aSyscall\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12*\n" +
+	"\aprocess\x18\x02 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1b\n" +
+	"\tthread_id\x18\x03 \x01(\rR\bthreadId\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
+	"\x06number\x18\x05 \x01(\rR\x06number\x12\x10\n" +
+	"\x03abi\x18\x06 \x01(\tR\x03abi\x126\n" +
+	"\targuments\x18\a \x03(\v2\x18.orb8.v1.SyscallArgumentR\targuments\x12!\n" +
+	"\freturn_value\x18\b \x01(\x03R\vreturnValue\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\n" +
+	" \x01(\bR\n" +
+	"unfinished\x12\x18\n" +
+	"\arefused\x18\v \x01(\bR\arefused\x12\x1d\n" +
+	"\n" +
+	"latency_ns\x18\f \x01(\x03R\tlatencyNs\x12\x14\n" +
+	"\x05rules\x18\r \x03(\tR\x05rules\x12\x1b\n" +
+	"\tno_result\x18\x0e \x01(\bR\bnoResult\"O\n" +
+	"\x0fSyscallArgument\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\xa5\x01\n" +
+	"\x0eSyscallSummary\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12+\n" +
+	"\x05calls\x18\x02 \x03(\v2\x15.orb8.v1.SyscallCountR\x05calls\x12\x19\n" +
+	"\bbegin_ns\x18\x03 \x01(\x03R\abeginNs\x12\x1c\n" +
+	"\tuncounted\x18\x04 \x01(\x04R\tuncounted\"A\n" +
+	"\x0eSyscallTargets\x12/\n" +
+	"\tworkloads\x18\x01 \x03(\v2\x11.orb8.v1.WorkloadR\tworkloads\"\x92\x01\n" +
+	"\fSyscallCount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03abi\x18\x02 \x01(\tR\x03abi\x12\x14\n" +
+	"\x05calls\x18\x03 \x01(\x04R\x05calls\x12\x16\n" +
+	"\x06errors\x18\x04 \x01(\x04R\x06errors\x12\x17\n" +
+	"\atime_ns\x18\x05 \x01(\x03R\x06timeNs\x12\x15\n" +
+	"\x06max_ns\x18\x06 \x01(\x03R\x05maxNs\"\xd0\x05\n" +
+	"\vDnsExchange\x12-\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2\x13.orb8.v1.DnsOutcomeR\aoutcome\x12'\n" +
+	"\x05local\x18\x02 \x01(\v2\x11.orb8.v1.EndpointR\x05local\x12)\n" +
+	"\x06remote\x18\x03 \x01(\v2\x11.orb8.v1.EndpointR\x06remote\x12$\n" +
+	"\x04view\x18\x04 \x01(\x0e2\x10.orb8.v1.DnsViewR\x04view\x12*\n" +
+	"\aprocess\x18\x05 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\bloopback\x18\a \x01(\bR\bloopback\x12\x12\n" +
+	"\x04self\x18\b \x01(\bR\x04self\x12\x0e\n" +
+	"\x02id\x18\t \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\n" +
+	" \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\v \x01(\tR\x04type\x12\x14\n" +
+	"\x05rcode\x18\f \x01(\tR\x05rcode\x12\x1d\n" +
+	"\n" +
+	"latency_ns\x18\r \x01(\x03R\tlatencyNs\x12\x18\n" +
+	"\arepeats\x18\x0e \x01(\rR\arepeats\x12,\n" +
+	"\aanswers\x18\x0f \x03(\v2\x12.orb8.v1.DnsAnswerR\aanswers\x12!\n" +
+	"\fmore_answers\x18\x10 \x01(\rR\vmoreAnswers\x12\x1c\n" +
+	"\ttruncated\x18\x11 \x01(\bR\ttruncated\x12$\n" +
+	"\rauthoritative\x18\x12 \x01(\bR\rauthoritative\x12\"\n" +
+	"\rquery_time_ns\x18\x13 \x01(\x03R\vqueryTimeNs\x12!\n" +
+	"\fanswer_bytes\x18\x14 \x01(\rR\vanswerBytes\x12'\n" +
+	"\x0fsearch_failures\x18\x15 \x01(\rR\x0esearchFailures\x12\x14\n" +
+	"\x05netns\x18\x16 \x01(\rR\x05netns\"h\n" +
+	"\tDnsAnswer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1f\n" +
+	"\vttl_seconds\x18\x03 \x01(\rR\n" +
+	"ttlSeconds\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\tR\x04data\"\xb3\x04\n" +
+	"\aDnsName\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aqueries\x18\x03 \x01(\x04R\aqueries\x124\n" +
+	"\x06rcodes\x18\x04 \x03(\v2\x1c.orb8.v1.DnsName.RcodesEntryR\x06rcodes\x12\x1a\n" +
+	"\btimeouts\x18\x05 \x01(\x04R\btimeouts\x12'\n" +
+	"\x0fsearch_failures\x18\x06 \x01(\x04R\x0esearchFailures\x12$\n" +
+	"\x0elatency_sum_ns\x18\a \x01(\x03R\flatencySumNs\x12$\n" +
+	"\x0elatency_max_ns\x18\b \x01(\x03R\flatencyMaxNs\x12 \n" +
+	"\flast_seen_ns\x18\t \x01(\x03R\n" +
+	"lastSeenNs\x121\n" +
+	"\x05types\x18\n" +
+	" \x03(\v2\x1b.orb8.v1.DnsName.TypesEntryR\x05types\x12\x16\n" +
+	"\x06unread\x18\v \x01(\x04R\x06unread\x12\"\n" +
+	"\rfirst_seen_ns\x18\f \x01(\x03R\vfirstSeenNs\x1a9\n" +
+	"\vRcodesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"TypesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xf3\x02\n" +
+	"\x04Drop\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12'\n" +
+	"\x05local\x18\x03 \x01(\v2\x11.orb8.v1.EndpointR\x05local\x12)\n" +
+	"\x06remote\x18\x04 \x01(\v2\x11.orb8.v1.EndpointR\x06remote\x12\x1c\n" +
+	"\tdirection\x18\x05 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\rR\x05bytes\x12\x1a\n" +
+	"\blocation\x18\a \x01(\tR\blocation\x12\x1b\n" +
+	"\ttcp_flags\x18\b \x01(\tR\btcpFlags\x12\x18\n" +
+	"\aifindex\x18\t \x01(\rR\aifindex\x12\x14\n" +
+	"\x05netns\x18\n" +
+	" \x01(\rR\x05netns\x12\x1a\n" +
+	"\bloopback\x18\v \x01(\bR\bloopback\x12*\n" +
+	"\aprocess\x18\f \x01(\v2\x10.orb8.v1.ProcessR\aprocess\"\xe8\x01\n" +
+	"\x0eListenOverflow\x12'\n" +
+	"\x05local\x18\x01 \x01(\v2\x11.orb8.v1.EndpointR\x05local\x12*\n" +
+	"\aprocess\x18\x02 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x14\n" +
+	"\x05drops\x18\x03 \x01(\x04R\x05drops\x12\x18\n" +
+	"\abacklog\x18\x04 \x01(\rR\abacklog\x12\x1f\n" +
+	"\vbacklog_max\x18\x05 \x01(\rR\n" +
+	"backlogMax\x12\x14\n" +
+	"\x05netns\x18\x06 \x01(\rR\x05netns\x12\x1a\n" +
+	"\bloopback\x18\a \x01(\bR\bloopback\"\xfb\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
@@ -4004,7 +6504,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12-\n" +
-	"\bworkload\x18\x03 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\"\xec\x03\n" +
+	"\bworkload\x18\x03 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\"\x82\x04\n" +
 	"\bWorkload\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x19\n" +
 	"\bpod_name\x18\x02 \x01(\tR\apodName\x12\x12\n" +
@@ -4021,7 +6521,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"cgroupPath\x125\n" +
 	"\x06labels\x18\f \x03(\v2\x1d.orb8.v1.Workload.LabelsEntryR\x06labels\x12\x1b\n" +
 	"\tqos_class\x18\r \x01(\tR\bqosClass\x12\x17\n" +
-	"\apod_uid\x18\x0e \x01(\tR\x06podUid\x1a9\n" +
+	"\apod_uid\x18\x0e \x01(\tR\x06podUid\x12\x14\n" +
+	"\x05image\x18\x0f \x01(\tR\x05image\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -4070,13 +6571,14 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count*q\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count*\x87\x01\n" +
 	"\n" +
 	"ProbeState\x12\x1b\n" +
 	"\x17PROBE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13PROBE_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14PROBE_STATE_FALLBACK\x10\x02\x12\x13\n" +
-	"\x0fPROBE_STATE_OFF\x10\x03*v\n" +
+	"\x0fPROBE_STATE_OFF\x10\x03\x12\x14\n" +
+	"\x10PROBE_STATE_IDLE\x10\x04*v\n" +
 	"\x04Sort\x12\x14\n" +
 	"\x10SORT_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -4084,14 +6586,41 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\xab\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\xd3\x02\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
 	"\x15EVENT_KIND_CONNECTION\x10\x02\x12\x1a\n" +
 	"\x16EVENT_KIND_NODE_STATUS\x10\x03\x12\x1a\n" +
 	"\x16EVENT_KIND_LOST_EVENTS\x10\x04\x12\x1a\n" +
-	"\x16EVENT_KIND_ACCELERATOR\x10\x05*\x96\x01\n" +
+	"\x16EVENT_KIND_ACCELERATOR\x10\x05\x12\x12\n" +
+	"\x0eEVENT_KIND_DNS\x10\x06\x12\x13\n" +
+	"\x0fEVENT_KIND_DROP\x10\a\x12\x1e\n" +
+	"\x1aEVENT_KIND_LISTEN_OVERFLOW\x10\b\x12\x17\n" +
+	"\x13EVENT_KIND_DNS_NAME\x10\t\x12\x16\n" +
+	"\x12EVENT_KIND_PROCESS\x10\n" +
+	"\x12\x14\n" +
+	"\x10EVENT_KIND_ALERT\x10\v\x12\x16\n" +
+	"\x12EVENT_KIND_SYSCALL\x10\f*Y\n" +
+	"\vProcessStep\x12\x1c\n" +
+	"\x18PROCESS_STEP_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11PROCESS_STEP_EXEC\x10\x01\x12\x15\n" +
+	"\x11PROCESS_STEP_EXIT\x10\x02*f\n" +
+	"\bSeverity\x12\x18\n" +
+	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSEVERITY_NOTICE\x10\x01\x12\x14\n" +
+	"\x10SEVERITY_WARNING\x10\x02\x12\x15\n" +
+	"\x11SEVERITY_CRITICAL\x10\x03*M\n" +
+	"\aDnsView\x12\x18\n" +
+	"\x14DNS_VIEW_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fDNS_VIEW_CLIENT\x10\x01\x12\x13\n" +
+	"\x0fDNS_VIEW_SERVER\x10\x02*t\n" +
+	"\n" +
+	"DnsOutcome\x12\x1b\n" +
+	"\x17DNS_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14DNS_OUTCOME_ANSWERED\x10\x01\x12\x17\n" +
+	"\x13DNS_OUTCOME_TIMEOUT\x10\x02\x12\x16\n" +
+	"\x12DNS_OUTCOME_UNREAD\x10\x03*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -4160,125 +6689,190 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 	return file_orb8_v1_orb8_proto_rawDescData
 }
 
-var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
 	(EventKind)(0),              // 2: orb8.v1.EventKind
-	(FlowEvent)(0),              // 3: orb8.v1.FlowEvent
-	(ConnectionEvent)(0),        // 4: orb8.v1.ConnectionEvent
-	(ByteUnit)(0),               // 5: orb8.v1.ByteUnit
-	(Role)(0),                   // 6: orb8.v1.Role
-	(TcpState)(0),               // 7: orb8.v1.TcpState
-	(TcpEnd)(0),                 // 8: orb8.v1.TcpEnd
-	(NodeState)(0),              // 9: orb8.v1.NodeState
-	(*QueryFlowsRequest)(nil),   // 10: orb8.v1.QueryFlowsRequest
-	(*QueryFlowsResponse)(nil),  // 11: orb8.v1.QueryFlowsResponse
-	(*StreamEventsRequest)(nil), // 12: orb8.v1.StreamEventsRequest
-	(*GetStatusRequest)(nil),    // 13: orb8.v1.GetStatusRequest
-	(*NetworkFlow)(nil),         // 14: orb8.v1.NetworkFlow
-	(*NetworkEvent)(nil),        // 15: orb8.v1.NetworkEvent
-	(*AgentStatus)(nil),         // 16: orb8.v1.AgentStatus
-	(*AcceleratorStatus)(nil),   // 17: orb8.v1.AcceleratorStatus
-	(*KubernetesStatus)(nil),    // 18: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 19: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 20: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 21: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 22: orb8.v1.Resume
-	(*Filter)(nil),              // 23: orb8.v1.Filter
-	(*Event)(nil),               // 24: orb8.v1.Event
-	(*AcceleratorSample)(nil),   // 25: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 26: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 27: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 28: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 29: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 30: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 31: orb8.v1.Flow
-	(*Connection)(nil),          // 32: orb8.v1.Connection
-	(*Endpoint)(nil),            // 33: orb8.v1.Endpoint
-	(*Workload)(nil),            // 34: orb8.v1.Workload
-	(*Counters)(nil),            // 35: orb8.v1.Counters
-	(*Process)(nil),             // 36: orb8.v1.Process
-	(*TcpInfo)(nil),             // 37: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 38: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 39: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 40: orb8.v1.LostEvents
-	nil,                         // 41: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 42: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 43: orb8.v1.Workload.LabelsEntry
+	(ProcessStep)(0),            // 3: orb8.v1.ProcessStep
+	(Severity)(0),               // 4: orb8.v1.Severity
+	(DnsView)(0),                // 5: orb8.v1.DnsView
+	(DnsOutcome)(0),             // 6: orb8.v1.DnsOutcome
+	(FlowEvent)(0),              // 7: orb8.v1.FlowEvent
+	(ConnectionEvent)(0),        // 8: orb8.v1.ConnectionEvent
+	(ByteUnit)(0),               // 9: orb8.v1.ByteUnit
+	(Role)(0),                   // 10: orb8.v1.Role
+	(TcpState)(0),               // 11: orb8.v1.TcpState
+	(TcpEnd)(0),                 // 12: orb8.v1.TcpEnd
+	(NodeState)(0),              // 13: orb8.v1.NodeState
+	(*QueryFlowsRequest)(nil),   // 14: orb8.v1.QueryFlowsRequest
+	(*QueryFlowsResponse)(nil),  // 15: orb8.v1.QueryFlowsResponse
+	(*StreamEventsRequest)(nil), // 16: orb8.v1.StreamEventsRequest
+	(*GetStatusRequest)(nil),    // 17: orb8.v1.GetStatusRequest
+	(*NetworkFlow)(nil),         // 18: orb8.v1.NetworkFlow
+	(*NetworkEvent)(nil),        // 19: orb8.v1.NetworkEvent
+	(*AgentStatus)(nil),         // 20: orb8.v1.AgentStatus
+	(*HistoryStatus)(nil),       // 21: orb8.v1.HistoryStatus
+	(*AcceleratorStatus)(nil),   // 22: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 23: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 24: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 25: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 26: orb8.v1.ObserveRequest
+	(*SyscallTrace)(nil),        // 27: orb8.v1.SyscallTrace
+	(*Resume)(nil),              // 28: orb8.v1.Resume
+	(*Filter)(nil),              // 29: orb8.v1.Filter
+	(*Event)(nil),               // 30: orb8.v1.Event
+	(*ProcessEvent)(nil),        // 31: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 32: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 33: orb8.v1.Executable
+	(*Alert)(nil),               // 34: orb8.v1.Alert
+	(*Syscall)(nil),             // 35: orb8.v1.Syscall
+	(*SyscallArgument)(nil),     // 36: orb8.v1.SyscallArgument
+	(*SyscallSummary)(nil),      // 37: orb8.v1.SyscallSummary
+	(*SyscallTargets)(nil),      // 38: orb8.v1.SyscallTargets
+	(*SyscallCount)(nil),        // 39: orb8.v1.SyscallCount
+	(*DnsExchange)(nil),         // 40: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 41: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 42: orb8.v1.DnsName
+	(*Drop)(nil),                // 43: orb8.v1.Drop
+	(*ListenOverflow)(nil),      // 44: orb8.v1.ListenOverflow
+	(*AcceleratorSample)(nil),   // 45: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 46: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 47: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 48: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 49: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 50: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 51: orb8.v1.Flow
+	(*Connection)(nil),          // 52: orb8.v1.Connection
+	(*Endpoint)(nil),            // 53: orb8.v1.Endpoint
+	(*Workload)(nil),            // 54: orb8.v1.Workload
+	(*Counters)(nil),            // 55: orb8.v1.Counters
+	(*Process)(nil),             // 56: orb8.v1.Process
+	(*TcpInfo)(nil),             // 57: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 58: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 59: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 60: orb8.v1.LostEvents
+	nil,                         // 61: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 62: orb8.v1.DnsName.TypesEntry
+	nil,                         // 63: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 64: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 65: orb8.v1.Workload.LabelsEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	23, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
-	14, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	23, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	34, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	34, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
-	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
-	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	36, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	37, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	34, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	34, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	19, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	20, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	18, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	17, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
-	0,  // 15: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	23, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,  // 17: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,  // 18: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	22, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	31, // 20: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	32, // 21: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	39, // 22: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	40, // 23: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	25, // 24: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	26, // 25: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	41, // 26: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	28, // 27: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	30, // 28: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	30, // 29: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	34, // 30: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	29, // 31: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	42, // 32: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	36, // 33: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	27, // 34: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	27, // 35: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	34, // 36: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	3,  // 37: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	33, // 38: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	33, // 39: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 40: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 41: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	35, // 42: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	35, // 43: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	36, // 44: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	37, // 45: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	38, // 46: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 47: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	31, // 48: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	34, // 49: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	43, // 50: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 51: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 52: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 53: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	19, // 54: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	27, // 55: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	27, // 56: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	10, // 57: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 58: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 59: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	21, // 60: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 61: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 62: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 63: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	24, // 64: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	61, // [61:65] is the sub-list for method output_type
-	57, // [57:61] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	29,  // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	18,  // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
+	29,  // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	54,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	54,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	10,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
+	9,   // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
+	56,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	57,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	54,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	54,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	24,  // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	25,  // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	23,  // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	22,  // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	21,  // 15: orb8.v1.AgentStatus.history:type_name -> orb8.v1.HistoryStatus
+	0,   // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	29,  // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,   // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,   // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	28,  // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	5,   // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	27,  // 22: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
+	51,  // 23: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	52,  // 24: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	59,  // 25: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	60,  // 26: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	45,  // 27: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	40,  // 28: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	43,  // 29: orb8.v1.Event.drop:type_name -> orb8.v1.Drop
+	44,  // 30: orb8.v1.Event.listen_overflow:type_name -> orb8.v1.ListenOverflow
+	42,  // 31: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	31,  // 32: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	34,  // 33: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
+	35,  // 34: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
+	37,  // 35: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
+	38,  // 36: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
+	3,   // 37: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	54,  // 38: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	32,  // 39: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	32,  // 40: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	33,  // 41: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	4,   // 42: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
+	54,  // 43: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	32,  // 44: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
+	32,  // 45: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
+	36,  // 46: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
+	53,  // 47: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	54,  // 48: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
+	56,  // 49: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
+	36,  // 50: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
+	54,  // 51: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
+	39,  // 52: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
+	54,  // 53: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
+	6,   // 54: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	53,  // 55: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	53,  // 56: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	5,   // 57: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	56,  // 58: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	41,  // 59: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	54,  // 60: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	61,  // 61: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	62,  // 62: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	53,  // 63: orb8.v1.Drop.local:type_name -> orb8.v1.Endpoint
+	53,  // 64: orb8.v1.Drop.remote:type_name -> orb8.v1.Endpoint
+	56,  // 65: orb8.v1.Drop.process:type_name -> orb8.v1.Process
+	53,  // 66: orb8.v1.ListenOverflow.local:type_name -> orb8.v1.Endpoint
+	56,  // 67: orb8.v1.ListenOverflow.process:type_name -> orb8.v1.Process
+	46,  // 68: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	63,  // 69: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	48,  // 70: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	50,  // 71: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	50,  // 72: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	54,  // 73: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	49,  // 74: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	64,  // 75: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	56,  // 76: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	47,  // 77: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	47,  // 78: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	54,  // 79: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	7,   // 80: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	53,  // 81: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	53,  // 82: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	10,  // 83: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	9,   // 84: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	55,  // 85: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	55,  // 86: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	56,  // 87: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	57,  // 88: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	58,  // 89: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	8,   // 90: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	51,  // 91: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	54,  // 92: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	65,  // 93: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	11,  // 94: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	12,  // 95: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	13,  // 96: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	24,  // 97: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	47,  // 98: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	47,  // 99: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14,  // 100: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16,  // 101: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17,  // 102: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	26,  // 103: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15,  // 104: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19,  // 105: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20,  // 106: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	30,  // 107: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	104, // [104:108] is the sub-list for method output_type
+	100, // [100:104] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -4286,20 +6880,29 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[14].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[16].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
 		(*Event_LostEvents)(nil),
 		(*Event_Accelerator)(nil),
+		(*Event_Dns)(nil),
+		(*Event_Drop)(nil),
+		(*Event_ListenOverflow)(nil),
+		(*Event_DnsName)(nil),
+		(*Event_Process)(nil),
+		(*Event_Alert)(nil),
+		(*Event_Syscall)(nil),
+		(*Event_SyscallSummary)(nil),
+		(*Event_SyscallTargets)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   34,
+			NumEnums:      14,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

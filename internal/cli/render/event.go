@@ -67,6 +67,8 @@ type Events struct {
 	widths []int
 	wide   []wideField
 	since  int
+	// above writes the titles, of whichever table it is.
+	above func() error
 	// Meanings explains the stages of lost events, as far as it knows them.
 	Meanings map[string]string
 }
@@ -74,6 +76,7 @@ type Events struct {
 // NewEvents returns a renderer that writes to w.
 func NewEvents(w io.Writer, o Options) *Events {
 	e := &Events{w: w, o: o, table: eventTable(o.Nodes)}
+	e.above = e.Titles
 	if o.Format == Wide {
 		e.wide = wideEventFields()
 		e.table = wideEventTable(e.wide, o.Nodes)
@@ -106,12 +109,26 @@ func (e *Events) Resize(width, height int) {
 }
 
 // Titles writes the line above the columns, in the formats that have one.
-func (e *Events) Titles() error {
+func (e *Events) Titles() error { return e.titles(e.w, e.table, e.widths) }
+
+func (e *Events) titles(w io.Writer, t *table, widths []int) error {
 	if e.o.Format != Table && e.o.Format != Wide {
 		return nil
 	}
-	_, err := fmt.Fprintln(e.w, e.table.titles(e.o, e.widths))
+	_, err := fmt.Fprintln(w, t.titles(e.o, widths))
 	return err
+}
+
+// repeatTitles writes the titles again when they have left the window.
+func (e *Events) repeatTitles() error {
+	if e.o.Height <= 0 {
+		return nil
+	}
+	if e.since++; e.since < e.o.Height-1 {
+		return nil
+	}
+	e.since = 1
+	return e.above()
 }
 
 // Write writes one event. Events that have no place in the format, such as the
@@ -124,13 +141,8 @@ func (e *Events) Write(ev *orb8v1.Event) error {
 	if text == "" {
 		return nil
 	}
-	if e.o.Height > 0 {
-		if e.since++; e.since >= e.o.Height-1 {
-			e.since = 1
-			if err := e.Titles(); err != nil {
-				return err
-			}
-		}
+	if err := e.repeatTitles(); err != nil {
+		return err
 	}
 	_, err := fmt.Fprintln(e.w, text)
 	return err
@@ -142,6 +154,16 @@ func (e *Events) text(ev *orb8v1.Event) string {
 		return e.lost(ev)
 	case *orb8v1.Event_NodeStatus:
 		return e.node(ev)
+	case *orb8v1.Event_SyscallTargets:
+		return e.targets(ev)
+	case *orb8v1.Event_Dns: // among flows; DNS alone has a table of its own
+		return e.guest(func(o Options) string { return compactDNS(o, ev, ev.GetDns()) })
+	case *orb8v1.Event_Process: // likewise
+		return e.guest(func(o Options) string { return compactProcess(o, ev, ev.GetProcess()) })
+	case *orb8v1.Event_Alert:
+		return e.guest(func(o Options) string { return compactAlert(o, ev, ev.GetAlert()) })
+	case *orb8v1.Event_Syscall:
+		return e.guest(func(o Options) string { return compactSyscall(o, ev, ev.GetSyscall()) })
 	}
 	h, ok := happeningOf(ev)
 	if !ok {
@@ -163,6 +185,9 @@ type happening struct {
 	word  string
 	style style
 	flow  *orb8v1.Flow
+	// note comes before those of the flow; words are the same for compact lines.
+	note  string
+	words []string
 }
 
 func happeningOf(ev *orb8v1.Event) (happening, bool) {
@@ -174,6 +199,14 @@ func happeningOf(ev *orb8v1.Event) (happening, bool) {
 	case *orb8v1.Event_Connection:
 		h.flow = x.Connection.GetFlow()
 		h.word, h.style = connectionWord(x.Connection.GetEvent())
+	case *orb8v1.Event_Drop:
+		h.word, h.style = "drop", styleBad
+		h.flow, h.note, h.words = dropFlow(x.Drop), dropNote(x.Drop), dropWords(x.Drop)
+		return h, true
+	case *orb8v1.Event_ListenOverflow:
+		h.word, h.style = overflowWord, styleBad
+		h.flow, h.note, h.words = overflowFlow(x.ListenOverflow), overflowNote(x.ListenOverflow), overflowWords(x.ListenOverflow)
+		return h, true
 	default:
 		return h, false
 	}
@@ -181,6 +214,68 @@ func happeningOf(ev *orb8v1.Event) (happening, bool) {
 		h.style = styleWarn
 	}
 	return h, true
+}
+
+const overflowWord = "overflow"
+
+func (h *happening) notes() []string {
+	if h.note == "" {
+		return nil
+	}
+	return []string{h.note}
+}
+
+// dropFlow has a drop's ends and size as those of a flow.
+func dropFlow(d *orb8v1.Drop) *orb8v1.Flow {
+	f := &orb8v1.Flow{
+		Protocol: d.GetProtocol(), Local: d.GetLocal(), Remote: d.GetRemote(), Process: d.GetProcess(),
+		Loopback: d.GetLoopback(), Netns: d.GetNetns(),
+	}
+	if d.GetDirection() == "egress" {
+		f.Role, f.Delta = orb8v1.Role_ROLE_CLIENT, &orb8v1.Counters{TxBytes: uint64(d.GetBytes()), TxPackets: 1}
+	} else {
+		f.Role, f.Delta = orb8v1.Role_ROLE_SERVER, &orb8v1.Counters{RxBytes: uint64(d.GetBytes()), RxPackets: 1}
+	}
+	return f
+}
+
+// dropNote is the kernel's reason, in which function it was, and of TCP which kind of
+// segment.
+func dropNote(d *orb8v1.Drop) string {
+	words := []string{orNone(d.GetReason())}
+	if at := clean(d.GetLocation()); at != "" {
+		words = append(words, "in "+at)
+	}
+	if flags := clean(d.GetTcpFlags()); flags != "" {
+		words = append(words, flags)
+	}
+	return strings.Join(words, " ")
+}
+
+func dropWords(d *orb8v1.Drop) []string {
+	words := []string{"reason=" + word(orNone(d.GetReason()))}
+	if d.GetLocation() != "" {
+		words = append(words, "where="+word(d.GetLocation()))
+	}
+	if d.GetTcpFlags() != "" {
+		words = append(words, "flags="+word(d.GetTcpFlags()))
+	}
+	return words
+}
+
+func overflowWords(l *orb8v1.ListenOverflow) []string {
+	return []string{fmt.Sprintf("dropped=%d", l.GetDrops()), fmt.Sprintf("queue=%d/%d", l.GetBacklog(), l.GetBacklogMax())}
+}
+
+func overflowFlow(l *orb8v1.ListenOverflow) *orb8v1.Flow {
+	return &orb8v1.Flow{
+		Protocol: "TCP", Local: l.GetLocal(), Process: l.GetProcess(), Loopback: l.GetLoopback(), Netns: l.GetNetns(),
+		Role: orb8v1.Role_ROLE_SERVER,
+	}
+}
+
+func overflowNote(l *orb8v1.ListenOverflow) string {
+	return fmt.Sprintf("%s dropped, queue %d/%d", Count(l.GetDrops()), l.GetBacklog(), l.GetBacklogMax())
 }
 
 func flowWord(e orb8v1.FlowEvent) (string, style) {
@@ -219,6 +314,9 @@ const lowestNote = len("refused, lo")
 func (e *Events) row(h happening) []cell {
 	f, room := h.flow, e.widths[evNote]
 	event, mark := cell{text: h.word, style: h.style}, ""
+	if h.word == overflowWord {
+		event.fit = func(int) string { return "full" }
+	}
 	if how := endingWord(f.GetTcp()); how != "" && room == 0 {
 		event.text = how
 	}
@@ -238,7 +336,7 @@ func (e *Events) row(h happening) []cell {
 		evRX:     {text: Bytes(f.GetDelta().GetRxBytes())},
 		evRTT:    {text: rtt(f.GetTcp().GetRttUs())},
 		evRetr:   retransmits(f),
-		evNote:   noteCell(f, h.word == "open", mark != "", h.style),
+		evNote:   noteCell(f, h.word == "open", mark != "", h.style, h.notes()...),
 	}
 }
 
@@ -284,6 +382,17 @@ func (e *Events) node(ev *orb8v1.Event) string {
 		s = styleGood
 	}
 	return e.o.paint(s, e.cut(text))
+}
+
+// guest writes what has no row among flows as words. A line that is cut has no colours,
+// of which the end might go.
+func (e *Events) guest(text func(Options) string) string {
+	if e.o.Format == Compact {
+		return text(e.o)
+	}
+	o := e.o
+	o.Color = false
+	return e.cut(text(o))
 }
 
 func (e *Events) cut(s string) string {

@@ -15,6 +15,8 @@ type wideField struct {
 	cell func(f *orb8v1.Flow) cell
 }
 
+const noteTitle = "NOTE"
+
 // wideFields are the columns that wide events and wide flows share.
 func wideFields() []wideField {
 	text := func(get func(f *orb8v1.Flow) string) func(f *orb8v1.Flow) cell {
@@ -48,7 +50,7 @@ func wideFields() []wideField {
 		field("STATE", 11, false, text(func(f *orb8v1.Flow) string { return tcpState(f.GetTcp()) })),
 		field("UNIT", 7, false, text(func(f *orb8v1.Flow) string { return byteUnit(f.GetByteUnit()) })),
 		field("NETNS", 10, false, text(func(f *orb8v1.Flow) string { return numberOr(uint64(f.GetNetns())) })),
-		field("NOTE", 13, false, text(func(f *orb8v1.Flow) string { return orNone(note(f, true)) })),
+		field(noteTitle, 13, false, text(func(f *orb8v1.Flow) string { return orNone(note(f, true)) })),
 		field("CGROUP", 0, false, text(func(f *orb8v1.Flow) string {
 			return orNone(f.GetLocal().GetWorkload().GetCgroupPath())
 		})),
@@ -121,7 +123,11 @@ func wideEventRow(o Options, fields []wideField, h happening) []cell {
 		row = append(row, nodeCell(h.node))
 	}
 	for _, f := range fields {
-		row = append(row, f.cell(h.flow))
+		c := f.cell(h.flow)
+		if f.title == noteTitle && h.note != "" {
+			c.text = strings.Join(append(h.notes(), notes(h.flow, false)...), ", ")
+		}
+		row = append(row, c)
 	}
 	return row
 }
@@ -130,7 +136,8 @@ func wideEventRow(o Options, fields []wideField, h happening) []cell {
 // what is not known left out.
 func compactEvent(o Options, h happening) string {
 	words := []string{o.stamp(h.time), o.paint(h.style, h.word) + o.nodeWord(h.node)}
-	return strings.Join(append(words, compactFlow(h.flow, h.flow.GetDelta(), h.word == "open")...), " ")
+	words = append(words, compactFlow(h.flow, h.flow.GetDelta(), h.word == "open")...)
+	return strings.Join(append(words, h.words...), " ")
 }
 
 func compactFlow(f *orb8v1.Flow, c *orb8v1.Counters, first bool) []string {

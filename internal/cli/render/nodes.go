@@ -5,6 +5,8 @@ package render
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,8 +75,28 @@ func nodeMessages(o Options, nodes []NodeStatus) []string {
 			lines = append(lines, o.paint(s, l))
 		}
 	}
+	lines = append(lines, nodeRules(o, nodes)...)
 	if len(lines) > 0 {
 		lines = append([]string{""}, lines...)
+	}
+	return lines
+}
+
+// nodeRules says which rules are off, once for nodes where it is the same.
+func nodeRules(o Options, nodes []NodeStatus) []string {
+	on := map[string][]string{}
+	for _, n := range nodes {
+		if off := clean(strings.Join(n.Status.GetRulesOff(), ", ")); off != "" {
+			on[off] = append(on[off], orNone(n.Status.GetNodeName()))
+		}
+	}
+	var lines []string
+	for _, off := range slices.Sorted(maps.Keys(on)) {
+		where := strings.Join(on[off], ", ")
+		if len(on[off]) == len(nodes) {
+			where = "all nodes"
+		}
+		lines = append(lines, wrap("rules off on "+where+": "+off, o.Width)...)
 	}
 	return lines
 }
@@ -152,6 +174,9 @@ func nodeProbes(probes []*orb8v1.ProbeStatus) cell {
 	c := cell{text: none}
 	var words []string
 	for _, p := range probes {
+		if p.GetState() == orb8v1.ProbeState_PROBE_STATE_IDLE {
+			continue
+		}
 		text := orNone(p.GetName())
 		if p.GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING {
 			text += ":" + probeState(p.GetState())

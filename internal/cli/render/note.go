@@ -15,6 +15,9 @@ import (
 // first.
 func notes(f *orb8v1.Flow, first bool) []string {
 	words := []string{ending(f.GetTcp()), icmp(f)}
+	if t := f.GetTcp(); t.GetState() == orb8v1.TcpState_TCP_STATE_SYN_SENT && words[0] == "" {
+		words[0] = "half-open"
+	}
 	if f.GetLoopback() {
 		words = append(words, "lo")
 	}
@@ -40,6 +43,9 @@ func noteCell(f *orb8v1.Flow, first, marked bool, s style, words ...string) cell
 		words = slices.DeleteFunc(words, func(w string) bool { return w == "lo" })
 	}
 	return cell{text: strings.Join(words, ", "), style: s, fit: func(n int) string {
+		if len(words) == 0 {
+			return ""
+		}
 		main, tail := shortNote(f, words[0]), ""
 		if slices.Contains(words[1:], "lo") {
 			tail = ", lo"

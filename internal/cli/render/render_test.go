@@ -200,6 +200,10 @@ func status() *orb8v1.AgentStatus {
 			{Stage: "tcp_ring_full", Meaning: "final records of TCP connections that did not fit into the ring buffer"},
 			{Stage: "subscriber_slow", Count: 42, Meaning: "events that a client did not take in time"},
 		},
+		RulesOff: []string{"chroot", "io_uring"},
+		History: []*orb8v1.HistoryStatus{
+			{Kind: "flow", Events: 4096, Capacity: 4096, KeptSinceNs: 1795426863000000000}, {Kind: "alert", Events: 7, Capacity: 4096}, {Kind: "dns"},
+		},
 	}
 }
 

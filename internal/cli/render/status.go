@@ -29,6 +29,9 @@ func Status(w io.Writer, o Options, source string, s *orb8v1.AgentStatus) error 
 	if accelerators := statusAccelerators(o, s.GetAccelerators()); len(accelerators) > 0 {
 		lines = append(append(lines, accelerators...), "")
 	}
+	if o.Format == Wide && len(s.GetHistory()) > 0 {
+		lines = append(append(lines, statusHistory(o, s.GetHistory())...), "")
+	}
 	lines = append(lines, statusLosses(o, s)...)
 	return writeLines(w, lines)
 }
@@ -62,11 +65,34 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 		{"records", Count(s.GetEventsProcessed()) + " from the kernel, " + Count(s.GetEventsDropped()) + " lost"},
 		{"cgroups", orNone(s.GetCgroupRoot())},
 	}
+	if off := s.GetRulesOff(); len(off) > 0 {
+		facts = append(facts, struct{ name, value string }{"rules", "off: " + clean(strings.Join(off, ", "))})
+	}
 	lines := []string{pad("health", 8, false) + "  " + o.paint(health.style, health.text)}
 	for _, f := range facts {
 		lines = append(lines, cutEnd(pad(f.name, 8, false)+"  "+f.value, limit(o.Width)))
 	}
 	return lines
+}
+
+// statusHistory says how far back each kind of event is kept.
+func statusHistory(o Options, all []*orb8v1.HistoryStatus) []string {
+	var rows [][]cell
+	for _, h := range all {
+		since := "all since the agent's start"
+		switch {
+		case h.GetCapacity() == 0:
+			since = "nothing is kept"
+		case h.GetKeptSinceNs() != 0:
+			since = "all since " + o.clock(h.GetKeptSinceNs(), time.DateTime)
+		}
+		rows = append(rows, []cell{plain(h.GetKind()), {text: Count(uint64(h.GetEvents()))}, {text: Count(uint64(h.GetCapacity()))}, {text: since}})
+	}
+	t := &table{
+		columns: []column{{title: "HISTORY", min: 9}, {title: "EVENTS", min: 7, right: true}, {title: "AT MOST", min: 7, right: true}, {title: "KEPT", min: 10}},
+		grow:    []step{{3, 1000}},
+	}
+	return t.lines(o, rows)
 }
 
 // statusAccelerators says how accelerators are read. That a host has none is only
@@ -114,6 +140,8 @@ func statusProbes(o Options, probes []*orb8v1.ProbeStatus) []string {
 		state := cell{text: probeState(p.GetState()), style: styleGood}
 		switch p.GetState() {
 		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
+		case orb8v1.ProbeState_PROBE_STATE_IDLE:
+			state.style = styleNone
 		case orb8v1.ProbeState_PROBE_STATE_OFF:
 			state.style = styleBad
 		default:
@@ -189,7 +217,11 @@ func compactStatus(s *orb8v1.AgentStatus) string {
 	for _, p := range s.GetProbes() {
 		probes = append(probes, word(p.GetName())+":"+probeState(p.GetState()))
 	}
-	return fmt.Sprintf("%s %s version=%s up=%ds flows=%d pods=%d records=%d lost=%d probes=%s",
+	line := fmt.Sprintf("%s %s version=%s up=%ds flows=%d pods=%d records=%d lost=%d probes=%s",
 		word(s.GetNodeName()), health, word(s.GetVersion()), s.GetUptimeSeconds(), s.GetActiveFlows(),
 		s.GetPodsTracked(), s.GetEventsProcessed(), s.GetEventsDropped(), word(strings.Join(probes, ",")))
+	if off := s.GetRulesOff(); len(off) > 0 {
+		line += " rules_off=" + word(strings.Join(off, ","))
+	}
+	return line
 }

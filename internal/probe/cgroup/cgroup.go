@@ -12,13 +12,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -34,16 +32,18 @@ type Config struct {
 	// cgroup2 hierarchy, beginning with a slash. It is called from Run.
 	Made   func(id uint64, path string)
 	Losses *loss.Counters
+	// Selection, if set, gets the new cgroups below selected ones and loses those that
+	// are removed.
+	Selection *probe.Selection
 }
 
 // Probe implements probe.Probe.
 type Probe struct {
-	cfg     Config
-	closers []io.Closer // in the order in which they were made
-	hooks   []string
-	ring    *ringbuf.Reader
-	stats   *ebpf.Map
-	lost    [bpfCgroupStatSTAT_MAX]uint64 // as last read from the kernel
+	probe.Attachments
+	cfg   Config
+	ring  *ringbuf.Reader
+	stats *ebpf.Map
+	lost  [bpfCgroupStatSTAT_MAX]uint64 // as last read from the kernel
 }
 
 // New returns a probe that is not started.
@@ -52,13 +52,10 @@ func New(cfg Config) *Probe { return &Probe{cfg: cfg} }
 // Name returns "cgroup".
 func (p *Probe) Name() string { return "cgroup" }
 
-// Hooks lists what is attached.
-func (p *Probe) Hooks() []string { return p.hooks }
-
 // Degraded returns nil: there are no optional parts.
 func (p *Probe) Degraded() []string { return nil }
 
-// Start loads and attaches the program.
+// Start loads and attaches the programs.
 func (p *Probe) Start() error {
 	if p.cfg.Ready != nil {
 		defer p.cfg.Ready()
@@ -69,26 +66,21 @@ func (p *Probe) Start() error {
 func (p *Probe) start() error {
 	spec, err := loadBpf()
 	if err != nil {
-		return fmt.Errorf("read the cgroup probe's program: %w", err)
+		return fmt.Errorf("read the cgroup probe's programs: %w", err)
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.cfg.Selection.Maps()})
 	if err != nil {
-		return probe.Explain("the kernel does not take the cgroup probe's program", err)
+		return probe.Explain("the kernel does not take the cgroup probe's programs", err)
 	}
-	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+	p.Keep(probe.CloseFunc(coll.Close))
 	p.stats = coll.Maps[bpfMapCgroupStats]
 	if p.ring, err = ringbuf.NewReader(coll.Maps[bpfMapCgroupRing]); err != nil {
 		return fmt.Errorf("open the cgroup probe's ring buffer: %w", err)
 	}
-	p.closers = append(p.closers, p.ring)
-	const hook = "tp_btf/cgroup_mkdir"
-	l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[bpfProgCgroupMkdir]})
-	if err != nil {
-		return probe.Explain("attach "+hook, err)
-	}
-	p.closers = append(p.closers, l)
-	p.hooks = append(p.hooks, hook)
-	return nil
+	p.Keep(p.ring)
+	return errors.Join(
+		p.AttachTracing(coll.Programs[bpfProgCgroupMkdir], "tp_btf/cgroup_mkdir"),
+		p.AttachTracing(coll.Programs[bpfProgCgroupRmdir], "tp_btf/cgroup_rmdir"))
 }
 
 // wakeEvery bounds how long Run goes on after its context is done.
@@ -132,20 +124,9 @@ func decode(raw []byte) (id uint64, path string, err error) {
 
 // Collect reads the loss counters.
 func (p *Probe) Collect() error {
-	var total [bpfCgroupStatSTAT_MAX]uint64
-	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
-		return fmt.Errorf("read the cgroup probe's loss counters: %w", err)
-	}
-	for i := range total {
-		p.cfg.Losses.Add(loss.CgroupUntold, total[i]-p.lost[i])
-	}
-	p.lost = total
-	return nil
-}
-
-// Close detaches and unloads everything.
-func (p *Probe) Close() error {
-	err := probe.CloseAll(p.closers)
-	p.closers, p.hooks = nil, nil
-	return err
+	return probe.CountLosses("cgroup", p.stats, p.lost[:], p.cfg.Losses, map[bpfCgroupStat]loss.Stage{
+		bpfCgroupStatSTAT_RING_FULL:      loss.CgroupUntold,
+		bpfCgroupStatSTAT_PATH_TOO_LONG:  loss.CgroupUntold,
+		bpfCgroupStatSTAT_SELECTION_FULL: loss.SelectionFull,
+	})
 }

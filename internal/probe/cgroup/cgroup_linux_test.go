@@ -3,7 +3,6 @@
 package cgroup
 
 import (
-	"context"
 	"encoding/binary"
 	"os"
 	"path/filepath"
@@ -27,18 +26,12 @@ func start(t *testing.T) (*Probe, <-chan made) {
 	told := make(chan made, 1024)
 	p := New(Config{Losses: new(loss.Counters), Made: func(id uint64, path string) { told <- made{id, path} }})
 	probetest.Start(t, p, "cgroups as they are made")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
 		if err := p.Collect(); err != nil {
 			t.Errorf("Collect: %v", err)
 		}
 	})
+	probetest.Run(t, p)
 	return p, told
 }
 

@@ -5,29 +5,21 @@
  * Flows of everything that is not TCP, and of TCP where sockets cannot be read,
  * counted per packet at the cgroup2 root and aggregated here. A packet passes
  * once per endpoint: on the way out before fragmentation, on the way in after
- * reassembly. Every program returns 1: nothing is ever dropped.
+ * reassembly. Every program returns 1: nothing is ever dropped. Messages of DNS,
+ * and of nothing else, are copied as well.
  */
-#include "core.h"
+#include "count.h"
+#include "net.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86dd
-#define LOOPBACK_IFINDEX 1
-#define MAX_EXTENSION_HEADERS 6
 #define MAX_OFFSET 0x3fff /* one less than a power of two */
 
-#define NEXTHDR_HOP 0
-#define NEXTHDR_ROUTING 43
-#define NEXTHDR_FRAGMENT 44
-#define NEXTHDR_AUTH 51
-#define NEXTHDR_DEST 60
-#define NEXTHDR_MOBILITY 135
-
-#define ICMP_ECHOREPLY 0
-#define ICMP_ECHO 8
-#define ICMPV6_ECHO_REQUEST 128
-#define ICMPV6_ECHO_REPLY 129
+#define MAX_DNS_PORTS 8
+/* What is copied of a DNS message at most: as much as fits into an IPv6 packet that
+ * is sure to arrive, and over TCP the length that stands before it. */
+#define DNS_BYTES 1234
 
 enum role {
 	ROLE_UNKNOWN,
@@ -67,9 +59,28 @@ struct owner {
 	u8 comm[16];
 };
 
+/* A DNS message, or what a TCP segment has of one or more. The bytes follow it, and
+ * what else is behind them has no meaning. */
+struct dns_message {
+	u64 time_ns; /* boot time */
+	u64 cgroup_id;
+	union addr local, remote;
+	u32 length; /* of the whole payload */
+	u32 copied;
+	u32 pid;
+	u16 local_port, remote_port;
+	u16 segment; /* of several messages in one packet (UDP_SEGMENT), the length of each */
+	u8 protocol;
+	u8 out;
+	u8 flags;
+	u8 pad[3];
+	u8 comm[16];
+};
+
 enum packet_stat {
 	STAT_MAP_FULL,
 	STAT_UNREADABLE, /* the headers could not be read */
+	STAT_DNS_RING_FULL,
 	STAT_MAX,
 };
 
@@ -77,6 +88,7 @@ enum packet_stat {
 struct mirrored {
 	struct packet_key key;
 	struct packet_flow flow;
+	struct dns_message dns;
 	enum role role;
 	enum packet_flag flag;
 	enum packet_stat stat;
@@ -107,14 +119,22 @@ struct {
 } packet_owners SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STAT_MAX);
-	__type(key, u32);
-	__type(value, u64);
-} packet_stats SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} dns_ring SEC(".maps");
+
+DEFINE_STATS(packet_stats)
 
 /* Count TCP too, because its sockets cannot be read here. */
 volatile const bool count_tcp = false;
+
+/* Where DNS is spoken, in host order; the rest is 0. All 0 to copy nothing. */
+volatile const u16 dns_ports[MAX_DNS_PORTS];
+
+/* Bytes waiting in dns_ring at which the reader is woken at once, and how far beyond
+ * that it still is. */
+volatile const u64 dns_wake_bytes = 1 << 20;
+#define DNS_WAKE_WINDOW (32 * (sizeof(struct dns_message) + DNS_BYTES))
 
 /* Boot time less monotonic time, which a suspended machine moves; kept up to
  * date from outside. */
@@ -136,21 +156,6 @@ static __always_inline u64 coarse_boot_ns(void)
 	return bpf_ktime_get_boot_ns();
 }
 
-struct ipv4 {
-	u8 version_ihl, tos;
-	__be16 len, id, frag_off;
-	u8 ttl, protocol;
-	__be16 check;
-	__be32 src, dst;
-};
-
-struct ipv6 {
-	__be32 version_class_flow;
-	__be16 payload_len;
-	u8 next_header, hop_limit;
-	union addr src, dst;
-};
-
 /* What the headers of one packet say, beside its key. */
 struct packet {
 	u32 headers; /* bytes before the payload, repeated in each segment */
@@ -158,15 +163,6 @@ struct packet {
 	u8 echo_request, echo_reply;
 	u8 tcp_syn; /* SYN without ACK */
 };
-
-/* Atomic, because an incoming packet may interrupt an outgoing one here. */
-static __always_inline void count(u32 stat, u64 n)
-{
-	u64 *v = bpf_map_lookup_elem(&packet_stats, &stat);
-
-	if (v)
-		__sync_fetch_and_add(v, n);
-}
 
 /* Where a packet has n bytes at offset at, if they are in its linear part, as
  * headers nearly always are: reading there costs no call. */
@@ -205,14 +201,43 @@ static __always_inline bool plain_tcp(struct __sk_buff *skb)
 	return false;
 }
 
+static __always_inline bool is_dns_port(u16 port)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_DNS_PORTS; i++) {
+		if (!dns_ports[i])
+			break;
+		if (dns_ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
+/* Whether a packet of plain_tcp may carry DNS. */
+static __always_inline bool tcp_of_dns(struct __sk_buff *skb)
+{
+	__be16 *ports;
+	u8 *h;
+
+	if (!dns_ports[0])
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		h = linear(skb, 0, 1);
+		ports = h ? linear(skb, ipv4_header_len(*h), 4) : 0;
+	} else {
+		ports = linear(skb, sizeof(struct ipv6), 4);
+	}
+	return !ports || is_dns_port(bpf_ntohs(ports[0])) || is_dns_port(bpf_ntohs(ports[1]));
+}
+
 /* A connected UDP socket knows its own address and its peer by the one that it
  * connected to. The packet may carry others where the host translates addresses
  * on the way out, and the two directions would then look like two flows. */
-static __always_inline bool use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
+static __always_inline bool socket_ends(struct bpf_sock *sk, struct packet_key *k)
 {
 	u16 port;
 
-	if (!sk || k->protocol != IPPROTO_UDP)
+	if (!sk)
 		return false;
 	port = bpf_ntohs((__be16)sk->dst_port);
 	if (!port)
@@ -235,6 +260,11 @@ static __always_inline bool use_socket_ends(struct bpf_sock *sk, struct packet_k
 	return true;
 }
 
+static __always_inline bool use_socket_ends(struct bpf_sock *sk, struct packet_key *k)
+{
+	return k->protocol == IPPROTO_UDP && socket_ends(sk, k);
+}
+
 static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
 				     struct packet_key *k, struct packet *p, bool *ports, bool out)
 {
@@ -243,11 +273,10 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct bpf_sock *sk,
 	if (load(skb, 0, &ip, sizeof(ip)))
 		return -1;
 	k->protocol = ip.protocol;
-	p->headers = (ip.version_ihl & 0xf) * 4;
+	p->headers = ipv4_header_len(ip.version_ihl);
 	if (use_socket_ends(sk, k))
 		return 0;
-	/* Later fragments carry no ports. */
-	*ports = !(ip.frag_off & bpf_htons(0x1fff));
+	*ports = !ipv4_is_later_fragment(&ip);
 	addr_set_v4(out ? &k->local : &k->remote, ip.src);
 	addr_set_v4(out ? &k->remote : &k->local, ip.dst);
 	return 0;
@@ -266,25 +295,15 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct bpf_sock *sk,
 	next = ip.next_header;
 #pragma unroll
 	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
-		u8 ext[4]; /* next header, length, and a fragment's offset */
-		u32 len;
+		struct ipv6_ext ext;
 
-		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_FRAGMENT &&
-		    next != NEXTHDR_AUTH && next != NEXTHDR_DEST && next != NEXTHDR_MOBILITY)
+		if (!ipv6_is_ext(next))
 			break;
-		if (bpf_skb_load_bytes(skb, at, ext, sizeof(ext)))
+		if (bpf_skb_load_bytes(skb, at, &ext, sizeof(ext)))
 			return -1;
-		if (next == NEXTHDR_FRAGMENT) {
-			len = 8;
-			if (ext[2] || (ext[3] & 0xf8))
-				first = false;
-		} else if (next == NEXTHDR_AUTH) {
-			len = (ext[1] + 2) * 4;
-		} else {
-			len = (ext[1] + 1) * 8;
-		}
-		next = ext[0];
-		at += len;
+		at += ipv6_ext_len(next, &ext);
+		first = !ipv6_is_later_fragment(next, &ext);
+		next = ext.next_header;
 		if (!first)
 			break;
 	}
@@ -355,7 +374,7 @@ static __always_inline int read_headers(struct __sk_buff *skb, struct bpf_sock *
 	if (ports) {
 		switch (k->protocol) {
 		case IPPROTO_TCP:
-			return count_tcp ? read_tcp(skb, k, p, out) : 0;
+			return count_tcp || dns_ports[0] ? read_tcp(skb, k, p, out) : 0;
 		case IPPROTO_UDP:
 			err = read_ports(skb, k, p, out);
 			break;
@@ -419,7 +438,7 @@ static __always_inline void insert(void *map, struct packet_key *k, struct packe
 	if (other)
 		add(other, bytes, packets, out);
 	else
-		count(STAT_MAP_FULL, packets);
+		count_in(&packet_stats, STAT_MAP_FULL, packets);
 }
 
 static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
@@ -462,6 +481,77 @@ static __always_inline bool takes_echo(struct packet_flow *f, u64 cookie, struct
 	return f->cookie == cookie;
 }
 
+/* Room in the ring for a message. A reserved record has a size that is known
+ * beforehand; most messages are short. */
+static __always_inline struct dns_message *reserve_dns(u32 length, u64 *room)
+{
+#define RESERVE(n) (*room = (n), bpf_ringbuf_reserve(&dns_ring, sizeof(struct dns_message) + (n), 0))
+	if (length <= 96)
+		return RESERVE(96);
+	if (length <= 200)
+		return RESERVE(200);
+	if (length <= 400)
+		return RESERVE(400);
+	if (length <= 800)
+		return RESERVE(800);
+	return RESERVE(DNS_BYTES);
+#undef RESERVE
+}
+
+/* Puts at most DNS_BYTES of a message into the ring. */
+static __always_inline void copy_dns(struct __sk_buff *skb, struct packet_key *k, struct packet *p,
+				     struct bpf_sock *sk, bool out, u32 length)
+{
+	u64 room, last;
+	struct dns_message *m = reserve_dns(length, &room);
+	struct owner *o;
+	u32 n = 0;
+
+	if (!m) {
+		count(STAT_DNS_RING_FULL);
+		return;
+	}
+	/* Less one, since old verifiers see that a number is not too large, but not that
+	 * it is not 0. Compilers like to undo it. */
+	last = (length < room ? length : room) - 1;
+	asm volatile("" : "+r"(last));
+	if (last < room && !bpf_skb_load_bytes(skb, p->headers, m + 1, last + 1))
+		n = last + 1;
+	m->time_ns = bpf_ktime_get_boot_ns();
+	m->cgroup_id = k->cgroup_id;
+	m->local = k->local;
+	m->remote = k->remote;
+	m->length = length;
+	m->copied = n;
+	m->local_port = k->local_port;
+	m->remote_port = k->remote_port;
+	m->segment = skb->gso_size;
+	m->protocol = k->protocol;
+	m->out = out;
+	m->flags = k->flags;
+	__builtin_memset(m->pad, 0, sizeof(m->pad));
+	o = sk ? bpf_sk_storage_get(&packet_owners, sk, 0, 0) : 0;
+	m->pid = o ? o->pid : 0;
+	if (o)
+		__builtin_memcpy(m->comm, o->comm, sizeof(m->comm));
+	else
+		__builtin_memset(m->comm, 0, sizeof(m->comm));
+	bpf_ringbuf_submit(m, wake_flags(&dns_ring, dns_wake_bytes, DNS_WAKE_WINDOW));
+}
+
+/* Copies DNS. */
+static __always_inline void on_dns(struct __sk_buff *skb, struct packet_key *k, struct packet *p,
+				   struct bpf_sock *sk, bool out)
+{
+	if (!is_dns_port(k->remote_port) && !is_dns_port(k->local_port))
+		return;
+	if (skb->len <= p->headers) /* of TCP, an acknowledgement */
+		return;
+	if (k->protocol == IPPROTO_TCP)
+		socket_ends(sk, k);
+	copy_dns(skb, k, p, sk, out, skb->len - p->headers);
+}
+
 static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 {
 	struct packet_key k;
@@ -470,7 +560,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 	struct bpf_sock *sk;
 	u64 bytes, packets, cookie = 0;
 
-	if (!count_tcp && plain_tcp(skb))
+	if (!count_tcp && plain_tcp(skb) && !tcp_of_dns(skb))
 		return 1;
 	__builtin_memset(&k, 0, sizeof(k));
 	__builtin_memset(&p, 0, sizeof(p));
@@ -478,10 +568,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	if (read_headers(skb, sk, &k, &p, out)) {
-		count(STAT_UNREADABLE, 1);
+		count(STAT_UNREADABLE);
 		return 1;
 	}
-	if (!count_tcp && k.protocol == IPPROTO_TCP)
+	if (!count_tcp && k.protocol == IPPROTO_TCP && !dns_ports[0])
 		return 1;
 	packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	bytes = skb->len + (packets - 1) * p.headers;
@@ -493,6 +583,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 		k.local_port = p.echo_id;
 		cookie = bpf_get_socket_cookie(skb);
 	}
+	if (!count_tcp && k.protocol == IPPROTO_TCP) {
+		on_dns(skb, &k, &p, sk, out);
+		return 1;
+	}
 	f = bpf_map_lookup_elem(&packet_flows, &k);
 	if (cookie && !takes_echo(f, cookie, &p, out))
 		return 1;
@@ -502,6 +596,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 		add(f, bytes, packets, out);
 	else
 		begin(&k, &p, sk, cookie, bytes, packets, out);
+	if (dns_ports[0] && (k.protocol == IPPROTO_UDP || k.protocol == IPPROTO_TCP))
+		on_dns(skb, &k, &p, sk, out);
 	return 1;
 }
 
@@ -539,18 +635,10 @@ SEC("iter/task_file")
 int packet_seed(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct socket *socket;
+	struct sock *sk = sock_of_file(ctx);
 	struct owner *o;
-	struct sock *sk;
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+	if (!task || !sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
 		return 0;
 	o = bpf_sk_storage_get(&packet_owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!o || o->pid)

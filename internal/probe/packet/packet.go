@@ -3,15 +3,16 @@
 //go:build linux
 
 // Package packet counts flows per packet at the cgroup2 root: everything over
-// IP that is not TCP, and TCP where sockets cannot be read. It knows nothing of
-// tables or of who a cgroup is.
+// IP that is not TCP, and TCP where sockets cannot be read. On the way it copies
+// DNS messages, for another probe to read. It knows nothing of tables or of who a
+// cgroup is.
 package packet
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -48,19 +49,27 @@ type Config struct {
 	Batch int
 	// CountTCP, asked at Start, says whether TCP is counted here too.
 	CountTCP func() bool
+	// DNSPorts are the ports, 8 at most, whose messages are copied into DNSRing; none
+	// to copy nothing.
+	DNSPorts []uint16
+	// DNSRingBytes is a power of two and a multiple of the page size;
+	// DefaultDNSRingBytes if 0.
+	DNSRingBytes uint32
 }
+
+// DefaultDNSRingBytes holds about 10,000 short messages, or 2,300 of 401 to 800 bytes.
+const DefaultDNSRingBytes = 2 << 20
 
 // Probe implements probe.Probe.
 type Probe struct {
-	cfg Config
-
-	closers  []io.Closer // in the order in which they were made
-	hooks    []string
+	probe.Attachments
+	cfg      Config
 	degraded []string
 
 	flows      *ebpf.Map
 	stats      *ebpf.Map
 	bootOffset *ebpf.Variable
+	dnsRing    *ebpf.Map
 
 	drainer  drainer
 	lost     [bpfPacketStatSTAT_MAX]uint64 // as last read from the kernel
@@ -76,6 +85,9 @@ func New(cfg Config) *Probe {
 	if cfg.Batch == 0 {
 		cfg.Batch = 4096
 	}
+	if cfg.DNSRingBytes == 0 {
+		cfg.DNSRingBytes = DefaultDNSRingBytes
+	}
 	if cfg.Idle == nil {
 		cfg.Idle = func() time.Duration { return 30 * time.Second }
 	}
@@ -85,14 +97,24 @@ func New(cfg Config) *Probe {
 // Name returns "packet".
 func (p *Probe) Name() string { return "packet" }
 
-// Hooks lists what is attached.
-func (p *Probe) Hooks() []string { return p.hooks }
-
 // Degraded lists the optional parts that this kernel lacks.
 func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...) }
 
 // Received is the number of flow readings that had news.
 func (p *Probe) Received() uint64 { return p.received.Load() }
+
+// DNSRing has the copies of DNS messages, see DecodeDNS. It is nil unless the probe
+// runs with DNSPorts, and closed with the probe.
+func (p *Probe) DNSRing() *ebpf.Map { return p.dnsRing }
+
+// DNSLost is how many messages did not fit into the ring of DNS messages until now.
+func (p *Probe) DNSLost() (uint64, error) {
+	var total [bpfPacketStatSTAT_MAX]uint64
+	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
+		return 0, fmt.Errorf("read the packet probe's loss counters: %w", err)
+	}
+	return total[bpfPacketStatSTAT_DNS_RING_FULL], nil
+}
 
 // CountsTCP reports whether the probe has taken TCP over.
 func (p *Probe) CountsTCP() bool { return p.tcp }
@@ -119,9 +141,12 @@ func (p *Probe) start() error {
 	if err != nil {
 		return probe.Explain("the kernel does not take the packet probe's programs", err)
 	}
-	p.closers = append(p.closers, probe.CloseFunc(core.Close))
+	p.Keep(probe.CloseFunc(core.Close))
 	p.flows, p.stats = core.Maps[bpfMapPacketFlows], core.Maps[bpfMapPacketStats]
 	p.bootOffset = core.Variables[bpfVarBootOffset]
+	if len(p.cfg.DNSPorts) > 0 {
+		p.dnsRing = core.Maps[bpfMapDnsRing]
+	}
 	if err := p.setBootOffset(); err != nil {
 		return err
 	}
@@ -129,7 +154,7 @@ func (p *Probe) start() error {
 	if err != nil {
 		return probe.Explain("wait for the packet probe's programs", err)
 	}
-	p.closers = append(p.closers, settle)
+	p.Keep(settle)
 	p.drainer = newDrainer(kernel{
 		flows: p.flows, late: core.Maps[bpfMapPacketLate],
 		retireBefore: core.Variables[bpfVarRetireBefore], settle: settle.Settle,
@@ -150,8 +175,31 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
 		return fmt.Errorf("set whether TCP is counted: %w", err)
 	}
+	return p.configureDNS(spec)
+}
+
+func (p *Probe) configureDNS(spec *ebpf.CollectionSpec) error {
+	ring := spec.Maps[bpfMapDnsRing]
+	if len(p.cfg.DNSPorts) == 0 {
+		ring.MaxEntries = uint32(os.Getpagesize()) // no smaller ring can be made
+		return nil
+	}
+	ring.MaxEntries = p.cfg.DNSRingBytes
+	var ports [maxDNSPorts]uint16
+	if n := copy(ports[:], p.cfg.DNSPorts); n < len(p.cfg.DNSPorts) {
+		return fmt.Errorf("%d DNS ports, want %d at most", len(p.cfg.DNSPorts), maxDNSPorts)
+	}
+	if err := spec.Variables[bpfVarDnsPorts].Set(ports); err != nil {
+		return fmt.Errorf("set the ports of DNS: %w", err)
+	}
+	if err := spec.Variables[bpfVarDnsWakeBytes].Set(uint64(p.cfg.DNSRingBytes / 4)); err != nil {
+		return fmt.Errorf("set the DNS ring's wake-up mark: %w", err)
+	}
 	return nil
 }
+
+// maxDNSPorts is MAX_DNS_PORTS of the program.
+const maxDNSPorts = 8
 
 // setBootOffset tells the programs how far boot time is ahead of the monotonic
 // clock: as long as the machine was suspended.
@@ -175,8 +223,7 @@ func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) erro
 	if err != nil {
 		return probe.Explain(fmt.Sprintf("attach %s at %s", hook, p.cfg.CgroupRoot), err)
 	}
-	p.closers = append(p.closers, l)
-	p.hooks = append(p.hooks, hook)
+	p.Attached(l, hook)
 	return nil
 }
 
@@ -184,15 +231,15 @@ func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) erro
 func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
 	coll, err := probe.LoadOne(spec, core, bpfProgPacketSockCreate)
 	if err == nil {
-		p.closers = append(p.closers, probe.CloseFunc(coll.Close))
+		p.Keep(probe.CloseFunc(coll.Close))
 		err = p.attach(coll.Programs[bpfProgPacketSockCreate], ebpf.AttachCGroupInetSockCreate, "cgroup/sock_create")
 	}
 	if err != nil {
-		p.degraded = append(p.degraded, fmt.Sprintf("flows other than TCP have no process (cgroup/sock_create: %v)", err))
+		p.degraded = append(p.degraded, probe.Lack("flows other than TCP have no process", "cgroup/sock_create", err))
 		return
 	}
 	if err := probe.RunOnce(spec, core, bpfProgPacketSeed); err != nil {
-		p.degraded = append(p.degraded, fmt.Sprintf("sockets older than orb8 have no process, except TCP's (iter/task_file: %v)", err))
+		p.degraded = append(p.degraded, probe.Lack("sockets older than orb8 have no process, except TCP's", "iter/task_file", err))
 	}
 }
 
@@ -214,27 +261,21 @@ func (p *Probe) Collect() error {
 }
 
 func (p *Probe) readStats() error {
-	var total [bpfPacketStatSTAT_MAX]uint64
-	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
-		return fmt.Errorf("read the packet probe's loss counters: %w", err)
-	}
-	for i := range total {
-		p.cfg.Losses.Add(lossStage(bpfPacketStat(i)), total[i]-p.lost[i])
-	}
-	p.lost = total
-	return nil
+	return probe.CountLosses("packet", p.stats, p.lost[:], p.cfg.Losses, stages())
 }
 
-func lossStage(s bpfPacketStat) loss.Stage {
-	if s == bpfPacketStatSTAT_MAP_FULL {
-		return loss.PacketMapFull
+func stages() map[bpfPacketStat]loss.Stage {
+	all := make(map[bpfPacketStat]loss.Stage)
+	for s := range bpfPacketStatSTAT_MAX {
+		all[s] = loss.PacketUnreadable
 	}
-	return loss.PacketUnreadable
+	all[bpfPacketStatSTAT_MAP_FULL] = loss.PacketMapFull
+	all[bpfPacketStatSTAT_DNS_RING_FULL] = loss.DNSRingFull
+	return all
 }
 
 // Close detaches and unloads everything.
 func (p *Probe) Close() error {
-	err := probe.CloseAll(p.closers)
-	p.closers, p.hooks = nil, nil
-	return err
+	p.dnsRing = nil
+	return p.Attachments.Close()
 }

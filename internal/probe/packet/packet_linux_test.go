@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -143,13 +142,13 @@ func TestProcess(t *testing.T) {
 	server := echoServer(t, "127.0.0.1:0") // older than the probe
 	r := start(t, nil)
 	dir, id := probetest.NewCgroup(t)
-	c := newChild(t, dir, nil)
-	client := c.addr("exchange 3 100 %v", server)
+	c := probetest.NewChild(t, dir, nil)
+	client := c.Addr("exchange 3 100 %v", server)
 	r.collect()
 	f := r.find(flow.UDP, client, server, id)
 	f.want(t, "client", both(3, 3*(udp4+100)))
 	t.Log("orb8-feature: UDP flows by cgroup: works")
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid()))
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,8 +163,8 @@ func TestProcess(t *testing.T) {
 			old = nil
 		}
 	}
-	if f.PID != c.pid() || f.Comm.String() != strings.TrimSpace(string(comm)) {
-		t.Errorf("process %d %q, want %d %q", f.PID, f.Comm, c.pid(), comm)
+	if f.PID != c.PID() || f.Comm.String() != strings.TrimSpace(string(comm)) {
+		t.Errorf("process %d %q, want %d %q", f.PID, f.Comm, c.PID(), comm)
 	}
 	t.Log("orb8-feature: process of a UDP flow: works")
 	if old == nil {
@@ -292,9 +291,9 @@ func TestTwoNamespaces(t *testing.T) {
 	dirA, idA := probetest.NewCgroup(t)
 	dirB, idB := probetest.NewCgroup(t)
 	left, right := probetest.Joined(t)
-	a, b := newChild(t, dirA, left), newChild(t, dirB, right)
-	server := b.addr("echo 10.231.0.2:0")
-	client := a.addr("exchange 4 1000 %v", server)
+	a, b := probetest.NewChild(t, dirA, left), probetest.NewChild(t, dirB, right)
+	server := b.Addr("echo 10.231.0.2:0")
+	client := a.Addr("exchange 4 1000 %v", server)
 	r.collect()
 	for _, e := range []struct {
 		f    *seen
@@ -402,19 +401,19 @@ func TestFragments(t *testing.T) {
 	dir, id := probetest.NewCgroup(t)
 	netns := probetest.NewNetns(t)
 	netns.Run(t, "ip", "link", "set", "lo", "mtu", "1500")
-	c := newChild(t, dir, netns)
+	c := probetest.NewChild(t, dir, netns)
 	for _, f := range []struct {
 		addr    string
 		headers uint64
 	}{{"127.0.0.1:0", udp4}, {"[::1]:0", udp6}} {
 		t.Run(f.addr, func(t *testing.T) {
 			r.t = t
-			bound, err := c.try("echo %s", f.addr)
+			bound, err := c.Try("echo %s", f.addr)
 			if err != nil {
 				t.Skip(err)
 			}
 			server := netip.MustParseAddrPort(bound)
-			client := c.addr("exchange 2 20000 %v", server)
+			client := c.Addr("exchange 2 20000 %v", server)
 			r.collect()
 			want := both(2, 2*(f.headers+20000))
 			r.find(flow.UDP, client, server, id).want(t, "client", want)
@@ -496,8 +495,8 @@ func TestTranslated(t *testing.T) {
 			dir, id := probetest.NewCgroup(t)
 			netns := probetest.NewNetns(t)
 			netns.Run(t, "ip", "addr", "add", "10.88.0.1/32", "dev", "lo")
-			p := newChild(t, dir, netns)
-			server := p.addr("echo 127.0.0.1:0")
+			p := probetest.NewChild(t, dir, netns)
+			server := p.Addr("echo 127.0.0.1:0")
 			to, value := server, any(server.Port())
 			if c.to != "" {
 				to, value = netip.MustParseAddrPort(c.to), server
@@ -509,7 +508,7 @@ func TestTranslated(t *testing.T) {
 			} {
 				netns.Need(t, "nft", line)
 			}
-			client := p.addr("exchange 3 100 %v", to)
+			client := p.Addr("exchange 3 100 %v", to)
 			r.collect()
 			// One flow of the client, not one per direction.
 			f := r.find(flow.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
@@ -610,14 +609,14 @@ func tcpExchange(t *testing.T, n int) (client, server netip.AddrPort) {
 
 // alone runs the probe at a cgroup of one process, so that nothing else is
 // counted.
-func alone(t *testing.T, change func(*Config)) (*rig, *child) {
+func alone(t *testing.T, change func(*Config)) (*rig, *probetest.Child) {
 	t.Helper()
 	dir, _ := probetest.NewCgroup(t)
 	r := start(t, func(c *Config) {
 		c.CgroupRoot = dir
 		change(c)
 	})
-	return r, newChild(t, dir, probetest.NewNetns(t))
+	return r, probetest.NewChild(t, dir, probetest.NewNetns(t))
 }
 
 // sum is what all flows together had.
@@ -630,8 +629,8 @@ func (r *rig) sum() (all flow.Counters) {
 
 func TestMapFull(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.MapEntries = 64 })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 500 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 500 10 %v", server)
 	r.collect()
 	lost := r.losses.Get(loss.PacketMapFull)
 	all := r.sum()
@@ -655,7 +654,7 @@ func TestMapFull(t *testing.T) {
 	if got := r.entries(); got > 32 {
 		t.Errorf("%d entries left after the map was full, want half of 64", got)
 	}
-	c.do("many 500 10 %v", server)
+	c.Do("many 500 10 %v", server)
 	r.collect()
 	lost, all = r.losses.Get(loss.PacketMapFull), r.sum()
 	if got := all.TxPackets + all.RxPackets + lost; got != 4000 {
@@ -666,9 +665,9 @@ func TestMapFull(t *testing.T) {
 
 func TestBatchRetried(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Batch, c.MapEntries = 1, 1024 })
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	for round := uint64(1); round <= 2; round++ {
-		c.do("many 300 10 %v", server)
+		c.Do("many 300 10 %v", server)
 		r.collect()
 		if len(r.got) != 600 {
 			t.Fatalf("%d flows, want 600", len(r.got))
@@ -692,7 +691,7 @@ func TestBatchRetried(t *testing.T) {
 
 func TestUnreadable(t *testing.T) {
 	r, c := alone(t, func(*Config) {})
-	c.do("truncated 127.0.0.1")
+	c.Do("truncated 127.0.0.1")
 	r.collect()
 	if got := r.losses.Get(loss.PacketUnreadable); got != 1 {
 		t.Errorf("unreadable = %d, want 1", got)
@@ -729,10 +728,10 @@ func TestIdle(t *testing.T) {
 	}, func(*flow.Record) {})
 	inner := r.drainer.cfg.Apply
 	r.drainer.cfg.Apply = func(s *flow.Sample) { inner(s); table.Apply(s) }
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 
-	c.do("many 2 10 %v", server)
-	c.do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
@@ -747,10 +746,10 @@ func TestIdle(t *testing.T) {
 		t.Errorf("%d rows after the idle time", table.Len())
 	}
 	// The flows come back, one with traffic between read and delete.
-	c.do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
 	time.Sleep(idle)
 	r.collect()
-	c.do("many 1 10 %v", server)
+	c.Do("many 1 10 %v", server)
 	r.collect()
 	if all := r.sum(); all != both(14, 14*(udp4+10)) {
 		t.Errorf("all differences: %+v, want 14 packets each way", all)
@@ -769,7 +768,7 @@ func TestIdle(t *testing.T) {
 func TestIdleChanges(t *testing.T) {
 	idle := time.Hour
 	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return idle } })
-	c.do("many 2 10 %v", c.addr("echo 127.0.0.1:0"))
+	c.Do("many 2 10 %v", c.Addr("echo 127.0.0.1:0"))
 	r.collect()
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
@@ -784,21 +783,21 @@ func TestIdleChanges(t *testing.T) {
 
 func TestPressure(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.MapEntries = 64 })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 22 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 22 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 44 {
 		t.Fatalf("%d entries, want 44: there is room for them", got)
 	}
-	c.do("many 4 10 %v", server) // so that these four are not the longest idle
-	c.do("many 30 10 %v", server)
+	c.Do("many 4 10 %v", server) // so that these four are not the longest idle
+	c.Do("many 30 10 %v", server)
 	time.Sleep(20 * time.Millisecond) // ages are as exact as the kernel's tick
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 32 {
 		t.Errorf("%d entries under pressure, want 32", got)
 	}
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	busy := 0
 	for _, f := range r.got {
@@ -809,7 +808,7 @@ func TestPressure(t *testing.T) {
 	if busy != 8 {
 		t.Errorf("%d of the 8 busy flows kept their entry", busy)
 	}
-	c.do("many 30 10 %v", server)
+	c.Do("many 30 10 %v", server)
 	r.collect()
 	const n = 2 * (22 + 4 + 30 + 4 + 4 + 30)
 	if all := r.sum(); all != both(n, n*(udp4+10)) {
@@ -825,7 +824,7 @@ func TestPressure(t *testing.T) {
 // counted twice.
 func TestNothingIsLostWhileDeleting(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	rounds := 200
 	if testing.Short() {
 		rounds = 40
@@ -839,7 +838,7 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := c.try("pausing %d 20 10 %d %v", rounds, time.Duration(retireMargin).Microseconds(), server)
+		_, err := c.Try("pausing %d 20 10 %d %v", rounds, time.Duration(retireMargin).Microseconds(), server)
 		done <- err
 	}()
 	for running := true; running; passes++ {
@@ -871,15 +870,15 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 // not fit is counted.
 func TestLatePackets(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 4 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 4 10 %v", server)
 	r.collect() // too young to be taken out
 	time.Sleep(time.Duration(retireMargin))
 	settle, calls := r.drainer.kernel.settle, 0
 	r.drainer.kernel.settle = func() error {
 		if calls++; calls == 1 {
 			// As the clocks have it, entries are retired by now.
-			c.do("many 4 10 %v", server)
+			c.Do("many 4 10 %v", server)
 		}
 		return settle()
 	}
@@ -895,7 +894,7 @@ func TestLatePackets(t *testing.T) {
 	if n := r.entries() + entriesOf(t, r.drainer.kernel.late) + len(r.drainer.reported); n != 0 {
 		t.Errorf("%d entries left", n)
 	}
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	if all := r.sum(); all != both(24, 24*(udp4+10)) {
 		t.Errorf("all: %+v", all)
@@ -907,12 +906,12 @@ func TestLateMapFull(t *testing.T) {
 		c.Idle = func() time.Duration { return 1 }
 		c.LateEntries = 4
 	})
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 8 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 8 10 %v", server)
 	r.collect()
 	time.Sleep(time.Duration(retireMargin))
 	settle := r.drainer.kernel.settle
-	once := sync.OnceFunc(func() { c.do("many 8 10 %v", server) })
+	once := sync.OnceFunc(func() { c.Do("many 8 10 %v", server) })
 	r.drainer.kernel.settle = func() error { once(); return settle() }
 	r.collect()
 	r.drainer.kernel.settle = settle
@@ -930,8 +929,8 @@ func TestNoCgroupMount(t *testing.T) {
 		if _, ok := errors.AsType[*probe.Unsupported](err); !ok {
 			t.Errorf("root %q: %v, want an Unsupported", root, err)
 		}
-		if len(p.closers) != 0 || len(p.Hooks()) != 0 {
-			t.Errorf("root %q: something was left: %v %v", root, p.closers, p.Hooks())
+		if p.Open() != 0 || len(p.Hooks()) != 0 {
+			t.Errorf("root %q: something was left: %d %v", root, p.Open(), p.Hooks())
 		}
 		if err := p.Close(); err != nil {
 			t.Error(err)
@@ -952,27 +951,11 @@ func TestRun(t *testing.T) {
 
 // Without privileges the probe says so, and leaves nothing behind.
 func TestNotPrivileged(t *testing.T) {
-	if os.Getenv("ORB8_PACKET_TEST_NOBODY") != "" {
+	probetest.AsNobody(t, func() {
 		err := New(Config{Losses: new(loss.Counters), CgroupRoot: "/sys/fs/cgroup", Clock: probe.NewClock()}).Start()
 		u, ok := errors.AsType[*probe.Unsupported](err)
 		if !ok || !strings.Contains(u.Remedy, "root") {
 			t.Errorf("%v, %+v, want an Unsupported that asks for root", err, u)
 		}
-		return
-	}
-	probetest.NeedRoot(t)
-	// The binary is in a folder that others may not enter.
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer self.Close()
-	cmd := exec.Command("/proc/self/fd/3", "-test.run=^TestNotPrivileged$")
-	cmd.ExtraFiles = []*os.File{self}
-	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "ORB8_PACKET_TEST_NOBODY=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("as nobody: %v: %s", err, out)
-	}
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,16 @@ func NewNetns(t testing.TB) *Netns {
 	return n
 }
 
+// Inum is the number by which the kernel knows the namespace.
+func (n *Netns) Inum(t testing.TB) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(n.fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	return uint32(st.Ino)
+}
+
 // Joined makes two namespaces with a veth pair v0 between them. a is 10.231.0.1
 // and fd00:231::1, b is 10.231.0.2 and fd00:231::2.
 func Joined(t testing.TB) (a, b *Netns) {
@@ -56,6 +67,8 @@ func Joined(t testing.TB) (a, b *Netns) {
 		// Packets of a link, not of 64 KiB, so that a share of them is many.
 		n.Need(t, "ip", "link", "set", "v0", "gso_max_segs", "1", "up")
 	}
+	a.Settle(t)
+	b.Settle(t)
 	return a, b
 }
 
@@ -75,14 +88,54 @@ func (n *Netns) Need(t testing.TB, args ...string) {
 	}
 }
 
+// Settle waits until v0 takes part. Work queues of the kernel's see only a little later
+// that a link is up, and that an address needs no check for a duplicate: until then
+// packets are dropped.
+func (n *Netns) Settle(t testing.TB) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		link, err := n.output(t.Context(), "ip", "-o", "link", "show", "v0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tentative, err := n.output(t.Context(), "ip", "-6", "-o", "addr", "show", "dev", "v0", "scope", "global", "tentative")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(link, " state UP ") && !strings.Contains(link, " qdisc noop ") && tentative == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the link does not come up: %s%s", link, tentative)
+		}
+	}
+}
+
+// Reach waits until the address answers a ping: what is sent first may still be lost.
+func (n *Netns) Reach(t testing.TB, addr string) {
+	t.Helper()
+	var err error
+	for range 15 {
+		if err = n.command(t.Context(), "ping", "-c", "1", "-W", "1", addr); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
 func (n *Netns) command(ctx context.Context, args ...string) error {
+	_, err := n.output(ctx, args...)
+	return err
+}
+
+func (n *Netns) output(ctx context.Context, args ...string) (string, error) {
 	var out []byte
 	var err error
 	n.Do(func() { out, err = exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput() })
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
-	return nil
+	return string(out), nil
 }
 
 // Do runs f in the namespace, on a thread of its own. The sockets that f makes

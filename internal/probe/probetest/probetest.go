@@ -8,6 +8,7 @@
 package probetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -59,6 +60,28 @@ func Start(t testing.TB, p probe.Probe, feature string) {
 			t.Errorf("Close: %v", err)
 		}
 	})
+}
+
+// Run runs p, which was started, until the test ends.
+func Run(t testing.TB, p probe.Probe) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// Works notes for docs/kernels.md that what name stands for works here, unless the test
+// has failed.
+func Works(t testing.TB, name string) {
+	t.Helper()
+	if !t.Failed() {
+		t.Logf("orb8-feature: %s: works", name)
+	}
 }
 
 // CgroupRoot is where the cgroup2 hierarchy is mounted.

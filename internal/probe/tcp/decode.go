@@ -16,13 +16,18 @@ const recordSize = int(unsafe.Sizeof(bpfTcpRecord{}))
 type clock interface{ Unix(boot uint64) int64 }
 
 // decode fills s from one record of the ring or the iterator. raw must hold at
-// least one whole record; what follows it is ignored.
-func decode(raw []byte, s *flow.Sample, c clock) error {
+// least one whole record; what follows it is ignored. It returns what a listener
+// dropped if the record is one's, else nil.
+func decode(raw []byte, s *flow.Sample, c clock) (*flow.ListenOverflow, error) {
 	if len(raw) < recordSize {
-		return fmt.Errorf("decode TCP record: %d bytes, want %d", len(raw), recordSize)
+		return nil, fmt.Errorf("decode TCP record: %d bytes, want %d", len(raw), recordSize)
 	}
 	var r bpfTcpRecord
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), recordSize), raw)
+	if flow.State(r.State) == flow.StateListen {
+		listener(&r, s, c)
+		return &flow.ListenOverflow{Drops: uint64(r.Drops), Backlog: r.Backlog, Max: r.MaxBacklog}, nil
+	}
 	*s = flow.Sample{
 		Key: flow.Key{
 			Local: flow.Addr(r.Local.B), Remote: flow.Addr(r.Remote.B),
@@ -43,7 +48,22 @@ func decode(raw []byte, s *flow.Sample, c clock) error {
 		TCP:  info(&r),
 	}
 	s.Loopback = isLoopback(s.Local) || isLoopback(s.Remote) || s.Local == s.Remote
-	return nil
+	return nil, nil
+}
+
+// listener fills s with the only end that a listener has.
+func listener(r *bpfTcpRecord, s *flow.Sample, c clock) {
+	now := c.Unix(r.NowNs)
+	*s = flow.Sample{
+		Key: flow.Key{
+			Local: flow.Addr(r.Local.B), LocalPort: r.LocalPort,
+			Protocol: flow.TCP, CgroupID: r.CgroupId, NetNS: r.Netns,
+		},
+		Role:  flow.RoleServer,
+		First: now, Last: now,
+		PID: r.Pid, Comm: flow.Comm(r.Comm),
+		Loopback: isLoopback(flow.Addr(r.Local.B)),
+	}
 }
 
 func role(r uint8) flow.Role {
@@ -125,7 +145,8 @@ func end(r *bpfTcpRecord) flow.End {
 	case errno == syscall.ETIMEDOUT:
 		return flow.EndTimeout
 	case errno == syscall.EHOSTUNREACH || errno == syscall.ENETUNREACH ||
-		r.OldState == synSent && (errno == syscall.ENOPROTOOPT || errno == syscall.EHOSTDOWN || errno == syscall.ENONET):
+		r.OldState == synSent && (errno == syscall.ENOPROTOOPT || errno == syscall.EHOSTDOWN || errno == syscall.ENONET ||
+			errno == syscall.EACCES): // which IPv6 has for what is prohibited
 		return flow.EndUnreachable
 	case r.OldState == synSent && errno == 0:
 		return flow.EndAborted

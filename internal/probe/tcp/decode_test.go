@@ -36,7 +36,7 @@ func TestDecodeGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got flow.Sample
-	if err := decode(b, &got, ahead{}); err != nil {
+	if _, err := decode(b, &got, ahead{}); err != nil {
 		t.Fatal(err)
 	}
 	want := flow.Sample{
@@ -64,10 +64,41 @@ func TestDecodeGolden(t *testing.T) {
 	}
 }
 
+// A listener on all addresses is not on loopback, though both its ends are the same.
+func TestDecodeListener(t *testing.T) {
+	v4 := func(a byte) flow.Addr { return flow.Addr{10: 0xff, 11: 0xff, 12: a} }
+	for _, tc := range []struct {
+		local    flow.Addr
+		loopback bool
+	}{{v4(0), false}, {v4(127), true}, {flow.Addr{}, false}, {flow.Addr{15: 1}, true}} {
+		r := bpfTcpRecord{
+			NowNs: 5, CgroupId: 6, Pid: 7, Netns: 8, LocalPort: 80, Drops: 9, Backlog: 129, MaxBacklog: 128,
+			State: uint8(flow.StateListen), Role: uint8(bpfRoleROLE_LISTENER), Comm: [16]uint8{'a'},
+		}
+		r.Local.B, r.Remote.B = tc.local, v4(0)
+		var got flow.Sample
+		overflow, err := decode(raw(r), &got, ahead{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := flow.Sample{
+			Key:  flow.Key{Local: tc.local, LocalPort: 80, Protocol: flow.TCP, CgroupID: 6, NetNS: 8},
+			Role: flow.RoleServer, Loopback: tc.loopback, First: 1000e9 + 5, Last: 1000e9 + 5,
+			PID: 7, Comm: flow.Comm{'a'},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(&flow.ListenOverflow{Drops: 9, Backlog: 129, Max: 128}, overflow); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 func TestDecodeShort(t *testing.T) {
 	var s flow.Sample
 	for _, n := range []int{0, 1, recordSize - 1} {
-		if err := decode(make([]byte, n), &s, ahead{}); err == nil {
+		if _, err := decode(make([]byte, n), &s, ahead{}); err == nil {
 			t.Errorf("%d bytes: no error", n)
 		}
 	}
@@ -93,7 +124,8 @@ func TestEnd(t *testing.T) {
 		{"host unreachable", synSent, syscall.EHOSTUNREACH, 0, flow.EndUnreachable},
 		{"network unreachable", synSent, syscall.ENETUNREACH, 0, flow.EndUnreachable},
 		{"given up", synSent, 0, 0, flow.EndAborted},
-		{"connect forbidden", synSent, syscall.EACCES, 0, flow.EndError},
+		{"prohibited, IPv6", synSent, syscall.EACCES, 0, flow.EndUnreachable},
+		{"bad header, IPv6", synSent, syscall.EPROTO, 0, flow.EndError},
 		{"active close", finWait2, 0, fin, flow.EndFIN},
 		{"active close, peer still open", finWait2, 0, 0, flow.EndFIN},
 		{"passive close", lastAck, 0, fin, flow.EndFIN},
@@ -132,7 +164,7 @@ func TestLoopback(t *testing.T) {
 		r := bpfTcpRecord{}
 		r.Local.B, r.Remote.B = tc.local, tc.remote
 		var s flow.Sample
-		if err := decode(raw(r), &s, ahead{}); err != nil {
+		if _, err := decode(raw(r), &s, ahead{}); err != nil {
 			t.Fatal(err)
 		}
 		if s.Loopback != tc.want {
@@ -145,11 +177,12 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, recordSize))
 	f.Add(raw(bpfTcpRecord{Flags: 0xff, OldState: 2, State: 7, Role: 9, RttMinUs: ^uint32(0)}))
+	f.Add(raw(bpfTcpRecord{State: uint8(flow.StateListen), Drops: 1}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s flow.Sample
-		if err := decode(b, &s, ahead{}); (err != nil) != (len(b) < recordSize) {
+		if overflow, err := decode(b, &s, ahead{}); (err != nil) != (len(b) < recordSize) {
 			t.Fatalf("%d bytes: %v", len(b), err)
-		} else if err == nil && (s.Protocol != flow.TCP || !s.TCP.Valid || s.TCP.AckedBytes > s.Total.TxBytes) {
+		} else if err == nil && overflow == nil && (s.Protocol != flow.TCP || !s.TCP.Valid || s.TCP.AckedBytes > s.Total.TxBytes) {
 			t.Fatalf("%+v", s)
 		}
 	})
@@ -160,7 +193,7 @@ func BenchmarkDecode(b *testing.B) {
 	var s flow.Sample
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := decode(in, &s, ahead{}); err != nil {
+		if _, err := decode(in, &s, ahead{}); err != nil {
 			b.Fatal(err)
 		}
 	}

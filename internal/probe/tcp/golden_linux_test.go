@@ -23,16 +23,16 @@ func TestWriteGolden(t *testing.T) {
 	w := load(t, Config{})
 	client, server := pair(t, "tcp6", "::1")
 	port := addrOf(client.LocalAddr()).Port()
-	w.ring.SetDeadline(time.Now().Add(time.Second))
+	w.ring.Reader.SetDeadline(time.Now().Add(time.Second))
 	exchange(t, client, server, 100, 50)
 	closeBoth(t, client, server)
 	for {
 		var rec ringbuf.Record
-		if err := w.ring.ReadInto(&rec); err != nil {
+		if err := w.ring.Reader.ReadInto(&rec); err != nil {
 			t.Fatal(err)
 		}
 		var f seen
-		if err := decode(rec.RawSample, &f.Sample, w.cfg.Clock); err != nil {
+		if _, err := decode(rec.RawSample, &f.Sample, w.cfg.Clock); err != nil {
 			t.Fatal(err)
 		}
 		if f.LocalPort == port {

@@ -5,7 +5,6 @@
 package tcp
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -34,8 +33,16 @@ type watcher struct {
 	*Probe
 	losses *loss.Counters
 
-	mu    sync.Mutex
-	flows map[instance]*seen
+	mu      sync.Mutex
+	flows   map[instance]*seen
+	notes   []note
+	sockets map[uint64]flow.SocketCount // as of the latest pass, by cgroup
+}
+
+// note is what a listener dropped.
+type note struct {
+	flow.Sample
+	flow.ListenOverflow
 }
 
 type instance struct {
@@ -61,6 +68,21 @@ func (w *watcher) apply(s *flow.Sample) {
 	f.events = append(f.events, s.TCP.State)
 	if s.TCP.End != flow.EndNone {
 		f.finals++
+	}
+}
+
+func (w *watcher) note(s *flow.Sample, d flow.Detail) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.notes = append(w.notes, note{*s, *d.(*flow.ListenOverflow)})
+}
+
+func (w *watcher) count(counts []flow.SocketCount) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sockets = make(map[uint64]flow.SocketCount)
+	for _, c := range counts {
+		w.sockets[c.CgroupID] = c
 	}
 }
 
@@ -134,35 +156,31 @@ func start(t *testing.T, cfg Config) *watcher {
 }
 
 func (w *watcher) run(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := w.ring.Flush(); err != nil { // Run may wait for long
-			t.Error(err)
-		}
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
+	probetest.Run(t, w)
 }
 
 // load is start without Run.
 func load(t *testing.T, cfg Config) *watcher {
 	t.Helper()
-	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
-	cfg.Apply, cfg.Losses, cfg.Clock = w.apply, w.losses, probe.NewClock()
-	w.Probe = New(cfg)
-	probetest.Start(t, w, "TCP from socket counters: fallback")
+	w := newWatcher(t, cfg)
+	w.load(t)
 	return w
 }
 
-func feature(t *testing.T, name string) {
+func (w *watcher) load(t *testing.T) {
 	t.Helper()
-	if !t.Failed() {
-		t.Logf("orb8-feature: %s: works", name)
-	}
+	probetest.Start(t, w, "TCP from socket counters: fallback")
+}
+
+// newWatcher returns one whose probe is not started.
+func newWatcher(t *testing.T, cfg Config) *watcher {
+	t.Helper()
+	w := &watcher{losses: new(loss.Counters), flows: make(map[instance]*seen)}
+	cfg.Apply, cfg.Note, cfg.Sockets = w.apply, w.note, w.count
+	cfg.Losses, cfg.Clock = w.losses, probe.NewClock()
+	cfg.CgroupRoot = probetest.CgroupRoot(t)
+	w.Probe = New(cfg)
+	return w
 }
 
 // pair makes a connection over addr, an address without port.

@@ -5,13 +5,18 @@
  * TCP flows from the kernel's own per-socket counters. Nothing here runs per
  * packet: a program on the socket's state changes keeps a small record beside
  * each socket and reports its end, an iterator reads the counters of all
- * tracked sockets at each interval.
+ * tracked sockets at each interval, counts the sockets by what they do, and
+ * tells what listeners dropped.
  */
-#include "core.h"
+#include "cgroup.h"
+#include "count.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define ETIMEDOUT 110
+#define SOL_SOCKET 1
+#define SO_ERROR 4
 #define PF_KTHREAD 0x00200000
 
 enum role {
@@ -43,15 +48,18 @@ struct sock_state {
 	/* Totals at the last report by the iterator. */
 	u64 base_tx_bytes, base_rx_bytes, base_tx_segs, base_rx_segs;
 	u64 retrans_reported_ns;
+	u64 moved_ns; /* the pass at which the segment counters had moved, or the start */
+	u64 counted_ns; /* the pass at which the socket was last counted */
 	u32 pid;
 	u32 netns;
+	u32 drops; /* of a listener: sk_drops as last told */
 	u8 comm[16];
 	u8 role;
 	u8 flags;
 	u8 reported_state; /* 0: never reported */
 	u8 closed;
 	u8 pad[2];
-	u16 err; /* as reported, should the program take it before the close */
+	u16 err; /* as reported, or as the program took it before the close */
 };
 
 struct tcp_record {
@@ -70,26 +78,37 @@ struct tcp_record {
 	u32 srtt_us;
 	u32 rtt_min_us;
 	u32 cwnd;
+	/* Only these, the local end and the owner are set if the state is LISTEN. */
+	u32 drops; /* since last told */
+	u32 backlog, max_backlog;
 	u16 local_port, remote_port; /* host order */
 	u16 err;
 	u8 state;
 	u8 old_state;
 	u8 role;
 	u8 flags;
-	u8 pad[6];
+	u8 pad[2];
 	u8 comm[16];
+};
+
+/* What a cgroup's sockets did at a pass. */
+struct tcp_count {
+	u64 pass_ns;
+	u32 established, idle, half_open, half_closed;
 };
 
 enum tcp_stat {
 	STAT_RING_FULL,
 	STAT_STORAGE_FULL,
 	STAT_RESETS_UNMATCHED,
+	STAT_SOCKETS_UNCOUNTED,
 	STAT_MAX,
 };
 
 /* Keeps these types in the object's BTF, for the Go mirrors to be made from. */
 struct mirrored {
 	struct tcp_record record;
+	struct tcp_count count;
 	enum role role;
 	enum tcp_flag flag;
 	enum tcp_stat stat;
@@ -121,92 +140,46 @@ struct {
 	__type(value, struct owner);
 } tcp_listeners SEC(".maps");
 
+/* By cgroup id. An entry of another pass than the latest is stale. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* set by the loader */
+	__type(key, u64);
+	__type(value, struct tcp_count);
+} tcp_counts SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
 } tcp_ring SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STAT_MAX);
-	__type(key, u32);
-	__type(value, u64);
-} tcp_stats SEC(".maps");
+DEFINE_STATS(tcp_stats)
 
-/* Bytes waiting in the ring at which the reader is woken at once. Only the few
- * records that cross this mark wake it: it is already on its way for the rest. */
+/* Bytes waiting in the ring at which the reader is woken at once. */
 volatile const u64 wake_bytes = 1 << 20;
 #define WAKE_WINDOW (16 * sizeof(struct tcp_record))
 
-static __always_inline void count(u32 stat)
-{
-	u64 *n = bpf_map_lookup_elem(&tcp_stats, &stat);
+/* Boot time at which the reader began the latest pass over all sockets, so that
+ * none of them costs a look at the clock. */
+volatile u64 pass_ns = 0;
 
-	if (n)
-		(*n)++;
-}
-
-/* The root of this node's part of the cgroups, where it has not all of them. */
-volatile const u64 part_root = 0;
-#define MAX_LEVELS 16
-
-static __always_inline struct cgroup *sk_cgroup(struct sock *sk)
-{
-	/* Bit 0 says that the word holds net_cls data instead of a pointer. */
-	struct sock_cgroup_data___v5_14 *data = (void *)&sk->sk_cgrp_data;
-	u64 val;
-
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup))
-		return sk->sk_cgrp_data.cgroup;
-	val = BPF_CORE_READ(data, val);
-	return val & 1 ? 0 : (struct cgroup *)val;
-}
-
-static __always_inline u64 ancestor_id(struct cgroup *cg, int level)
-{
-	struct cgroup___v6_0 *old = (void *)cg;
-	struct cgroup *up = 0;
-	u64 id = 0;
-
-	if (bpf_core_field_exists(struct cgroup, ancestors)) {
-		bpf_core_read(&up, sizeof(up), &cg->ancestors[level]);
-		return BPF_CORE_READ(up, kn, id);
-	}
-	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[level]);
-	return id;
-}
+volatile const bool count_sockets = true;
+volatile const u64 idle_ns = 300 * 1000000000ULL;
 
 /* Whether a socket is of this node. Only asked when a connection begins. */
 static __always_inline bool is_ours(struct sock *sk)
 {
-	struct cgroup *cg;
-	int level;
-
-	if (!part_root)
-		return true;
-	cg = sk_cgroup(sk);
-	if (!cg)
-		return false;
-	level = BPF_CORE_READ(cg, level);
-	for (int i = 0; i < MAX_LEVELS; i++) {
-		if (i > level)
-			break;
-		if (ancestor_id(cg, i) == part_root)
-			return true;
-	}
-	return false;
+	return !part_root || in_part(sk_cgroup(sk));
 }
 
 static __always_inline u64 sk_cgroup_id(struct sock *sk)
 {
 	struct cgroup *cg;
 
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
-		cg = sk->sk_cgrp_data.cgroup;
-		return cg ? cg->kn->id : 0;
-	}
-	cg = sk_cgroup(sk);
-	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
+	if (!bpf_core_field_exists(struct sock_cgroup_data, cgroup))
+		return cgroup_id(sk_cgroup(sk));
+	cg = sk->sk_cgrp_data.cgroup;
+	return cg ? cg->kn->id : 0;
 }
 
 static __always_inline void set_owner(struct sock_state *st, struct task_struct *task)
@@ -287,10 +260,29 @@ static __always_inline void start(struct sock_state *st, struct sock *sk, u64 no
 	st->base_tx_segs = 0;
 	st->base_rx_segs = 0;
 	st->retrans_reported_ns = 0;
+	st->moved_ns = now;
+	st->drops = 0;
 	st->flags = 0;
 	st->reported_state = 0;
 	st->closed = 0;
 	st->err = 0;
+}
+
+static __always_inline void set_ends(struct tcp_record *r, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET) {
+		addr_set_v4(&r->local, sk->__sk_common.skc_rcv_saddr);
+		addr_set_v4(&r->remote, sk->__sk_common.skc_daddr);
+	} else {
+		r->local.w[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		r->local.w[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		r->local.w[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		r->local.w[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+		r->remote.w[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		r->remote.w[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		r->remote.w[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		r->remote.w[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+	}
 }
 
 /* state is the socket's, or the last one before CLOSE. */
@@ -314,25 +306,16 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	r->base_rx_segs = st->base_rx_segs;
 	r->acked_bytes = tp->bytes_acked;
 	r->retrans_bytes = tp->bytes_retrans;
-	if (sk->__sk_common.skc_family == AF_INET) {
-		addr_set_v4(&r->local, sk->__sk_common.skc_rcv_saddr);
-		addr_set_v4(&r->remote, sk->__sk_common.skc_daddr);
-	} else {
-		r->local.w[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
-		r->local.w[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
-		r->local.w[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
-		r->local.w[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
-		r->remote.w[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
-		r->remote.w[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
-		r->remote.w[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
-		r->remote.w[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
-	}
+	set_ends(r, sk);
 	r->pid = st->pid;
 	r->netns = st->netns;
 	r->retrans = tp->total_retrans;
 	r->srtt_us = tp->srtt_us;
 	r->rtt_min_us = tp->rtt_min.s[0].v;
 	r->cwnd = tp->snd_cwnd;
+	r->drops = 0;
+	r->backlog = 0;
+	r->max_backlog = 0;
 	/* skc_num is already zero when a socket without a bound port closes. */
 	r->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
 	r->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
@@ -343,13 +326,16 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	__builtin_memcpy(r->comm, st->comm, sizeof(r->comm));
 }
 
-/* Puts a record into the ring. The reader looks every 100 ms by itself and is
- * woken only when the ring fills, since a wake-up costs more than the record. */
+static __always_inline void submit(struct tcp_record *r)
+{
+	bpf_ringbuf_submit(r, wake_flags(&tcp_ring, wake_bytes, WAKE_WINDOW));
+}
+
+/* Puts a record into the ring. */
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct sock_state *st,
 				 int oldstate, int newstate)
 {
 	struct tcp_record *r = bpf_ringbuf_reserve(&tcp_ring, sizeof(*r), 0);
-	u64 waiting;
 
 	if (!r) {
 		if (newstate == TCP_CLOSE) /* all else is read again */
@@ -361,9 +347,72 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct so
 	r->old_state = oldstate;
 	if (newstate == TCP_CLOSE)
 		r->flags |= FLAG_FINAL;
-	waiting = bpf_ringbuf_query(&tcp_ring, BPF_RB_AVAIL_DATA);
-	bpf_ringbuf_submit(r, waiting > wake_bytes && waiting - wake_bytes < WAKE_WINDOW ?
-				      BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	submit(r);
+}
+
+struct mptcp_sock {
+	struct sock *first;
+} __core;
+
+/* The TCP socket within a multipath one, which only bpf_probe_read may look into. */
+static __always_inline struct sock *within(struct sock *sk)
+{
+	if (sk->sk_protocol != IPPROTO_MPTCP || !bpf_core_field_exists(struct mptcp_sock, first))
+		return 0;
+	return BPF_CORE_READ((struct mptcp_sock *)sk, first);
+}
+
+/* What a listener dropped: its queues were full or memory was short. The kernel
+ * counts more here, see listenDrops in drops.go. */
+static __always_inline u32 sk_drops(struct sock *sk)
+{
+	struct sock *tcp = within(sk);
+
+	if (!bpf_core_field_exists(struct sock, sk_drops.counter))
+		return 0;
+	return tcp ? BPF_CORE_READ(tcp, sk_drops.counter) : sk->sk_drops.counter;
+}
+
+/* r is all zero. */
+static __always_inline void fill_listener(struct tcp_record *r, struct sock *sk,
+					  struct sock_state *st, u32 drops)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sock *tcp = within(sk);
+
+	r->now_ns = bpf_ktime_get_boot_ns();
+	r->cgroup_id = sk_cgroup_id(sk);
+	set_ends(r, sk);
+	r->pid = st->pid;
+	r->netns = sk->__sk_common.skc_net.net->ns.inum;
+	r->drops = drops;
+	r->backlog = tcp ? BPF_CORE_READ(tcp, sk_ack_backlog) : sk->sk_ack_backlog;
+	r->max_backlog = tcp ? BPF_CORE_READ(tcp, sk_max_ack_backlog) : sk->sk_max_ack_backlog;
+	/* skc_num is zero already when a TCP socket closes */
+	r->local_port = tp ? bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) : sk->__sk_common.skc_num;
+	r->state = TCP_LISTEN;
+	r->role = st->role;
+	__builtin_memcpy(r->comm, st->comm, sizeof(r->comm));
+}
+
+/* What a listener dropped after the last pass. A pass at this very moment tells the
+ * same. */
+static __always_inline void on_unlisten(struct sock *sk, struct sock_state *st)
+{
+	u32 drops = sk_drops(sk);
+	struct tcp_record *r;
+
+	if (drops == st->drops)
+		return;
+	r = bpf_ringbuf_reserve(&tcp_ring, sizeof(*r), 0);
+	if (!r) {
+		count(STAT_RING_FULL);
+		return;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_listener(r, sk, st, drops - st->drops);
+	submit(r);
+	st->drops = drops;
 }
 
 static __always_inline struct sock_state *state_of(struct sock *sk)
@@ -423,8 +472,10 @@ static __always_inline void on_established(struct sock *sk, int oldstate)
 
 	/* Where both ends connect at the same time, SYN_RECV comes between. */
 	if (oldstate == TCP_SYN_SENT || (st && st->role == ROLE_CLIENT)) {
-		if (st)
+		if (st) {
 			st->established_ns = bpf_ktime_get_boot_ns();
+			st->err = 0;
+		}
 		return;
 	}
 	if (!st && !is_ours(sk))
@@ -455,6 +506,7 @@ static __always_inline void on_listen(struct sock *sk)
 		return;
 	st->role = ROLE_LISTENER;
 	st->start_ns = 0;
+	st->drops = sk_drops(sk);
 	set_owner(st, bpf_get_current_task_btf());
 }
 
@@ -504,9 +556,14 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	struct sock_state *st;
 	struct tcp_sock *tp;
 
-	if (oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
+	if (oldstate == TCP_CLOSE)
 		return;
 	st = state_of(sk);
+	if (oldstate == TCP_LISTEN) {
+		if (st && st->role == ROLE_LISTENER)
+			on_unlisten(sk, st);
+		return;
+	}
 	/* A socket that the handshake never finished for, unless both ends
 	 * connected at the same time. */
 	if (oldstate == TCP_SYN_RECV && (!st || !st->start_ns))
@@ -526,6 +583,9 @@ static __always_inline void on_close(struct sock *sk, int oldstate)
 	}
 	if (st->closed)
 		return;
+	/* An ICMP message that came while the program was in connect() only left this. */
+	if (oldstate == TCP_SYN_SENT && !st->err)
+		st->err = sk->sk_err_soft;
 	advance_segs(st, tp);
 	emit(sk, tp, st, oldstate, TCP_CLOSE);
 	st->closed = 1;
@@ -625,50 +685,181 @@ int BPF_PROG(tcp_error, struct sock *sk)
 	return 0;
 }
 
-/* One pass over all tracked sockets of all network namespaces; only those that
- * changed since the last pass are reported. */
-SEC("iter/bpf_sk_storage_map")
-int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* What a program that asks for the error of its connection is told, and thereby takes
+ * from the socket. No answer is changed: where this copy of one is only a part of it, or
+ * the call failed, the kernel must not write it back, nor fail for its size, which an
+ * optlen of 0 tells it. */
+SEC("cgroup/getsockopt")
+int tcp_asked(struct bpf_sockopt *ctx)
 {
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
+	int *err = ctx->optval;
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_state *st;
+
+	if (ctx->retval || (__u64)ctx->optlen > (__u64)(ctx->optval_end - ctx->optval)) {
+		ctx->optlen = 0;
+		return 1;
+	}
+	if (ctx->level != SOL_SOCKET || ctx->optname != SO_ERROR || (void *)(err + 1) > ctx->optval_end || !*err)
+		return 1;
+	if (!sk || sk->protocol != IPPROTO_TCP || sk->state != TCP_SYN_SENT)
+		return 1;
+	st = bpf_sk_storage_get(&tcp_socks, sk, 0, 0);
+	if (st)
+		st->err = *err;
+	return 1;
+}
+
+/* Adds a socket to what its cgroup has. Of a connection that is being made only the
+ * client's side is a socket yet. A multipath connection counts once per path. */
+static __always_inline void tally(struct sock_state *st, u8 state)
+{
+	struct tcp_count zero = {}, *c;
+	u64 id = st->cgroup_id; /* Linux 6.1 takes no key from the iterator's value */
+
+	if (!count_sockets || st->counted_ns == pass_ns)
+		return; /* a socket may come twice in a pass */
+	st->counted_ns = pass_ns;
+	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_CLOSE_WAIT &&
+	    state != TCP_FIN_WAIT2)
+		return;
+	c = bpf_map_lookup_elem(&tcp_counts, &id);
+	if (!c) {
+		bpf_map_update_elem(&tcp_counts, &id, &zero, BPF_NOEXIST);
+		c = bpf_map_lookup_elem(&tcp_counts, &id);
+		if (!c) {
+			count(STAT_SOCKETS_UNCOUNTED);
+			return;
+		}
+	}
+	if (c->pass_ns != pass_ns) {
+		*c = zero;
+		c->pass_ns = pass_ns;
+	}
+	if (state == TCP_ESTABLISHED) {
+		c->established++;
+		/* One that began during this pass has moved after its begin. */
+		c->idle += (__s64)(pass_ns - st->moved_ns) >= (__s64)idle_ns;
+	} else if (state == TCP_SYN_SENT) {
+		c->half_open++;
+	} else {
+		c->half_closed++;
+	}
+}
+
+/* A socket that is shown again since the page was full is only told of once: what
+ * was told is noted after it has been written. */
+static __always_inline void sample_listener(struct seq_file *seq, struct sock *sk,
+					    struct sock_state *st, struct tcp_record *r)
+{
+	u32 drops = sk_drops(sk);
+
+	if (drops == st->drops || sk->__sk_common.skc_state != TCP_LISTEN)
+		return;
+	fill_listener(r, sk, st, drops - st->drops);
+	if (!bpf_seq_write(seq, r, sizeof(*r)))
+		st->drops = drops;
+}
+
+/* Writes a tracked socket's record if it changed since the last pass. */
+static __always_inline void sample(struct seq_file *seq, struct sock *sk, struct sock_state *st)
+{
 	struct tcp_record r = {};
 	struct tcp_sock *tp;
+	bool moved;
 	u8 state;
 
-	if (!sk || !st || !st->start_ns || st->closed)
-		return 0;
+	if (st->role == ROLE_LISTENER) {
+		sample_listener(seq, sk, st, &r);
+		return;
+	}
+	if (!st->start_ns || st->closed)
+		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
-		return 0;
+		return;
 	state = sk->__sk_common.skc_state;
 	advance_segs(st, tp);
-	if (state == st->reported_state && st->segs_out - st->origin_out == st->base_tx_segs &&
-	    st->segs_in - st->origin_in == st->base_rx_segs)
-		return 0;
+	moved = st->segs_out - st->origin_out != st->base_tx_segs ||
+		st->segs_in - st->origin_in != st->base_rx_segs;
+	if (moved)
+		st->moved_ns = pass_ns;
+	tally(st, state);
+	if (state == st->reported_state && !moved)
+		return;
 	fill(&r, sk, tp, st, state);
 	r.state = state;
 	r.old_state = st->reported_state;
-	if (bpf_seq_write(ctx->meta->seq, &r, sizeof(r)))
-		return 0; /* the page is full: this socket comes again */
+	if (bpf_seq_write(seq, &r, sizeof(r)))
+		return; /* the page is full: this socket comes again */
 	st->reported_state = state;
 	st->base_tx_bytes = r.tx_bytes;
 	st->base_rx_bytes = r.rx_bytes;
 	st->base_tx_segs = r.tx_segs;
 	st->base_rx_segs = r.rx_segs;
+}
+
+/* One pass over all tracked sockets of all network namespaces. */
+SEC("iter/bpf_sk_storage_map")
+int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock_state *st = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (sk && st)
+		sample(ctx->meta->seq, sk, st);
+	return 0;
+}
+
+/* The record of a multipath listener that has none within, or none that can be reached:
+ * of one older than the agent, or found by its file. It is beside the outer socket. */
+static __always_inline struct sock_state *multipath_listener(struct sock *sk, struct task_struct *task)
+{
+	struct sock_state *st;
+
+	if (sk->__sk_common.skc_state != TCP_LISTEN || !is_ours(sk))
+		return 0;
+	st = make_state(sk);
+	if (!st || st->role == ROLE_LISTENER)
+		return st;
+	st->role = ROLE_LISTENER;
+	set_owner(st, task);
+	return st;
+}
+
+/* The same by way of open files, for kernels that are kept from the iterator above. A
+ * socket that several processes hold comes more than once in a pass, one that none
+ * holds does not come. */
+SEC("iter/task_file")
+int tcp_sample_files(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct sock *sk = sock_of_file(ctx);
+	struct sock_state *st;
+
+	if (!task || !sk)
+		return 0;
+	st = sk->sk_protocol == IPPROTO_TCP ? state_of(sk) :
+	     sk->sk_protocol == IPPROTO_MPTCP ? multipath_listener(sk, task) : 0;
+	if (st)
+		sample(ctx->meta->seq, sk, st);
 	return 0;
 }
 
 /* A file may hold a multipath socket, as those of Go's listeners do. The TCP
  * socket within it cannot be given a record here, so the owner of a listener is
- * noted under its port instead. */
+ * noted under its port instead, for what it accepts. */
 static __always_inline int seed_multipath(struct sock *sk, struct task_struct *task)
 {
 	struct listener l = {};
+	struct sock_state *st;
 	struct owner o = {};
 
 	if (sk->__sk_common.skc_state != TCP_LISTEN)
 		return 0;
+	st = multipath_listener(sk, task);
+	if (st)
+		st->drops = sk_drops(sk);
 	l.netns = sk->__sk_common.skc_net.net->ns.inum;
 	l.port = sk->__sk_common.skc_num;
 	o.pid = task->tgid;
@@ -683,20 +874,12 @@ SEC("iter/task_file")
 int tcp_seed(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
+	struct sock *sk = sock_of_file(ctx);
 	struct sock_state *st;
-	struct socket *socket;
 	struct tcp_sock *tp;
-	struct sock *sk;
 	u8 state;
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk)
+	if (!task || !sk)
 		return 0;
 	if (sk->sk_protocol == IPPROTO_MPTCP)
 		return seed_multipath(sk, task);
@@ -712,10 +895,12 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 	if (!st || st->pid)
 		return 0;
 	if (!st->start_ns) {
-		if (state == TCP_LISTEN)
+		if (state == TCP_LISTEN) {
 			st->role = ROLE_LISTENER;
-		else
+			st->drops = sk_drops(sk);
+		} else {
 			adopt(st, sk, tp);
+		}
 	}
 	set_owner(st, task);
 	return 0;

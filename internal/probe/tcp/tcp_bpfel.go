@@ -51,8 +51,11 @@ type bpfSockState struct {
 	BaseTxSegs        uint64
 	BaseRxSegs        uint64
 	RetransReportedNs uint64
+	MovedNs           uint64
+	CountedNs         uint64
 	Pid               uint32
 	Netns             uint32
+	Drops             uint32
 	Comm              [16]uint8
 	Role              uint8
 	Flags             uint8
@@ -60,6 +63,16 @@ type bpfSockState struct {
 	Closed            uint8
 	Pad               [2]uint8
 	Err               uint16
+	_                 [4]byte
+}
+
+type bpfTcpCount struct {
+	_           structs.HostLayout
+	PassNs      uint64
+	Established uint32
+	Idle        uint32
+	HalfOpen    uint32
+	HalfClosed  uint32
 }
 
 type bpfTcpFlag uint32
@@ -103,6 +116,9 @@ type bpfTcpRecord struct {
 	SrttUs     uint32
 	RttMinUs   uint32
 	Cwnd       uint32
+	Drops      uint32
+	Backlog    uint32
+	MaxBacklog uint32
 	LocalPort  uint16
 	RemotePort uint16
 	Err        uint16
@@ -110,36 +126,43 @@ type bpfTcpRecord struct {
 	OldState   uint8
 	Role       uint8
 	Flags      uint8
-	Pad        [6]uint8
+	Pad        [2]uint8
 	Comm       [16]uint8
 }
 
 type bpfTcpStat uint32
 
 const (
-	bpfTcpStatSTAT_RING_FULL        bpfTcpStat = 0
-	bpfTcpStatSTAT_STORAGE_FULL     bpfTcpStat = 1
-	bpfTcpStatSTAT_RESETS_UNMATCHED bpfTcpStat = 2
-	bpfTcpStatSTAT_MAX              bpfTcpStat = 3
+	bpfTcpStatSTAT_RING_FULL         bpfTcpStat = 0
+	bpfTcpStatSTAT_STORAGE_FULL      bpfTcpStat = 1
+	bpfTcpStatSTAT_RESETS_UNMATCHED  bpfTcpStat = 2
+	bpfTcpStatSTAT_SOCKETS_UNCOUNTED bpfTcpStat = 3
+	bpfTcpStatSTAT_MAX               bpfTcpStat = 4
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapTcpCounts        = "tcp_counts"
 	bpfMapTcpListeners     = "tcp_listeners"
 	bpfMapTcpRing          = "tcp_ring"
 	bpfMapTcpSocks         = "tcp_socks"
 	bpfMapTcpStats         = "tcp_stats"
+	bpfProgTcpAsked        = "tcp_asked"
 	bpfProgTcpError        = "tcp_error"
 	bpfProgTcpReceiveReset = "tcp_receive_reset"
 	bpfProgTcpRetransmit   = "tcp_retransmit"
 	bpfProgTcpSample       = "tcp_sample"
+	bpfProgTcpSampleFiles  = "tcp_sample_files"
 	bpfProgTcpSeed         = "tcp_seed"
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
+	bpfVarCountSockets     = "count_sockets"
+	bpfVarIdleNs           = "idle_ns"
 	bpfVarMirrored         = "mirrored"
 	bpfVarPartRoot         = "part_root"
+	bpfVarPassNs           = "pass_ns"
 	bpfVarWakeBytes        = "wake_bytes"
 )
 
@@ -185,10 +208,12 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	TcpAsked        *ebpf.ProgramSpec `ebpf:"tcp_asked"`
 	TcpError        *ebpf.ProgramSpec `ebpf:"tcp_error"`
 	TcpReceiveReset *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.ProgramSpec `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.ProgramSpec `ebpf:"tcp_sample"`
+	TcpSampleFiles  *ebpf.ProgramSpec `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.ProgramSpec `ebpf:"tcp_seed"`
 	TcpSendReset    *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.ProgramSpec `ebpf:"tcp_set_state"`
@@ -198,6 +223,7 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	TcpCounts    *ebpf.MapSpec `ebpf:"tcp_counts"`
 	TcpListeners *ebpf.MapSpec `ebpf:"tcp_listeners"`
 	TcpRing      *ebpf.MapSpec `ebpf:"tcp_ring"`
 	TcpSocks     *ebpf.MapSpec `ebpf:"tcp_socks"`
@@ -208,9 +234,12 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	Mirrored  *ebpf.VariableSpec `ebpf:"mirrored"`
-	PartRoot  *ebpf.VariableSpec `ebpf:"part_root"`
-	WakeBytes *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	CountSockets *ebpf.VariableSpec `ebpf:"count_sockets"`
+	IdleNs       *ebpf.VariableSpec `ebpf:"idle_ns"`
+	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
+	PartRoot     *ebpf.VariableSpec `ebpf:"part_root"`
+	PassNs       *ebpf.VariableSpec `ebpf:"pass_ns"`
+	WakeBytes    *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -233,6 +262,7 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	TcpCounts    *ebpf.Map `ebpf:"tcp_counts"`
 	TcpListeners *ebpf.Map `ebpf:"tcp_listeners"`
 	TcpRing      *ebpf.Map `ebpf:"tcp_ring"`
 	TcpSocks     *ebpf.Map `ebpf:"tcp_socks"`
@@ -241,6 +271,7 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.TcpCounts,
 		m.TcpListeners,
 		m.TcpRing,
 		m.TcpSocks,
@@ -252,19 +283,24 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	Mirrored  *ebpf.Variable `ebpf:"mirrored"`
-	PartRoot  *ebpf.Variable `ebpf:"part_root"`
-	WakeBytes *ebpf.Variable `ebpf:"wake_bytes"`
+	CountSockets *ebpf.Variable `ebpf:"count_sockets"`
+	IdleNs       *ebpf.Variable `ebpf:"idle_ns"`
+	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
+	PartRoot     *ebpf.Variable `ebpf:"part_root"`
+	PassNs       *ebpf.Variable `ebpf:"pass_ns"`
+	WakeBytes    *ebpf.Variable `ebpf:"wake_bytes"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	TcpAsked        *ebpf.Program `ebpf:"tcp_asked"`
 	TcpError        *ebpf.Program `ebpf:"tcp_error"`
 	TcpReceiveReset *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpRetransmit   *ebpf.Program `ebpf:"tcp_retransmit"`
 	TcpSample       *ebpf.Program `ebpf:"tcp_sample"`
+	TcpSampleFiles  *ebpf.Program `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.Program `ebpf:"tcp_seed"`
 	TcpSendReset    *ebpf.Program `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.Program `ebpf:"tcp_set_state"`
@@ -272,10 +308,12 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.TcpAsked,
 		p.TcpError,
 		p.TcpReceiveReset,
 		p.TcpRetransmit,
 		p.TcpSample,
+		p.TcpSampleFiles,
 		p.TcpSeed,
 		p.TcpSendReset,
 		p.TcpSetState,

@@ -13,6 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -94,7 +97,7 @@ func TestExactBytes(t *testing.T) {
 			})
 		}
 	}
-	feature(t, "TCP from socket counters")
+	probetest.Works(t, "TCP from socket counters")
 }
 
 func TestMappedIPv4(t *testing.T) {
@@ -116,10 +119,31 @@ func TestMappedIPv4(t *testing.T) {
 }
 
 func TestOpenConnectionIsSampled(t *testing.T) {
-	w := start(t, Config{})
+	isSampled(t, start(t, Config{}))
+	probetest.Works(t, "TCP connections while open")
+}
+
+// Some kernels keep programs from iterators of maps.
+func TestSampledByFiles(t *testing.T) {
+	w := newWatcher(t, Config{})
+	w.byFiles = true
+	w.load(t)
+	w.run(t)
+	if !slices.ContainsFunc(w.Degraded(), func(d string) bool { return strings.Contains(d, "bpf_sk_storage_map") }) {
+		t.Errorf("degraded: %q", w.Degraded())
+	}
+	isSampled(t, w)
+	probetest.Works(t, "TCP connections while open, by open files")
+}
+
+// isSampled has a connection exchange bytes, and looks whether each reading tells of
+// them once, although two processes have the connection open.
+func isSampled(t *testing.T, w *watcher) {
+	t.Helper()
 	client, server := pair(t, "tcp4", "127.0.0.1")
 	defer server.Close()
 	defer client.Close()
+	share(t, client)
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	var want uint64
 	for range 3 {
@@ -137,7 +161,25 @@ func TestOpenConnectionIsSampled(t *testing.T) {
 	if w.first(func(f *seen) bool { return is(f, local, remote) && f.Total.TxBytes != want }) != nil || w.Received() > before+20 {
 		t.Error("a connection without traffic was reported again")
 	}
-	feature(t, "TCP connections while open")
+}
+
+// share has another process hold a connection for the time of the test.
+func share(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("sleep", "60")
+	cmd.ExtraFiles = []*os.File{f}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 }
 
 func TestPreexisting(t *testing.T) {
@@ -172,7 +214,7 @@ func TestPreexisting(t *testing.T) {
 			t.Errorf("role %v, end %v", end.f.Role, end.f.TCP.End)
 		}
 	}
-	feature(t, "TCP connections older than orb8")
+	probetest.Works(t, "TCP connections older than orb8")
 }
 
 // A listener that was there before names the owner of what it accepts later.
@@ -218,7 +260,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("bytes %+v, want none", f.Total)
 		}
 	}
-	feature(t, "failed TCP connections with their reason")
+	probetest.Works(t, "failed TCP connections with their reason")
 }
 
 func TestResets(t *testing.T) {
@@ -256,7 +298,7 @@ func TestResets(t *testing.T) {
 			t.Errorf("ends %v and %v, want reset by the server", c.TCP.End, s.TCP.End)
 		}
 	})
-	feature(t, "TCP resets and who sent them")
+	probetest.Works(t, "TCP resets and who sent them")
 }
 
 // timeouts, unreachable hosts and loss need packets to be dropped or rejected.
@@ -289,7 +331,6 @@ func TestFailures(t *testing.T) {
 	w := start(t, Config{})
 	a, b := probetest.Joined(t)
 	nft(t, b, "tcp dport 81 drop")
-	nft(t, b, "tcp dport 82 reject with icmpx type host-unreachable")
 	remote := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("10.231.0.2"), port) }
 	userTimeout := func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1200) }
 	none := func(int) error { return nil }
@@ -320,30 +361,6 @@ func TestFailures(t *testing.T) {
 				t.Error("no SYN was sent again")
 			}
 		})
-	}
-}
-
-// A blocking connect, since a program that asks for the error of its own
-// connect takes it away unseen where the ICMP message came back within connect.
-func TestUnreachable(t *testing.T) {
-	w := start(t, Config{})
-	a, b := probetest.Joined(t)
-	nft(t, b, "reject with icmpx type host-unreachable")
-	a.Do(func() {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer unix.Close(fd)
-		err = unix.Connect(fd, &unix.SockaddrInet4{Port: 82, Addr: [4]byte{10, 231, 0, 2}})
-		if err != unix.EHOSTUNREACH {
-			t.Errorf("the program was told: %v", err)
-		}
-	})
-	f := w.find(t, "the attempt", func(f *seen) bool { return f.finals > 0 && f.RemotePort == 82 })
-	if f.TCP.End != flow.EndUnreachable || !f.TCP.Failed {
-		t.Errorf("%+v, want unreachable", f.TCP)
 	}
 }
 
@@ -391,7 +408,7 @@ func TestLossyLink(t *testing.T) {
 		t.Errorf("retransmits %d, %d bytes: want some at 5 %% loss", c.TCP.Retransmits, c.TCP.RetransBytes)
 	}
 	t.Logf("%d and %d segments sent again", c.TCP.Retransmits, s.TCP.Retransmits)
-	feature(t, "TCP retransmits, bytes exact under loss")
+	probetest.Works(t, "TCP retransmits, bytes exact under loss")
 }
 
 // What this host drops on its way out has been counted as sent by the socket,
@@ -566,8 +583,9 @@ func TestRingFull(t *testing.T) {
 // full, not before, and loses nothing.
 func TestRingWakesTheReader(t *testing.T) {
 	const ringBytes = 1 << 20
-	w := load(t, Config{RingBytes: ringBytes})
+	w := newWatcher(t, Config{RingBytes: ringBytes})
 	w.drainEvery = time.Hour
+	w.load(t)
 	w.run(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -668,42 +686,73 @@ func TestManySockets(t *testing.T) {
 		client, server := dialTo(t, l, "tcp4", l.Addr().String())
 		conns = append(conns, client, server)
 	}
+	// The kernel goes on in a hash bucket by position, so a socket of somebody else
+	// that closes during a pass may hide one of these until the next.
+	port := addrOf(l.Addr()).Port()
+	if got := w.established(t, port); got < 2*n-n/50 {
+		t.Errorf("one pass found %d sockets, want about %d", got, 2*n)
+	}
+	if got := w.established(t, port); got != 2*n {
+		t.Errorf("two passes found %d sockets, want %d", got, 2*n)
+	}
+}
+
+// established makes a pass and counts the ends of connections to port seen so far.
+func (w *watcher) established(t *testing.T, port uint16) int {
+	t.Helper()
 	if err := w.Collect(); err != nil {
 		t.Fatal(err)
 	}
-	port, got := addrOf(l.Addr()).Port(), 0
+	got := 0
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, f := range w.flows {
 		if (f.LocalPort == port || f.RemotePort == port) && f.TCP.State == flow.StateEstablished {
 			got++
 		}
 	}
-	w.mu.Unlock()
-	if got != 2*n {
-		t.Errorf("one pass found %d sockets, want %d", got, 2*n)
-	}
+	return got
 }
 
 func TestMain(m *testing.M) {
-	if addr := os.Getenv("ORB8_TEST_DIAL"); addr != "" {
-		os.Exit(child(addr))
+	var c commands
+	if probetest.ServeChild(c.do) {
+		return
 	}
 	os.Exit(m.Run())
 }
 
-// child connects, sends 77 bytes and waits for the other side to close.
-func child(addr string) int {
+// commands is what a child carries out.
+type commands struct{ held []net.Conn }
+
+func (c *commands) do(f []string) (string, error) {
+	switch f[0] {
+	case "dial": // ADDRESS
+		return "", dialAndWait(f[1])
+	case "hold": // OPEN ATTEMPTS HALF-CLOSED
+		var n [3]int
+		for i := range n {
+			n[i], _ = strconv.Atoi(f[1+i])
+		}
+		return "", c.hold(n[0], n[1], n[2])
+	case "exchange": // over one of the open connections
+		return "", c.exchange()
+	}
+	return "", fmt.Errorf("no command %q", f[0])
+}
+
+// dialAndWait connects and sends 77 bytes. When the other side closes, so does this.
+func dialAndWait(addr string) error {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
-	defer c.Close()
-	if _, err := c.Write(make([]byte, 77)); err != nil {
-		return 1
-	}
-	c.Read(make([]byte, 1))
-	return 0
+	_, err = c.Write(make([]byte, 77))
+	go func() {
+		_, _ = c.Read(make([]byte, 1))
+		c.Close()
+	}()
+	return err
 }
 
 // Two namespaces joined by a veth pair, the client in a cgroup of its own: each
@@ -714,14 +763,8 @@ func TestCgroups(t *testing.T) {
 	cgroup, id := probetest.NewCgroup(t)
 	for _, addr := range []string{"10.231.0.2:0", "[fd00:231::2]:0"} {
 		l := listenIn(t, b, addr)
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
-		cmd.Stderr = os.Stderr
-		probetest.InCgroup(t, cmd, cgroup)
-		var err error
-		if a.Do(func() { err = cmd.Start() }); err != nil {
-			t.Skipf("SKIP: start a process in a cgroup: %v", err)
-		}
+		child := probetest.NewChild(t, cgroup, a)
+		child.Do("dial %v", l.Addr())
 		server, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
@@ -731,15 +774,12 @@ func TestCgroups(t *testing.T) {
 		}
 		local, remote := addrOf(server.RemoteAddr()), addrOf(server.LocalAddr())
 		server.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Fatal(err)
-		}
 		c, s := w.final(t, local, remote), w.final(t, remote, local)
 		if c.CgroupID != id || s.CgroupID == id || s.CgroupID == 0 {
 			t.Errorf("cgroups %d and %d, want %d for the client only", c.CgroupID, s.CgroupID, id)
 		}
-		if c.PID != uint32(cmd.Process.Pid) || s.PID != uint32(os.Getpid()) {
-			t.Errorf("processes %d and %d, want %d and %d", c.PID, s.PID, cmd.Process.Pid, os.Getpid())
+		if c.PID != child.PID() || s.PID != uint32(os.Getpid()) {
+			t.Errorf("processes %d and %d, want %d and %d", c.PID, s.PID, child.PID(), os.Getpid())
 		}
 		if c.NetNS == s.NetNS || c.Loopback || s.Loopback {
 			t.Errorf("namespaces %d and %d, loopback %v and %v", c.NetNS, s.NetNS, c.Loopback, s.Loopback)
@@ -747,7 +787,7 @@ func TestCgroups(t *testing.T) {
 		checkBytes(t, c, 77, 0)
 		checkBytes(t, s, 0, 77)
 	}
-	feature(t, "both ends told apart by cgroup")
+	probetest.Works(t, "both ends told apart by cgroup")
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
@@ -807,18 +847,12 @@ func TestPartOfTheCgroups(t *testing.T) {
 	}
 	defer l.Close()
 	dial := func(dir string) net.Conn {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), "ORB8_TEST_DIAL="+l.Addr().String())
-		probetest.InCgroup(t, cmd, dir)
-		if err := cmd.Start(); err != nil {
-			t.Skipf("SKIP: start a process in a cgroup: %v", err)
-		}
-		t.Cleanup(func() { _ = cmd.Wait() })
+		probetest.NewChild(t, dir, nil).Do("dial %v", l.Addr())
 		server, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { server.Close() }) // else the process waits for ever
+		t.Cleanup(func() { server.Close() })
 		if _, err := server.Read(make([]byte, 77)); err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds what the cluster runs into the cache: Kubernetes and etcd (about ten
-# minutes on two cores, once per version), the images.
+# minutes on two cores, once per version), CoreDNS (one), the images.
 
 # shellcheck source=test/cluster/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -11,12 +11,12 @@ check_host() {
 	[[ $(uname -s) == Linux && $(id -u) == 0 ]] || die "needs root on Linux"
 	[[ $cgroup2 ]] || die "no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
 	local missing=() c
-	for c in go containerd ctr runc ip nsenter unshare iptables nft conntrack openssl curl setsid; do
+	for c in go containerd ctr runc ip nsenter unshare iptables nft conntrack openssl curl setsid busybox; do
 		command -v "$c" >/dev/null || missing+=("$c")
 	done
 	[[ -x /usr/lib/cni/bridge ]] || missing+=(/usr/lib/cni/bridge)
 	((${#missing[@]} == 0)) || die "not found: ${missing[*]}. Try: apt-get install" \
-		"containerd runc containernetworking-plugins iproute2 iptables nftables conntrack openssl curl"
+		"containerd runc containernetworking-plugins iproute2 iptables nftables conntrack openssl curl busybox-static"
 }
 
 # build OUT DIR PACKAGE [FLAG...]
@@ -47,6 +47,19 @@ build_kubernetes() {
 	done
 }
 
+# build_coredns TREE
+build_coredns() {
+	local version out
+	version=$(awk '$2 == "github.com/coredns/coredns" { print $3; exit }' "$here/../coredns/go.mod")
+	out=$bin/coredns-$version
+	if [[ ! -x $out ]]; then
+		say "building CoreDNS $version"
+		build "$out" "$here/../coredns" . -ldflags '-s -w'
+	fi
+	mkdir -p "$1"
+	cp "$out" "$1/coredns"
+}
+
 # build_orb8 TREE puts into it an orb8 that can load NVIDIA's library, as that of the
 # Dockerfile can, with the C library that it needs; without a C compiler one that can
 # not.
@@ -66,22 +79,40 @@ build_orb8() {
 	done
 }
 
+# build_trouble TREE completes an image whose programs have no other files beside them:
+# with a static busybox, a folder that everybody may write to, and programs that make
+# who starts them root.
+build_trouble() {
+	local name
+	mkdir -p "$1/bin" "$1/lib" "$1/suid" "$1/tmp"
+	chmod 1777 "$1/tmp"
+	cp "$(command -v busybox)" "$1/bin/busybox"
+	for name in sh sleep id ls cat true; do ln -sf busybox "$1/bin/$name"; done
+	for name in trouble su; do install -m 4755 "$1/trouble" "$1/suid/$name"; done
+	install -m 4755 "$1/bin/busybox" "$1/suid/sh"
+	cp "$1/trouble" "$1/lib/ld-trouble.so.1"
+}
+
 # build_images makes the images that the nodes import. Their program is at
 # /NAME, as in the Dockerfile.
 build_images() {
 	local name tree=$state/trees orb8
 	orb8=$(awk '$1 == "image:" { gsub(/"/, "", $2); print $2; exit }' "$root/deploy/orb8-daemonset.yaml")
 	build "$bin/mkimage" "$root" ./test/cluster/image
-	for name in netpeer pause orb8; do
+	for name in netpeer pause trouble orb8; do
 		mkdir -p "$tree/$name"
 		[[ $name == orb8 ]] || build "$tree/$name/$name" "$root" "./test/cluster/$name" -ldflags '-s -w'
 	done
+	build_trouble "$tree/trouble"
 	build_orb8 "$tree/orb8"
+	build_coredns "$tree/coredns"
 	mkdir -p "$tree/orb8/etc/ssl/certs"
 	cp /etc/ssl/certs/ca-certificates.crt "$tree/orb8/etc/ssl/certs/"
 	"$bin/mkimage" -o "$images/orb8.tar" -ref "$orb8" -entrypoint /orb8 "$tree/orb8"
+	"$bin/mkimage" -o "$images/coredns.tar" -ref orb8.test/coredns:1 -entrypoint /coredns "$tree/coredns"
 	"$bin/mkimage" -o "$images/pause.tar" -ref orb8.test/pause:1 -entrypoint /pause "$tree/pause"
 	"$bin/mkimage" -o "$images/netpeer.tar" -ref orb8.test/netpeer:1 -entrypoint /netpeer "$tree/netpeer"
+	"$bin/mkimage" -o "$images/trouble.tar" -ref orb8.test/trouble:1 -entrypoint /trouble "$tree/trouble"
 	ln -sf "$tree/netpeer/netpeer" "$state/bin/netpeer"
 }
 
@@ -107,3 +138,4 @@ mkdir -p "$bin" "$images" "$state/bin"
 build_kubernetes
 build_images
 [[ ! ${ORB8_TEST_SCALE:-} ]] || build_kwok
+[[ ! ${ORB8_TEST_WORKLOADS:-} ]] || "$here/workloads.sh"

@@ -15,7 +15,7 @@ nodes=(1 2)
 
 up() {
 	local i pids=()
-	[[ ! -e $run ]] || die "there is a cluster in $run: $here/lab.sh down"
+	only_one
 	mkdir -p "$run" "$logs"
 	rm -f "$logs"/*
 	"$here/build.sh"
@@ -28,6 +28,7 @@ up() {
 	done
 	for i in "${pids[@]}"; do wait "$i"; done
 	until_true 30 "the default service account" kubectl get serviceaccount default
+	"$here/dns.sh"
 	say "two nodes up in $((SECONDS - began)) s"
 }
 

@@ -26,6 +26,9 @@ node4() { echo "10.251.0.1$1"; }
 node6() { echo "fd00:10:251::1$1"; }
 # A machine that is neither node nor pod.
 outside4=198.51.100.7 outside6=2001:db8:7::7
+# Another one, which is api.example.test for the cluster's DNS server.
+named4=198.51.100.8 named6=2001:db8:7::8
+dns=10.97.0.10
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -33,19 +36,30 @@ die() {
 	exit 1
 }
 
-# start NAME COMMAND... runs a daemon of its own session; its pid is in
-# $run/NAME.pid and its output in $logs/NAME.log.
+# start NAME COMMAND... runs a daemon of its own session; its pid and when it began
+# are in $run/NAME.pid and its output in $logs/NAME.log.
 start() {
 	local name=$1
 	shift
 	setsid "$@" >>"$logs/$name.log" 2>&1 </dev/null &
-	echo $! >"$run/$name.pid"
+	echo "$! $(began $!)" >"$run/$name.pid"
+}
+
+# began PID prints when a process began, in ticks since boot: with it, a pid that
+# came again, maybe on another boot, is told apart.
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+
+# pid NAME
+pid() {
+	local pid=
+	read -r pid _ 2>/dev/null <"$run/$1.pid" || true
+	echo "$pid"
 }
 
 # alive NAME
 alive() {
-	local pid
-	pid=$(cat "$run/$1.pid" 2>/dev/null) && [[ -e /proc/$pid ]] &&
+	local pid at
+	{ read -r pid at <"$run/$1.pid"; } 2>/dev/null && [[ $at && $(began "$pid") == "$at" ]] &&
 		! grep -q '^State:.Z' "/proc/$pid/status" 2>/dev/null
 }
 
@@ -53,14 +67,26 @@ alive() {
 stop() {
 	local i
 	if alive "$1"; then
-		kill "-${2:-TERM}" "$(cat "$run/$1.pid")" 2>/dev/null || true
+		kill "-${2:-TERM}" "$(pid "$1")" 2>/dev/null || true
 		for ((i = 0; i < 100; i++)); do
 			alive "$1" || break
 			sleep 0.1
 		done
-		! alive "$1" || kill -KILL "$(cat "$run/$1.pid")" 2>/dev/null || true
+		! alive "$1" || kill -KILL "$(pid "$1")" 2>/dev/null || true
 	fi
 	rm -f "$run/$1.pid"
+}
+
+# only_one ends the script if there is a cluster. What is left of one whose
+# processes are gone, as after a restart of the machine, is removed.
+only_one() {
+	local f
+	[[ -e $run ]] || return 0
+	for f in "$run"/*.pid; do
+		! alive "$(basename "$f" .pid)" || die "there is a cluster in $run: $here/lab.sh down"
+	done
+	say "removing what is left in $run of a cluster whose processes are gone"
+	"$here/lab.sh" down
 }
 
 # until_true SECONDS WHAT COMMAND... repeats a command until it succeeds.

@@ -88,7 +88,9 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.tracing.
 END
 start "$name-containerd" containerd -c "$dir/containerd.toml"
 until_true 30 "containerd on $name" ctr version
-for image in "$images"/*.tar; do ctr -n k8s.io images import "$image"; done
+all=("$images"/*.tar)
+[[ ! ${ORB8_TEST_WORKLOADS:-} || $number != 1 ]] || all+=("$cache/workloads.tar")
+for image in "${all[@]}"; do ctr -n k8s.io images import "$image"; done
 
 echo "nameserver 127.0.0.1" >"$dir/resolv.conf"
 cat >"$dir/kubelet.yaml" <<END
@@ -104,6 +106,8 @@ failCgroupV1: false
 failSwapOn: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 resolvConf: $dir/resolv.conf
+clusterDNS: [$dns]
+clusterDomain: cluster.local
 staticPodPath: $dir/static-pods
 maxPods: 250
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%}

@@ -20,7 +20,7 @@ podgroup=/$netns sysgroup=/$netns-sys
 dir=$run/$name
 
 # inside COMMAND... runs in the node's namespaces.
-inside() { nsenter -t "$(cat "$run/$name-init.pid")" -m -n "$@"; }
+inside() { nsenter -t "$(pid "$name-init")" -m -n "$@"; }
 
 start_network() {
 	local other
@@ -97,7 +97,7 @@ start_proxy() {
 	END
 	stop "$name-proxy"
 	# The new mode removes what the other one has made.
-	start "$name-proxy" nsenter -t "$(cat "$run/$name-init.pid")" -m -n \
+	start "$name-proxy" nsenter -t "$(pid "$name-init")" -m -n \
 		sh -c "echo \$\$ >$cgroup2$sysgroup/cgroup.procs; exec kube-proxy --config=$dir/proxy.yaml"
 	until_true 30 "kube-proxy on $name" inside curl -sf http://127.0.0.1:10256/healthz
 }

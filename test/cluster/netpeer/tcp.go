@@ -18,9 +18,10 @@ import (
 // all, the header included, and how many it wants back, as two 64-bit numbers.
 const headerSize = 16
 
-// plain makes no Multipath TCP, which Go does by default where it listens.
+// plain makes no Multipath TCP, which Go does by default where it listens, and sends
+// nothing on connections that nobody uses.
 func plain() net.ListenConfig {
-	var lc net.ListenConfig
+	lc := net.ListenConfig{KeepAlive: -1}
 	lc.SetMultipathTCP(false)
 	return lc
 }
@@ -60,7 +61,7 @@ func clientTCP(ctx context.Context, t *traffic) error {
 	if t.send < headerSize {
 		return fmt.Errorf("-send %d: want at least %d", t.send, headerSize)
 	}
-	d := net.Dialer{Timeout: t.timeout}
+	d := net.Dialer{Timeout: t.timeout, KeepAlive: -1}
 	c, err := d.DialContext(ctx, "tcp", t.to)
 	if err != nil {
 		return err

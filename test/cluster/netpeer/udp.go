@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -62,6 +63,9 @@ func clientUDP(ctx context.Context, t *traffic) error {
 	r := Result{Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()}
 	send := func() error {
 		_, err := c.Write(make([]byte, t.size))
+		for t.mute && errors.Is(err, syscall.ECONNREFUSED) { // of one before; this one was not sent
+			_, err = c.Write(make([]byte, t.size))
+		}
 		return err
 	}
 	return exchange(ctx, t, r, send, c, func(b []byte) bool { return len(b) == t.size })
@@ -87,6 +91,9 @@ func exchange(ctx context.Context, t *traffic, r Result, send func() error, from
 			return err
 		}
 		r.Sent += t.size
+		if t.mute {
+			continue
+		}
 		if err := from.SetReadDeadline(time.Now().Add(t.timeout)); err != nil {
 			return err
 		}

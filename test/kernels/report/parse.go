@@ -43,7 +43,7 @@ var (
 	startLine   = regexp.MustCompile(`^=== (?:RUN|CONT|NAME) +(\S*)$`)
 	resultLine  = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
 	logLine     = regexp.MustCompile(`^\s*[\w.-]+\.go:\d+: (.*)$`)
-	featureLine = regexp.MustCompile(`^orb8-feature: ([^:]+): (works|fallback|off)(?:: (.*))?$`)
+	featureLine = regexp.MustCompile(`^orb8-feature: (.+?): (works|fallback|off)(?:: (.*))?$`)
 )
 
 // frame starts each line that the testing package itself writes when it is run

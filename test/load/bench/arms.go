@@ -94,7 +94,7 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	if a.packet {
 		at.probes = append(at.probes, packet.New(packet.Config{
 			Apply: t.Apply, Losses: losses, Clock: h.clock, CgroupRoot: h.cgroupRoot(),
-			CountTCP: func() bool { return !a.tcp },
+			CountTCP: func() bool { return !a.tcp }, DNSPorts: []uint16{53},
 		}))
 	}
 	for i, p := range at.probes {

@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"time"
 )
 
@@ -42,37 +44,49 @@ type bench struct {
 
 // compareArms makes one run.
 func (b *bench) compareArms(ctx context.Context) (figures, error) {
-	arms, times := newArms(), make(map[string]map[string]series)
+	arms := make(map[string]*arm)
+	for _, a := range newArms() {
+		arms[a.name] = a
+	}
 	var loads []*task
 	err := b.thread.do(func() (err error) { loads, err = newTasks(); return err })
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range loads {
-		times[w.name] = make(map[string]series)
-	}
-	for range b.effort.rounds {
-		b.rng.Shuffle(len(arms), func(i, j int) { arms[i], arms[j] = arms[j], arms[i] })
-		for _, a := range arms {
-			visit, err := b.visitUndisturbed(ctx, a, loads)
+	return compareBy(slices.Sorted(maps.Keys(arms)), b.effort.rounds, b.rng, func(name string) (map[string][]float64, error) {
+		return b.visitUndisturbed(ctx, arms[name], loads)
+	})
+}
+
+// compareBy visits each arm once a round, in an order drawn anew, and compares all with
+// armNone. A visit returns the times of blocks by workload.
+func compareBy(arms []string, rounds int, rng *rand.Rand, visit func(arm string) (map[string][]float64, error)) (figures, error) {
+	times := make(map[string]map[string]series)
+	for range rounds {
+		rng.Shuffle(len(arms), func(i, j int) { arms[i], arms[j] = arms[j], arms[i] })
+		for _, arm := range arms {
+			visited, err := visit(arm)
 			if err != nil {
-				return nil, fmt.Errorf("arm %s: %w", a.name, err)
+				return nil, fmt.Errorf("arm %s: %w", arm, err)
 			}
-			for name, blocks := range visit {
-				times[name][a.name] = append(times[name][a.name], blocks)
+			for load, blocks := range visited {
+				if times[load] == nil {
+					times[load] = make(map[string]series)
+				}
+				times[load][arm] = append(times[load][arm], blocks)
 			}
 		}
 	}
-	return b.ratios(times), nil
+	return ratios(times, rng), nil
 }
 
-func (b *bench) ratios(times map[string]map[string]series) figures {
+func ratios(times map[string]map[string]series, rng *rand.Rand) figures {
 	all := make(figures)
 	for load, byArm := range times {
 		all[load] = make(map[string]ratio)
 		for name, s := range byArm {
 			if name != armNone {
-				all[load][name] = compare(byArm[armNone], s, b.rng)
+				all[load][name] = compare(byArm[armNone], s, rng)
 			}
 		}
 		base := byArm[armNone].typical(nil, nil)
@@ -100,7 +114,7 @@ func (b *bench) visit(ctx context.Context, a *arm, loads []*task) (times map[str
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := waitUntilAlone(5 * time.Minute); err != nil {
+	if err := waitUntilAlone(); err != nil {
 		return nil, err
 	}
 	at, err := b.host.attach(ctx, a)
@@ -148,9 +162,14 @@ func (w *task) visit(n int) ([]float64, error) {
 	if w.prepare != nil {
 		w.prepare()
 	}
+	return counted(n, w.block)
+}
+
+// counted runs one block that does not count and returns the times of n that do.
+func counted(n int, block func() (float64, error)) ([]float64, error) {
 	times := make([]float64, 0, n)
 	for i := range n + 1 {
-		ns, err := w.block()
+		ns, err := block()
 		if err != nil {
 			return nil, err
 		}

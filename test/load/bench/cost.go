@@ -56,7 +56,7 @@ func (b *bench) measureCosts(ctx context.Context) ([]cost, overhead, error) {
 }
 
 func (c *costs) visit(ctx context.Context, b *bench, a *arm, loads []*task) (err error) {
-	if err := errors.Join(ctx.Err(), waitUntilAlone(5*time.Minute)); err != nil {
+	if err := errors.Join(ctx.Err(), waitUntilAlone()); err != nil {
 		return err
 	}
 	at, err := b.host.attach(ctx, a)

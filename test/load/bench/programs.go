@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -29,6 +30,7 @@ const (
 	progSockCreate = "packet_sock_cre"
 	progEmptyIn    = "bench_empty_in"
 	progEmptyOut   = "bench_empty_out"
+	progsOfExec    = "process_"
 )
 
 func ownProgram(name string) bool {
@@ -37,7 +39,7 @@ func ownProgram(name string) bool {
 		progIngress, progEgress, progSockCreate, progEmptyIn, progEmptyOut:
 		return true
 	}
-	return false
+	return strings.HasPrefix(name, progsOfExec)
 }
 
 // programs holds orb8's loaded programs by name; several of one name if orb8
@@ -126,9 +128,12 @@ func (ps programs) runs() (map[string]runs, error) {
 	return all, nil
 }
 
+// alonePatience is how long another orb8 is waited for.
+const alonePatience = 5 * time.Minute
+
 // waitUntilAlone returns once no program of orb8 is loaded. Programs that were
 // detached go only after a grace period.
-func waitUntilAlone(patience time.Duration) error {
+func waitUntilAlone() error {
 	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		found, err := findPrograms()
 		if err != nil {
@@ -141,7 +146,7 @@ func waitUntilAlone(patience time.Duration) error {
 		if n == 0 {
 			return nil
 		}
-		if time.Since(begin) > patience {
+		if time.Since(begin) > alonePatience {
 			return errors.New("orb8 runs on this machine already: stop it to compare with and without it")
 		}
 	}

@@ -32,6 +32,8 @@ type report struct {
 	idle, followed  []float64 // percent of a core
 	flows           []flowMemory
 	passes          []passTimes
+	dns             []dnsFigures
+	calls           []callFigures
 }
 
 func (r *report) markdown() string {
@@ -44,6 +46,8 @@ func (r *report) markdown() string {
 		b.WriteString(res.row())
 	}
 	r.writeCompared(&b)
+	r.writeDNS(&b)
+	r.writeCalls(&b)
 	r.writeCosts(&b)
 	r.writeAgent(&b)
 	b.WriteString("\n" + method)
@@ -82,6 +86,10 @@ func (r *report) results() []result {
 		{what: connectClose + ", everything on", target: atLeast(0.95), values: r.ratios(connectClose, armAll)},
 		{what: tcpBulk + ", everything on", target: atLeast(0.98), values: r.ratios(tcpBulk, armAll)},
 		{what: udpPingPong + ", everything on", target: atLeast(0.95), values: r.ratios(udpPingPong, armAll)},
+		{what: dnsPaced + ", with the agent", target: atLeast(0.95), values: r.dnsRatios(dnsPaced)},
+		{what: callGetpid + ", with the exec probe", note: "added", target: target{limit: 3, format: "%+.1f ns"}, values: r.callAdded(callGetpid)},
+		{what: callRead + ", with the exec probe", note: "added", target: target{limit: 3, format: "%+.1f ns"}, values: r.callAdded(callRead)},
+		{what: callExec + ", with the exec probe", target: atLeast(0.97), values: r.callRatios(callExec)},
 		{what: "state program, per run", target: target{limit: 400, format: "%.0f ns"}, values: r.stateProgram()},
 		{
 			what:   fmt.Sprintf("agent, share of a core with %d idle connections", r.idleConnections),
@@ -128,22 +136,98 @@ func (r *report) writeCompared(b *strings.Builder) {
 	}
 	b.WriteString("\n## With and without orb8\n\n")
 	b.WriteString("Throughput relative to a host without orb8, of each run, with the interval that 95 % of redrawn rounds lie in, and the time that orb8 adds to one operation. `fallback` is the packet probe counting TCP too, where sockets cannot be read. `empty programs` has programs that do nothing at the packet probe's two hooks: the kernel's own price of hooks that see each packet.\n\n")
-	b.WriteString("| workload | arm | ratio to none | added per operation |\n|---|---|---|---|\n")
-	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong} {
-		for _, arm := range []string{armNone, armControl, armTCP, armAll, armEmpty, armFallback} {
-			r.writeArm(b, load, arm)
-		}
-	}
+	writeRatios(b, "operation", []string{tcpPingPong, connectClose, tcpBulk, udpPingPong},
+		[]string{armNone, armControl, armTCP, armAll, armEmpty, armFallback}, r.compared)
 	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong} {
 		fmt.Fprintf(b, "\nThe control's spread, %s: ± %.3f.", load, r.controlSpread(load))
 	}
 	fmt.Fprintf(b, "\n\nVisits made again because another orb8 was loaded meanwhile: %d.\n", r.repeated)
 }
 
-func (r *report) writeArm(b *strings.Builder, load, arm string) {
+func (r *report) dnsRatios(load string) []float64 {
+	var all []float64
+	for _, f := range r.dns {
+		all = append(all, f.ratios[load][armAll].Value)
+	}
+	return all
+}
+
+func (r *report) writeDNS(b *strings.Builder) {
+	if len(r.dns) == 0 {
+		return
+	}
+	b.WriteString("\n## DNS with and without the agent\n\n")
+	b.WriteString("A client and a responder on loopback, each a thread, and the real agent beside them on the same cores: answers a second relative to those without an agent, and the time that a query takes more. Both ends are on this host, so the agent reads four messages a query.\n\n")
+	var runs []figures
+	for _, f := range r.dns {
+		runs = append(runs, f.ratios)
+	}
+	writeRatios(b, "query", []string{dnsPaced, dnsFast}, []string{armNone, armControl, armAll}, runs)
+	b.WriteString("\n| while the agent ran | queries sent | counted | messages lost, of four a query |\n|---|---|---|---|\n")
+	for _, load := range []string{dnsPaced, dnsFast} {
+		var sent, counted, lost []string
+		for _, f := range r.dns {
+			t := f.tally[load]
+			sent, counted, lost = append(sent, fmt.Sprint(t.sent)), append(counted, fmt.Sprint(t.counted)), append(lost, fmt.Sprint(t.lost))
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", load, strings.Join(sent, ", "), strings.Join(counted, ", "), strings.Join(lost, ", "))
+	}
+	var cpu []string
+	for _, f := range r.dns {
+		cpu = append(cpu, fmt.Sprintf("%.1f %%", quantile(f.cpu, 0.5)))
+	}
+	fmt.Fprintf(b, "\nThe agent's share of a core at 20,000 queries a second: %s.\n", strings.Join(cpu, ", "))
+}
+
+func (r *report) callAdded(load string) []float64 {
+	var all []float64
+	for _, f := range r.calls {
+		all = append(all, f.ratios[load][armExec].Added)
+	}
+	return all
+}
+
+func (r *report) callRatios(load string) []float64 {
+	var all []float64
+	for _, f := range r.calls {
+		all = append(all, f.ratios[load][armExec].Value)
+	}
+	return all
+}
+
+func (r *report) writeCalls(b *strings.Builder) {
+	if len(r.calls) == 0 {
+		return
+	}
+	b.WriteString("\n## System calls and programs with and without the agent\n\n")
+	b.WriteString("One thread that makes system calls, in CPU time of that thread and of the Redis server that it asks, and then starts programs (`/bin/true`) one after the other, in time on the clock. `exec probe` is the real agent with that probe only; `trace of another pod` the same while the system calls of a container that sleeps are traced, which every other system call of the host pays for as well.\n\n")
+	var runs []figures
+	for _, f := range r.calls {
+		runs = append(runs, f.ratios)
+	}
+	loads := slices.DeleteFunc(callLoads(), func(load string) bool { return runs[0][load] == nil })
+	writeRatios(b, "operation", loads, callArms(), runs)
+	b.WriteString("\nPrograms started while the agent ran, and counted by it:")
+	for _, f := range r.calls {
+		fmt.Fprintf(b, " %d and %d, %d lost;", f.started, f.counted, f.lost)
+	}
+	b.WriteString(" in each run.\n")
+}
+
+// writeRatios writes a table of each arm in each run; per names one operation.
+func writeRatios(b *strings.Builder, per string, loads, arms []string, runs []figures) {
+	fmt.Fprintf(b, "| workload | arm | ratio to none | added per %s |\n|---|---|---|---|\n", per)
+	for _, load := range loads {
+		for _, arm := range arms {
+			writeArm(b, load, arm, runs)
+		}
+	}
+}
+
+func writeArm(b *strings.Builder, load, arm string, runs []figures) {
 	var ratios, added []string
-	for _, f := range r.compared {
-		v := f[load][arm]
+	for _, run := range runs {
+		v := run[load][arm]
 		if arm == armNone {
 			ratios = append(ratios, "1")
 			added = append(added, fmt.Sprintf("%.0f ns in all", v.Added))
