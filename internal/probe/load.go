@@ -58,22 +58,49 @@ func LoadOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name string) (*eb
 // RunOnce loads an optional iterator program like LoadOne, runs it once for its
 // effects and unloads it.
 func RunOnce(spec *ebpf.CollectionSpec, core *ebpf.Collection, name string) (err error) {
-	coll, err := LoadOne(spec, core, name)
+	w, err := NewWalk(spec, core, name)
 	if err != nil {
 		return err
 	}
-	defer coll.Close()
+	defer func() { err = errors.Join(err, w.Close()) }()
+	return w.Run()
+}
+
+// Walk is an iterator program that is run for its effects.
+type Walk struct {
+	coll *ebpf.Collection
+	iter *link.Iter
+}
+
+// NewWalk loads a program like LoadOne.
+func NewWalk(spec *ebpf.CollectionSpec, core *ebpf.Collection, name string) (*Walk, error) {
+	coll, err := LoadOne(spec, core, name)
+	if err != nil {
+		return nil, err
+	}
 	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[name]})
 	if err != nil {
-		return Explain("attach", err)
+		coll.Close()
+		return nil, Explain("attach", err)
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	r, err := it.Open()
+	return &Walk{coll, it}, nil
+}
+
+// Run runs the program over all that there is.
+func (w *Walk) Run() (err error) {
+	r, err := w.iter.Open()
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	_, err = io.Copy(io.Discard, r)
+	return err
+}
+
+// Close unloads the program.
+func (w *Walk) Close() error {
+	err := w.iter.Close()
+	w.coll.Close()
 	return err
 }
 

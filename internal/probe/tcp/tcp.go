@@ -32,6 +32,11 @@ const DefaultRingBytes = 4 << 20
 // drainEvery is how long a final record may wait in the ring.
 const drainEvery = 100 * time.Millisecond
 
+// seedAfter is how long after its start the probe looks for older connections again.
+var seedAfter = [...]time.Duration{
+	2 * time.Second, 10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute,
+}
+
 // Config of the probe. Apply, Losses and Clock are required.
 type Config struct {
 	// Apply takes a sample in; it must not keep it. It is called from the
@@ -69,6 +74,10 @@ type Probe struct {
 	pass, traced, tracedEnds *ebpf.Variable
 	passes                   uint8
 	older                    older
+
+	seed    *probe.Walk // nil where the kernel does not let it
+	seeds   int         // how often it has been run again
+	started time.Time
 
 	byFiles bool // sockets are found by open files; a test may want it so
 
@@ -300,7 +309,13 @@ func (p *Probe) startOptional(spec *ebpf.CollectionSpec, core *ebpf.Collection) 
 
 func (p *Probe) startOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name, hook string) error {
 	if name == bpfProgTcpSeed {
-		return probe.RunOnce(spec, core, name)
+		w, err := probe.NewWalk(spec, core, name)
+		if err != nil {
+			return err
+		}
+		p.seed, p.started = w, time.Now()
+		p.closers = append(p.closers, w)
+		return w.Run()
 	}
 	coll, err := probe.LoadOne(spec, core, name)
 	if err != nil {
@@ -385,7 +400,21 @@ func (p *Probe) signalFlushed() {
 // Collect waits until the records that are in the ring have been applied, then
 // reads all sockets and the loss counters.
 func (p *Probe) Collect() error {
-	return errors.Join(p.flushRing(), p.sample(), p.readStats())
+	return errors.Join(p.flushRing(), p.seedAgain(), p.sample(), p.readStats())
+}
+
+// seedAgain takes in, a few times after the start, older connections that no process
+// had open then: those that a listener had not accepted yet, or that were on their way
+// from one process to another.
+func (p *Probe) seedAgain() error {
+	if p.seed == nil || p.seeds == len(seedAfter) || time.Since(p.started) < seedAfter[p.seeds] {
+		return nil
+	}
+	p.seeds++
+	if err := p.seed.Run(); err != nil {
+		return fmt.Errorf("look for older connections: %w", err)
+	}
+	return nil
 }
 
 func (p *Probe) flushRing() error {

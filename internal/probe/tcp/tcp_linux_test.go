@@ -7,6 +7,7 @@ package tcp
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -215,6 +216,43 @@ func TestPreexisting(t *testing.T) {
 		}
 	}
 	feature(t, "TCP connections older than orb8")
+}
+
+// A connection that waits to be accepted while the probe starts is found once it has
+// been.
+func TestPreexistingUnaccepted(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.DialTimeout("tcp4", l.Addr().String(), testwait.Limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := c.(*net.TCPConn)
+	if _, err := client.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	w := start(t, Config{})
+	w.needOlder(t)
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := accepted.(*net.TCPConn)
+	if _, err := io.ReadFull(server, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	w.started = w.started.Add(-seedAfter[0]) // as if so much time had passed
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	w.find(t, "the server's end", func(f *seen) bool { return is(f, remote, local) })
+	exchange(t, client, server, 11, 22)
+	closeBoth(t, client, server)
+	s := w.final(t, remote, local)
+	if !s.TCP.Preexisting || s.Role != flow.RoleServer || s.PID != uint32(os.Getpid()) || s.deltas.RxBytes != 11 || s.deltas.TxBytes != 22 {
+		t.Errorf("preexisting %v, role %v, pid %d, since the start %+v", s.TCP.Preexisting, s.Role, s.PID, s.deltas)
+	}
 }
 
 // A listener that was there before names the owner of what it accepts later.
