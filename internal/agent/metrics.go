@@ -26,8 +26,10 @@ type metrics struct {
 	losses *loss.Counters
 
 	mu sync.Mutex
-	// max bounds the series by workload, used is how many there are.
-	max, used  int
+	// max bounds the series by workload, used is how many there are, usedByCommands
+	// how many of these commands have. commands is how many are in byLabels.
+	max, used, usedByCommands, commands int
+
 	byIdentity map[*workload.Identity]*series
 	byLabels   map[labels]*series
 	// other takes what max refuses; its own series do not count.
@@ -103,18 +105,21 @@ func (m *metrics) find(id *workload.Identity) *series {
 	}
 	key := labelsOf(id, m.pod)
 	s := m.byLabels[key]
+	transient := isCommand(id)
 	switch {
 	case s != nil:
-	case len(m.byLabels) >= m.max:
+	case !m.hasRoom(transient):
 		s = m.other
 		m.losses.Add(loss.MetricSeriesCapped, 1)
 	default:
-		s = &series{labels: key}
+		s = &series{labels: key, transient: transient}
 		m.byLabels[key] = s
+		if transient {
+			m.commands++
+		}
 	}
 	if s != m.other {
 		s.cgroup = id.CgroupID
-		s.transient = id.Pod == "" && (id.Kind == workload.KindProcess || id.Kind == "")
 	}
 	if len(m.byIdentity) >= maxIdentities {
 		clear(m.byIdentity)
@@ -129,8 +134,12 @@ func (m *metrics) cell(s *series, i int) *cell {
 	if c := s.cells[i]; c != nil {
 		return c
 	}
-	if n := seriesOf(i); m.used+n <= m.max {
+	n := seriesOf(i)
+	if m.used+n <= m.max && (!s.transient || m.usedByCommands+n <= m.commandShare()) {
 		m.used += n
+		if s.transient {
+			m.usedByCommands += n
+		}
 		s.cells[i] = newCell(i)
 		return s.cells[i]
 	}
@@ -142,6 +151,20 @@ func (m *metrics) cell(s *series, i int) *cell {
 	s.cells[i] = m.other.cells[i]
 	return s.cells[i]
 }
+
+// isCommand tells a workload that is named by no more than a command.
+func isCommand(id *workload.Identity) bool {
+	return id.Pod == "" && (id.Kind == workload.KindProcess || id.Kind == "")
+}
+
+// hasRoom tells whether one more workload may have series of its own.
+func (m *metrics) hasRoom(command bool) bool {
+	return len(m.byLabels) < m.max && (!command || m.commands < m.commandShare())
+}
+
+// commandShare is how many of the series commands outside of containers and units may
+// have. Anybody may make up any number of them, and they must not push workloads out.
+func (m *metrics) commandShare() int { return m.max / 4 }
 
 // observePass counts how long one pass over the probes took.
 func (m *metrics) observePass(d time.Duration) {
@@ -176,7 +199,12 @@ func (m *metrics) sweep(now time.Time, alive func(cgroup uint64) bool) {
 			delete(gone, s)
 			continue
 		}
-		m.used -= s.size(m.other)
+		size := s.size(m.other)
+		m.used -= size
+		if s.transient {
+			m.usedByCommands -= size
+			m.commands--
+		}
 		delete(m.byLabels, s.labels)
 	}
 	m.readmit(gone)
@@ -203,17 +231,13 @@ func (m *metrics) silentSince(before int64) map[*series]uint64 {
 // readmit forgets the series that are gone and what was refused for lack of
 // room that there is now. It is called with m.mu held.
 func (m *metrics) readmit(gone map[*series]bool) {
-	room := len(m.byLabels) < m.max
 	for id, s := range m.byIdentity {
-		if gone[s] || room && s == m.other {
+		if gone[s] || s == m.other && m.hasRoom(isCommand(id)) {
 			delete(m.byIdentity, id)
 		}
 	}
-	if m.used >= m.max {
-		return
-	}
 	for _, s := range m.byLabels {
-		if s.capped {
+		if s.capped && m.used < m.max && (!s.transient || m.usedByCommands < m.commandShare()) {
 			s.uncap(m.other)
 		}
 	}

@@ -189,6 +189,54 @@ func TestSeriesCap(t *testing.T) {
 	}
 }
 
+// Anybody may run under any number of names; workloads keep their room, and the sums
+// stay right.
+func TestCommandsDoNotCrowd(t *testing.T) {
+	losses := new(loss.Counters)
+	const room = 40
+	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
+	command := func(i int) *flow.Record {
+		r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 2})
+		r.Time = second(0)
+		r.Local = &workload.Identity{Kind: workload.KindProcess, Name: fmt.Sprint("x", i), CgroupID: 9}
+		m.observe(r)
+		return r
+	}
+	for i := range 300 {
+		command(i)
+	}
+	for i := range room * 3 / 4 {
+		ofWorkload(m, fmt.Sprint("w", i), 100)
+	}
+	own, sum := 0, 0.0
+	for _, line := range gather(t, exporterOf(m), "orb8_network_bytes") {
+		if strings.Contains(line, "workload=w") {
+			own++
+		}
+		var n float64
+		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &n); err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	if own != 2*room*3/4 || m.commands != m.commandShare() {
+		t.Errorf("%d series of bytes of %d workloads, %d commands have their own", own, room*3/4, m.commands)
+	}
+	if want := 2.0*300 + room*3/4; sum != want {
+		t.Errorf("%g bytes in all, want %g", sum, want)
+	}
+	if n := losses.Get(loss.MetricSeriesCapped); n != 300-room/4 {
+		t.Errorf("%d capped, want %d", n, 300-room/4)
+	}
+	m.sweep(time.Unix(0, second(61)), func(uint64) bool { return true })
+	if m.commands != 0 || m.usedByCommands != 0 || m.used != room*3/4*seriesOf(cellTraffic) {
+		t.Errorf("after a minute %d commands have %d series, of %d", m.commands, m.usedByCommands, m.used)
+	}
+	if command(7); m.commands != 1 {
+		t.Errorf("%d commands, after one came again", m.commands)
+	}
+}
+
 func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
 	m := newMetrics(false, 10, new(loss.Counters))
 	for i := range 3 * maxIdentities {
@@ -236,6 +284,7 @@ func TestSweep(t *testing.T) {
 	for _, s := range m.byLabels {
 		if s.labels.name == "command" {
 			s.transient = true
+			m.commands, m.usedByCommands = 1, seriesOf(cellTraffic)
 		}
 	}
 	refused := ofWorkload(m, "refused", 3)
