@@ -202,7 +202,7 @@ func TestConnectionIsOpenedOnce(t *testing.T) {
 		{func(s *flow.Sample) {}, opened},
 		{func(s *flow.Sample) { s.Total.TxBytes = 5 }, none},
 		{func(s *flow.Sample) { s.Instance++; s.TCP.Preexisting = true }, none},
-		{func(s *flow.Sample) { s.Instance += 2; s.Base.TxBytes, s.Total.TxBytes = 5, 6 }, none},
+		{func(s *flow.Sample) { s.Instance += 2; s.Base.TxBytes, s.Total.TxBytes, s.TCP.Told = 5, 6, true }, none},
 		{func(s *flow.Sample) { s.Instance += 3 }, opened},
 	} {
 		got := feed(tt.change)

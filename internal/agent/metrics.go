@@ -33,9 +33,8 @@ type metrics struct {
 	byIdentity map[*workload.Identity]*series
 	byLabels   map[labels]*series
 	// other takes what max refuses; its own series do not count.
-	other    *series
-	progress progress
-	passes   *histogram
+	other  *series
+	passes *histogram
 }
 
 func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
@@ -44,7 +43,6 @@ func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
 		byIdentity: make(map[*workload.Identity]*series),
 		byLabels:   make(map[labels]*series),
 		other:      newOther(),
-		progress:   newProgress(),
 		passes:     newHistogram(sampleBuckets()),
 	}
 }
@@ -76,11 +74,10 @@ func (m *metrics) observeTCP(s *series, r *flow.Record) {
 	if t.RTTMicros > 0 && !gone {
 		m.cell(s, cellRTT).hist.observe(uint64(t.RTTMicros) * 1000)
 	}
-	retransmits, connected := m.progress.advance(r)
-	if retransmits > 0 {
-		m.cell(s, cellRetransmits).n += retransmits
+	if r.Retransmitted > 0 {
+		m.cell(s, cellRetransmits).n += r.Retransmitted
 	}
-	if connected {
+	if r.Connected && t.ConnectNanos > 0 {
 		m.cell(s, cellConnect).hist.observe(t.ConnectNanos)
 	}
 	if r.Event != flow.EventClose {

@@ -80,7 +80,8 @@ func TestMetricsByWorkload(t *testing.T) {
 	conn.Base.TxPackets = 1
 	conn.TCP.Retransmits, conn.TCP.RTTMicros = 3, 2500
 	observe(flow.EventUpdate, conn, flow.Counters{TxBytes: 10, TxPackets: 1})
-	conn.TCP.Retransmits, conn.TCP.ResetSent, conn.TCP.RTTMicros, conn.TCP.End = 5, true, 0, flow.EndResetLocal
+	conn.TCP.Retransmits, conn.TCP.BaseRetransmits = 5, 3
+	conn.TCP.ResetSent, conn.TCP.RTTMicros, conn.TCP.End = true, 0, flow.EndResetLocal
 	observe(flow.EventClose, conn, flow.Counters{})
 	refused := tcpSample(2, 0, 0)
 	refused.TCP = flow.TCPInfo{Valid: true, Failed: true, End: flow.EndRefused, ResetReceived: true}

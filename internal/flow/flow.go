@@ -177,7 +177,11 @@ type TCPInfo struct {
 	Errno                    uint16
 	RTTMicros, MinRTTMicros  uint32
 	CongestionWindow         uint32
-	Retransmits              uint64
+	// Retransmits is cumulative; BaseRetransmits is what it was when the probe last
+	// reported the connection, or came.
+	Retransmits, BaseRetransmits uint64
+	// Told: the probe has reported before that the connection is established.
+	Told                     bool
 	ConnectNanos             uint64
 	AckedBytes, RetransBytes uint64
 }
@@ -246,7 +250,7 @@ type Record struct {
 	// established, unless it was so before orb8.
 	Connected bool
 	// Retransmitted is how many segments were sent again since the flow's last
-	// record; 0 in the first one of a connection that is older than orb8.
+	// record; of a connection that is older than orb8, since that came.
 	Retransmitted uint64
 }
 

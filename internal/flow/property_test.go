@@ -18,17 +18,18 @@ import (
 // over at once; those of different flows, or of a key's earlier use, come in any
 // order.
 type model struct {
-	rnd     *rand.Rand
-	table   *Table
-	now     int64
-	probes  map[uint16]*modelFlow
-	queue   map[instanceOf][]*Sample // read, not applied yet
-	order   []instanceOf             // the keys of queue
-	applied []*Sample                // may be repeated while no row has gone
-	sums    map[instanceOf]Counters
-	closed  map[instanceOf]int
-	losses  loss.Counters
-	evicted uint64
+	rnd                *rand.Rand
+	table              *Table
+	now                int64
+	probes             map[uint16]*modelFlow
+	queue              map[instanceOf][]*Sample // read, not applied yet
+	order              []instanceOf             // the keys of queue
+	applied            []*Sample                // may be repeated while no row has gone
+	sums               map[instanceOf]Counters
+	resent, wantResent map[instanceOf]uint64
+	closed             map[instanceOf]int
+	losses             loss.Counters
+	evicted            uint64
 }
 
 type instanceOf struct {
@@ -39,13 +40,14 @@ type instanceOf struct {
 type modelFlow struct {
 	instance        uint64
 	total, reported Counters
-	first           Counters // Base of the first sample
+	first           Counters  // Base of the first sample
+	retransmits     [3]uint64 // total, reported, Base of the first sample
 }
 
 func newModel(seed uint64, maxFlows int) *model {
 	m := &model{
 		rnd: rand.New(rand.NewPCG(seed, 1)), probes: make(map[uint16]*modelFlow), now: int64(time.Hour),
-		queue: make(map[instanceOf][]*Sample), sums: make(map[instanceOf]Counters), closed: make(map[instanceOf]int),
+		queue: make(map[instanceOf][]*Sample), sums: make(map[instanceOf]Counters), resent: make(map[instanceOf]uint64), wantResent: make(map[instanceOf]uint64), closed: make(map[instanceOf]int),
 	}
 	m.table = NewTable(Config{
 		MaxFlows: maxFlows, IdleTimeout: 30 * time.Second, Resolver: &fixed{}, Losses: &m.losses,
@@ -56,6 +58,7 @@ func newModel(seed uint64, maxFlows int) *model {
 func (m *model) record(r *Record) {
 	k := instanceOf{r.LocalPort, r.Instance}
 	m.sums[k] = m.sums[k].Add(r.Delta)
+	m.resent[k] += r.Retransmitted
 	switch r.Event {
 	case EventClose:
 		m.closed[k]++
@@ -71,6 +74,8 @@ func (m *model) read(want map[instanceOf]Counters) {
 	if f == nil {
 		old := Counters{TxBytes: m.rnd.Uint64N(100), RxPackets: m.rnd.Uint64N(9)}
 		f = &modelFlow{instance: uint64(m.now), total: old, reported: old, first: old}
+		n := m.rnd.Uint64N(5)
+		f.retransmits = [3]uint64{n, n, n}
 		m.probes[port] = f
 	}
 	f.total = f.total.Add(Counters{
@@ -79,8 +84,12 @@ func (m *model) read(want map[instanceOf]Counters) {
 	s := sample(port, 0, instance(f.instance), at(m.now))
 	s.Total, s.Base = f.total, f.reported
 	f.reported = f.total
+	f.retransmits[0] += m.rnd.Uint64N(3)
+	s.TCP.Retransmits, s.TCP.BaseRetransmits = f.retransmits[0], f.retransmits[1]
+	f.retransmits[1] = f.retransmits[0]
 	id := instanceOf{port, f.instance}
 	want[id] = f.total.Sub(f.first)
+	m.wantResent[id] = f.retransmits[0] - f.retransmits[2]
 	if m.rnd.IntN(6) == 0 {
 		s.TCP.End, s.TCP.State = EndFIN, StateClose
 		delete(m.probes, port)
@@ -161,6 +170,11 @@ func checkModel(t *testing.T, seed uint64, maxFlows, steps int) {
 	}
 	for len(m.order) > 0 {
 		m.apply()
+	}
+	for k, n := range m.wantResent {
+		if m.resent[k] != n {
+			t.Fatalf("seed %d, bound %d: %d segments sent again, want %d", seed, maxFlows, m.resent[k], n)
+		}
 	}
 	for k, n := range want {
 		if n == (Counters{}) && m.sums[k] == n {

@@ -61,9 +61,11 @@ type Table struct {
 type row struct {
 	rec Record
 	// low is where the counters began that have been sent as differences.
-	low        Counters
-	done       bool // the final event has been sent
-	prev, next *row
+	low Counters
+	// lowRetransmits is the same of segments that were sent again.
+	lowRetransmits uint64
+	done           bool // the final event has been sent
+	prev, next     *row
 	// Other rows with the same client's address and port, see names.
 	prevEnd, nextEnd *row
 }
@@ -111,14 +113,12 @@ func (t *Table) Apply(s *Sample) {
 // open makes r the row of a flow that the table does not know.
 func (t *Table) open(r *row, s *Sample) {
 	t.delist(r)
-	r.done, r.low = false, s.Base
+	r.done, r.low, r.lowRetransmits = false, s.Base, s.TCP.BaseRetransmits
 	r.rec = Record{Sample: *s, Event: EventOpen, Time: s.Last, Delta: s.Total.Sub(s.Base)}
 	t.identify(&r.rec)
 	t.enlist(r)
-	// A flow that has been idle and comes back has a base.
-	if !s.TCP.Preexisting && s.Base == (Counters{}) {
-		r.rec.Connected, r.rec.Retransmitted = connected(s), s.TCP.Retransmits
-	}
+	r.rec.Connected = connected(s) && !s.TCP.Told && !s.TCP.Preexisting
+	r.rec.Retransmitted = since(s.TCP.Retransmits, s.TCP.BaseRetransmits)
 	if s.TCP.End != EndNone {
 		r.rec.Event, r.done = EventClose, true
 	}
@@ -134,10 +134,10 @@ func (t *Table) update(r *row, s *Sample) {
 	rec := &r.rec
 	// What an earlier sample, read before but applied after the first one,
 	// knows and no record has told.
-	late := r.low.Sub(s.Base)
-	r.low = r.low.Min(s.Base)
+	late, lateRetransmits := r.low.Sub(s.Base), since(r.lowRetransmits, s.TCP.BaseRetransmits)
+	r.low, r.lowRetransmits = r.low.Min(s.Base), min(r.lowRetransmits, s.TCP.BaseRetransmits)
 	if r.done {
-		t.tellLate(r, late)
+		t.tellLate(r, late, lateRetransmits)
 		return
 	}
 	total := s.Total.Max(rec.Total)
@@ -153,14 +153,16 @@ func (t *Table) update(r *row, s *Sample) {
 		rec.PID, rec.Comm = s.PID, s.Comm
 	}
 	changed := delta != Counters{} || ended
-	rec.Connected, rec.Retransmitted = false, 0
+	rec.Connected, rec.Retransmitted = false, lateRetransmits+since(s.TCP.Retransmits, rec.TCP.Retransmits)
+	changed = changed || rec.Retransmitted > 0
 	if ended || s.Last >= rec.Last { // else it is an older reading
-		if s.TCP.Retransmits > rec.TCP.Retransmits {
-			rec.Retransmitted = s.TCP.Retransmits - rec.TCP.Retransmits
-		}
-		changed = changed || s.TCP.State != rec.TCP.State || rec.Retransmitted > 0
+		changed = changed || s.TCP.State != rec.TCP.State
 		rec.Connected = rec.TCP.State == StateSynSent && connected(s)
+		known := rec.TCP.Retransmits
 		rec.TCP = s.TCP
+		rec.TCP.Retransmits = max(known, s.TCP.Retransmits)
+	} else {
+		rec.TCP.Retransmits = max(rec.TCP.Retransmits, s.TCP.Retransmits)
 	}
 	if changed || renamed {
 		t.name(r)
@@ -179,15 +181,18 @@ func (t *Table) update(r *row, s *Sample) {
 }
 
 // tellLate sends what was missing in the records of a flow that has ended.
-func (t *Table) tellLate(r *row, delta Counters) {
-	if delta == (Counters{}) {
+func (t *Table) tellLate(r *row, delta Counters, retransmits uint64) {
+	if delta == (Counters{}) && retransmits == 0 {
 		return
 	}
 	t.stub = r.rec
 	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
-	t.stub.Connected, t.stub.Retransmitted = false, 0
+	t.stub.Connected, t.stub.Retransmitted = false, retransmits
 	t.tell(&t.stub)
 }
+
+// since is how much a counter has grown.
+func since(now, before uint64) uint64 { return now - min(now, before) }
 
 // untold keeps of a connection what its record needs once its close has told,
 // or will tell, all else: nothing that a reader would count a second time.
@@ -196,11 +201,14 @@ func untold(i TCPInfo) TCPInfo { return TCPInfo{Valid: i.Valid, State: i.State, 
 // applyStale reports a sample of a flow whose key already belongs to a later
 // one: it was read after the next one's begin.
 func (t *Table) applyStale(s *Sample) {
-	t.stub = Record{Sample: *s, Event: EventUpdate, Time: s.Last, Delta: s.Total.Sub(s.Base)}
+	t.stub = Record{
+		Sample: *s, Event: EventUpdate, Time: s.Last, Delta: s.Total.Sub(s.Base),
+		Retransmitted: since(s.TCP.Retransmits, s.TCP.BaseRetransmits),
+	}
 	switch {
 	case s.TCP.End != EndNone:
 		t.stub.Event = EventClose
-	case t.stub.Delta == Counters{}:
+	case t.stub.Delta == Counters{} && t.stub.Retransmitted == 0:
 		return
 	default:
 		t.stub.TCP = untold(s.TCP)

@@ -371,6 +371,7 @@ func TestRecord(t *testing.T) {
 	s.RemotePort, s.Loopback, s.Unit, s.First, s.NetNS = 443, true, BytesPayload, 3, 4
 	s.Total = Counters{TxBytes: 10, TxPackets: 2, RxBytes: 30, RxPackets: 4}
 	s.Base = Counters{TxBytes: 1, TxPackets: 1, RxBytes: 2, RxPackets: 3}
+	s.TCP.Told = true
 	b.Apply(s)
 	want := Record{
 		Sample: *s, Event: EventOpen, Time: 10,
@@ -444,14 +445,49 @@ func TestRetransmitted(t *testing.T) {
 		sample(1, 20, retransmits(5), at(24)), // nothing new: no record
 		sample(1, 30, retransmits(4), at(11)), // an older reading
 		sample(1, 30, retransmits(6), at(25), end(EndTimeout)),
-		sample(2, 10, retransmits(7), base(5)), // it was told of before
+		sample(2, 10, retransmits(7), baseRetransmits(7)), // it was told of before
 	} {
 		table.Apply(s)
 	}
-	old := sample(3, 10, retransmits(9))
+	old := sample(3, 10, retransmits(9), baseRetransmits(9))
 	old.TCP.Preexisting = true
 	table.Apply(old)
-	if want := []uint64{2, 0, 3, 0, 1, 0, 0}; !slices.Equal(got, want) {
+	// One that has been idle for long comes back with one more; its reading before
+	// that comes late.
+	table.Apply(sample(4, 10, retransmits(8), baseRetransmits(7), at(30)))
+	table.Apply(sample(4, 10, retransmits(7), baseRetransmits(4), at(29)))
+	if want := []uint64{2, 0, 3, 0, 1, 0, 0, 1, 3}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func baseRetransmits(n uint64) func(*Sample) { return func(s *Sample) { s.TCP.BaseRetransmits = n } }
+
+// Connected marks one record of a connection, the first that says so.
+func TestConnectedOnce(t *testing.T) {
+	told := func(s *Sample) { s.TCP.Told = true }
+	connecting := func(s *Sample) { s.TCP.State = StateSynSent }
+	for name, tt := range map[string]struct {
+		samples []*Sample
+		want    []bool
+	}{
+		"quick":     {[]*Sample{sample(1, 1), sample(1, 2, told)}, []bool{true, false}},
+		"slow":      {[]*Sample{sample(1, 0, connecting), sample(1, 1, at(20)), sample(1, 2, told, at(30))}, []bool{false, true, false}},
+		"came back": {[]*Sample{sample(1, 5, told)}, []bool{false}},
+		"came back, and was connecting when it was last told of": {[]*Sample{sample(1, 5, base(5))}, []bool{true}},
+		"failed": {[]*Sample{sample(1, 0, connecting, end(EndRefused), func(s *Sample) { s.TCP.Failed = true })}, []bool{false}},
+		"short":  {[]*Sample{sample(1, 1, end(EndFIN))}, []bool{true}},
+	} {
+		var got []bool
+		table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters)}, func(r *Record) {
+			got = append(got, r.Connected)
+		})
+		for _, s := range tt.samples {
+			s.TCP.Valid = true
+			table.Apply(s)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
 	}
 }

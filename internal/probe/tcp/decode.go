@@ -75,6 +75,8 @@ func info(r *bpfTcpRecord) flow.TCPInfo {
 		RTTMicros:        r.SrttUs >> 3,
 		CongestionWindow: r.Cwnd,
 		Retransmits:      uint64(r.Retrans),
+		BaseRetransmits:  uint64(r.BaseRetrans),
+		Told:             has(r, bpfTcpFlagFLAG_TOLD),
 		RetransBytes:     r.RetransBytes,
 		AckedBytes:       acked(r),
 	}

@@ -31,6 +31,7 @@ enum tcp_flag {
 	FLAG_RESET_RECEIVED = 4,
 	FLAG_FIN_RECEIVED = 8,
 	FLAG_FINAL = 16, /* the socket has reached CLOSE */
+	FLAG_TOLD = 32, /* a pass has reported before that it is established */
 };
 
 /* What is kept beside each socket. A listener's record is cloned to the sockets
@@ -47,6 +48,7 @@ struct sock_state {
 	/* Totals at the last report by the iterator. */
 	u64 base_tx_bytes, base_rx_bytes, base_tx_segs, base_rx_segs;
 	u64 retrans_reported_ns;
+	u32 base_retrans;
 	u32 pid;
 	u32 netns;
 	u8 comm[16];
@@ -71,7 +73,7 @@ struct tcp_record {
 	union addr local, remote;
 	u32 pid;
 	u32 netns;
-	u32 retrans;
+	u32 retrans, base_retrans;
 	u32 srtt_us;
 	u32 rtt_min_us;
 	u32 cwnd;
@@ -81,7 +83,7 @@ struct tcp_record {
 	u8 old_state;
 	u8 role;
 	u8 flags;
-	u8 pad[6];
+	u8 pad[2];
 	u8 comm[16];
 };
 
@@ -309,6 +311,7 @@ static __always_inline void start(struct sock_state *st, struct sock *sk, u64 no
 	st->base_rx_bytes = 0;
 	st->base_tx_segs = 0;
 	st->base_rx_segs = 0;
+	st->base_retrans = 0;
 	st->retrans_reported_ns = 0;
 	st->flags = 0;
 	st->reported_state = 0;
@@ -353,6 +356,7 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	r->pid = st->pid;
 	r->netns = st->netns;
 	r->retrans = tp->total_retrans;
+	r->base_retrans = st->base_retrans;
 	r->srtt_us = tp->srtt_us;
 	r->rtt_min_us = tp->rtt_min.s[0].v;
 	r->cwnd = tp->snd_cwnd;
@@ -537,6 +541,7 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 	st->base_rx_bytes = payload_received(sk, tp);
 	st->base_tx_segs = st->segs_out;
 	st->base_rx_segs = st->segs_in;
+	st->base_retrans = tp->total_retrans;
 }
 
 /* The socket's last reading. st is that of a connection. */
@@ -877,6 +882,9 @@ static __always_inline void sample(struct seq_file *seq, struct sock *sk, struct
 	st->base_rx_bytes = r.rx_bytes;
 	st->base_tx_segs = r.tx_segs;
 	st->base_rx_segs = r.rx_segs;
+	st->base_retrans = r.retrans;
+	if (state != TCP_SYN_SENT)
+		st->flags |= FLAG_TOLD;
 }
 
 /* One pass over all tracked sockets of all network namespaces. */

@@ -51,6 +51,7 @@ type bpfSockState struct {
 	BaseTxSegs        uint64
 	BaseRxSegs        uint64
 	RetransReportedNs uint64
+	BaseRetrans       uint32
 	Pid               uint32
 	Netns             uint32
 	Comm              [16]uint8
@@ -61,6 +62,7 @@ type bpfSockState struct {
 	Counted           uint8
 	Pad               uint8
 	Err               uint16
+	_                 [4]byte
 }
 
 type bpfTcpFlag uint32
@@ -71,6 +73,7 @@ const (
 	bpfTcpFlagFLAG_RESET_RECEIVED bpfTcpFlag = 4
 	bpfTcpFlagFLAG_FIN_RECEIVED   bpfTcpFlag = 8
 	bpfTcpFlagFLAG_FINAL          bpfTcpFlag = 16
+	bpfTcpFlagFLAG_TOLD           bpfTcpFlag = 32
 )
 
 type bpfTcpRecord struct {
@@ -98,21 +101,22 @@ type bpfTcpRecord struct {
 		_ structs.HostLayout
 		B [16]uint8
 	}
-	Pid        uint32
-	Netns      uint32
-	Retrans    uint32
-	SrttUs     uint32
-	RttMinUs   uint32
-	Cwnd       uint32
-	LocalPort  uint16
-	RemotePort uint16
-	Err        uint16
-	State      uint8
-	OldState   uint8
-	Role       uint8
-	Flags      uint8
-	Pad        [6]uint8
-	Comm       [16]uint8
+	Pid         uint32
+	Netns       uint32
+	Retrans     uint32
+	BaseRetrans uint32
+	SrttUs      uint32
+	RttMinUs    uint32
+	Cwnd        uint32
+	LocalPort   uint16
+	RemotePort  uint16
+	Err         uint16
+	State       uint8
+	OldState    uint8
+	Role        uint8
+	Flags       uint8
+	Pad         [2]uint8
+	Comm        [16]uint8
 }
 
 type bpfTcpStat uint32

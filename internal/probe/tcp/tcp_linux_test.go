@@ -509,6 +509,15 @@ func TestRetransmitShowsAtOnce(t *testing.T) {
 	testwait.True(t, "the record of a retransmission", func() bool { // no Collect here
 		return w.first(func(f *seen) bool { return is(f, local, remote) && f.TCP.Retransmits > 0 }) != nil
 	})
+	// What a pass has reported is not new any more.
+	if err := w.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	testwait.True(t, "the record of another retransmission", func() bool {
+		return w.first(func(f *seen) bool {
+			return is(f, local, remote) && f.TCP.BaseRetransmits > 0 && f.TCP.Retransmits > f.TCP.BaseRetransmits && f.TCP.Told
+		}) != nil
+	})
 }
 
 // While the ring fills, retransmissions leave the room to final records.
