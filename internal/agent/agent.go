@@ -178,7 +178,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
 		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
-		Correction: deps.Clock.Correction,
+		RTTEvery: func() time.Duration { return a.config().Interval }, Correction: deps.Clock.Correction,
 	}, a.record)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)

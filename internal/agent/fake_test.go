@@ -283,5 +283,6 @@ func record(e flow.Event, s flow.Sample, delta flow.Counters) *flow.Record {
 		Sample: s, Event: e, Time: s.Last, Delta: delta,
 		Local:     &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: s.CgroupID},
 		Connected: e == flow.EventOpen && s.TCP.Valid, Retransmitted: s.TCP.Retransmits - s.TCP.BaseRetransmits,
+		RTTDue: s.TCP.RTTMicros > 0 && e != flow.EventExpire && e != flow.EventEvict,
 	}
 }

@@ -70,8 +70,7 @@ func (m *metrics) observe(r *flow.Record) {
 
 func (m *metrics) observeTCP(s *series, r *flow.Record) {
 	t := &r.TCP
-	gone := r.Event == flow.EventExpire || r.Event == flow.EventEvict
-	if t.RTTMicros > 0 && !gone {
+	if r.RTTDue {
 		m.cell(s, cellRTT).hist.observe(uint64(t.RTTMicros) * 1000)
 	}
 	if r.Retransmitted > 0 {

@@ -252,6 +252,9 @@ type Record struct {
 	// Retransmitted is how many segments were sent again since the flow's last
 	// record; of a connection that is older than orb8, since that came.
 	Retransmitted uint64
+	// RTTDue: an interval has passed since the connection's round-trip time was last
+	// due, so that how often it is depends on nobody who looks.
+	RTTDue bool
 }
 
 // Shift moves the record's times by d.

@@ -37,6 +37,8 @@ type Config struct {
 	// Flush must be called regularly.
 	Awaits func(*workload.Identity) bool
 	Losses *loss.Counters
+	// RTTEvery is the interval of Record.RTTDue; nil for every record.
+	RTTEvery func() time.Duration
 	// Correction is what to add to times of samples for those of the wall clock, by
 	// which peers are found; nil where they are the same.
 	Correction func() time.Duration
@@ -64,7 +66,8 @@ type row struct {
 	low Counters
 	// lowRetransmits is the same of segments that were sent again.
 	lowRetransmits uint64
-	done           bool // the final event has been sent
+	rttAt          int64 // when its round-trip time was last due
+	done           bool  // the final event has been sent
 	prev, next     *row
 	// Other rows with the same client's address and port, see names.
 	prevEnd, nextEnd *row
@@ -119,6 +122,8 @@ func (t *Table) open(r *row, s *Sample) {
 	t.enlist(r)
 	r.rec.Connected = connected(s) && !s.TCP.Told && !s.TCP.Preexisting
 	r.rec.Retransmitted = since(s.TCP.Retransmits, s.TCP.BaseRetransmits)
+	r.rttAt = 0
+	t.setRTTDue(r)
 	if s.TCP.End != EndNone {
 		r.rec.Event, r.done = EventClose, true
 	}
@@ -176,8 +181,22 @@ func (t *Table) update(r *row, s *Sample) {
 	if ended {
 		rec.Event, r.done = EventClose, true
 	}
+	t.setRTTDue(r)
 	t.touch(r)
 	t.tell(rec)
+}
+
+// setRTTDue notes whether a record's round-trip time is due. A pass comes now a little
+// before its time, now after.
+func (t *Table) setRTTDue(r *row) {
+	var every time.Duration
+	if t.cfg.RTTEvery != nil {
+		every = t.cfg.RTTEvery()
+	}
+	r.rec.RTTDue = r.rec.TCP.RTTMicros > 0 && (r.rttAt == 0 || r.rec.Last-r.rttAt >= int64(every/10*9))
+	if r.rec.RTTDue {
+		r.rttAt = r.rec.Last
+	}
 }
 
 // tellLate sends what was missing in the records of a flow that has ended.
@@ -187,7 +206,7 @@ func (t *Table) tellLate(r *row, delta Counters, retransmits uint64) {
 	}
 	t.stub = r.rec
 	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
-	t.stub.Connected, t.stub.Retransmitted = false, retransmits
+	t.stub.Connected, t.stub.Retransmitted, t.stub.RTTDue = false, retransmits, false
 	t.tell(&t.stub)
 }
 
@@ -224,7 +243,7 @@ func (t *Table) finish(r *row, why Event, now int64) {
 	}
 	r.done = true
 	r.rec.Event, r.rec.Time, r.rec.Delta = why, now, Counters{}
-	r.rec.Connected, r.rec.Retransmitted = false, 0
+	r.rec.Connected, r.rec.Retransmitted, r.rec.RTTDue = false, 0, false
 	t.tell(&r.rec)
 }
 

@@ -463,6 +463,32 @@ func TestRetransmitted(t *testing.T) {
 
 func baseRetransmits(n uint64) func(*Sample) { return func(s *Sample) { s.TCP.BaseRetransmits = n } }
 
+// A connection's round-trip time is due as often, however often it is read.
+func TestRTTDue(t *testing.T) {
+	for name, every := range map[string]time.Duration{"each interval": 5 * time.Second, "each second": time.Second} {
+		due := 0
+		table := NewTable(Config{
+			MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters),
+			RTTEvery: func() time.Duration { return 5 * time.Second },
+		}, func(r *Record) {
+			if r.RTTDue {
+				due++
+			}
+		})
+		jitter := int64(0)
+		for now := time.Second; now <= 101*time.Second; now += every {
+			jitter = 50*int64(time.Millisecond) - jitter // now early, now late
+			s := sample(1, uint64(now), at(int64(now)+jitter))
+			s.TCP.Valid, s.TCP.State, s.TCP.RTTMicros = true, 1, 700
+			table.Apply(s)
+		}
+		table.Expire(time.Unix(0, int64(200*time.Second)))
+		if due != 21 {
+			t.Errorf("%s: due %d times in 100 s, want 21", name, due)
+		}
+	}
+}
+
 // Connected marks one record of a connection, the first that says so.
 func TestConnectedOnce(t *testing.T) {
 	told := func(s *Sample) { s.TCP.Told = true }
