@@ -119,7 +119,7 @@ func families(pod bool) [numFamilies]Family {
 		networkPackets:     {"orb8_network_packets_total", "counter", "packets", w("direction", "protocol"), "TCP segments or IP packets that the workload sent (egress) and received (ingress).", groupWorkload},
 		networkZoneBytes:   {"orb8_network_zone_bytes_total", "counter", "bytes", w("direction", "zone"), "Bytes as in orb8_network_bytes_total, of flows whose ends are in known zones; zone is same or cross.", groupWorkload},
 		activeFlows:        {"orb8_network_active_flows", "gauge", "flows", w("protocol"), "Flows in the flow table that have not ended.", groupWorkload},
-		tcpRTT:             {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and sampling interval with traffic, and at close.", groupWorkload},
+		tcpRTT:             {"orb8_tcp_rtt_seconds", "histogram", "seconds", w(), "Smoothed round-trip time of the workload's TCP connections, observed once per connection and configured interval with traffic, however often anybody looks.", groupWorkload},
 		tcpConnect:         {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},
 		tcpConnectFailures: {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
 		tcpRetransmits:     {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
