@@ -27,4 +27,16 @@ static __always_inline bool owner_current(struct owner *o)
 	return true;
 }
 
+/* The socket that a file is, if it is one. */
+static __always_inline struct sock *sock_of_file(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+
+	if (!file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	return socket ? socket->sk : 0;
+}
+
 #endif

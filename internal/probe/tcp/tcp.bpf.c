@@ -899,17 +899,6 @@ int tcp_sample(struct bpf_iter__bpf_sk_storage_map *ctx)
 	return 0;
 }
 
-static __always_inline struct sock *sock_of_file(struct bpf_iter__task_file *ctx)
-{
-	struct file *file = ctx->file;
-	struct socket *socket;
-
-	if (!file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	return socket ? socket->sk : 0;
-}
-
 /* The same by way of open files, for kernels that are kept from the iterator above. A
  * socket that several processes hold comes more than once in a pass, one that none
  * holds does not come. */
