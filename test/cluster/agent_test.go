@@ -284,7 +284,7 @@ func TestAgentRestart(t *testing.T) {
 			}
 			l.expect(t, "TCP", w.server.Spec.NodeName, seen{
 				Local: local, Remote: client.identity(), TxBytes: want[i].rx, RxBytes: want[i].tx, Role: "server",
-			}, func(f *orb8v1.Flow) bool { return isTo(f, res, route{}) })
+			}, func(f *orb8v1.Flow) bool { return isTo(f, res, w.server) })
 		})
 	}
 }

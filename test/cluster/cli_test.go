@@ -132,7 +132,7 @@ func TestFilters(t *testing.T) {
 				switch f := e.GetFlow(); {
 				case isFrom(f, res):
 					got |= client
-				case isTo(f, res, route{}):
+				case isTo(f, res, l.far):
 					got |= server
 				}
 			}

@@ -42,7 +42,7 @@ func (l *lab) expectBoth(t *testing.T, client, server *pod, res result, tx, rx u
 		func(f *orb8v1.Flow) bool { return isFrom(f, res) })
 	s = l.expect(t, "TCP", server.Spec.NodeName,
 		seen{Local: server.identity(), Remote: client.identity(), TxBytes: rx, RxBytes: tx, Role: "server"},
-		func(f *orb8v1.Flow) bool { return isTo(f, res, route{}) })
+		func(f *orb8v1.Flow) bool { return isTo(f, res, server) })
 	return c, s
 }
 

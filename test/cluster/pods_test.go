@@ -41,6 +41,11 @@ func (p *pod) ip(family int) string {
 	return ""
 }
 
+// has tells whether an address may be the pod's: those of its node are not told apart.
+func (p *pod) has(ip string) bool {
+	return ip != "" && (p.Spec.HostNetwork || ip == p.ip(4) || ip == p.ip(6))
+}
+
 // identity of the pod as a flow shows it.
 func (p *pod) identity() identity {
 	return identity{Namespace: p.Namespace, Pod: p.Name, Kind: p.kind, Name: p.workload, Node: p.Spec.NodeName}
