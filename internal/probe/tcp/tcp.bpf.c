@@ -90,7 +90,6 @@ struct tcp_record {
 enum tcp_stat {
 	STAT_RING_FULL,
 	STAT_STORAGE_FULL,
-	STAT_RESETS_UNMATCHED,
 	STAT_MAX,
 };
 
@@ -222,16 +221,6 @@ static __always_inline u64 sk_cgroup_id(struct sock *sk)
 	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
 }
 
-static __always_inline void set_owner(struct sock_state *st, struct task_struct *task)
-{
-	struct task_struct *leader = task->group_leader;
-
-	st->pid = task->tgid;
-	bpf_probe_read_kernel(st->comm, sizeof(st->comm), leader->comm);
-}
-
-/* The same for the current task, in programs to which the kernel's types are not
- * known. */
 static __always_inline void set_owner_current(struct sock_state *st)
 {
 	struct owner o;
@@ -425,21 +414,26 @@ static __always_inline void begin_connect(struct sock_state *st, struct sock *sk
 	__builtin_memset(st->comm, 0, sizeof(st->comm));
 }
 
-static __always_inline void on_connect(struct sock *sk)
+/* In what follows handle is what a socket's record is found by: the socket in tracing
+ * programs, a struct bpf_sock in sock_ops. */
+static __always_inline struct sock *sock_of(void *handle, struct tcp_sock *tp, bool in_ops)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct task_struct *task;
+	return in_ops ? (struct sock *)tp : handle;
+}
+
+static __always_inline bool on_connect(void *handle, bool in_ops)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(handle);
 	struct sock_state *st;
 
-	if (!tp || !is_ours(sk))
-		return;
-	st = make_state(sk);
+	if (!tp || (!in_ops && !is_ours(handle)))
+		return false;
+	st = make_state(handle);
 	if (!st)
-		return;
-	begin_connect(st, sk, tp);
-	task = bpf_get_current_task_btf();
-	if (!(task->flags & PF_KTHREAD))
-		set_owner(st, task);
+		return false;
+	begin_connect(st, sock_of(handle, tp, in_ops), tp);
+	set_owner_current(st);
+	return true;
 }
 
 /* See seed_multipath. */
@@ -488,33 +482,32 @@ static __always_inline void on_established(struct sock *sk, int oldstate)
 		begin_accepted(st, sk);
 }
 
-static __always_inline void on_listen(struct sock *sk)
+static __always_inline void on_listen(void *handle, bool in_ops)
 {
 	struct sock_state *st;
 
-	if (!is_ours(sk))
+	if (!in_ops && !is_ours(handle))
 		return;
-	st = make_state(sk);
+	st = make_state(handle);
 	if (!st)
 		return;
 	st->role = ROLE_LISTENER;
 	st->start_ns = 0;
-	set_owner(st, bpf_get_current_task_btf());
+	set_owner_current(st);
 }
 
 /* close() and shutdown() run in the process that uses the socket. That may be
- * another than the listener's: a worker, or a child that was handed it. */
-static __always_inline void on_local_close(struct sock *sk)
+ * another than the listener's: a worker, or a child that was handed it. In SYN_RECV
+ * they only leave a note, and the step is made by an interrupt. */
+static __always_inline void on_local_close(void *handle, int oldstate)
 {
-	struct sock_state *st = state_of(sk);
-	struct task_struct *task;
+	struct sock_state *st;
 
-	if (!st || st->role != ROLE_SERVER)
+	if (oldstate == TCP_SYN_RECV)
 		return;
-	task = bpf_get_current_task_btf();
-	/* Multipath sockets are closed by a kernel thread. */
-	if (task->tgid && task->tgid != st->pid && !(task->flags & PF_KTHREAD))
-		set_owner(st, task);
+	st = state_of(handle);
+	if (st && st->role == ROLE_SERVER)
+		set_owner_current(st);
 }
 
 /* A socket that was open before the agent: its past traffic is part of its
@@ -555,38 +548,46 @@ static __always_inline void finish(struct sock *sk, struct tcp_sock *tp, struct 
 	st->closed = 1;
 }
 
-static __always_inline void on_close(struct sock *sk, int oldstate)
+/* sock_ops is also told of sockets that another agent, or an earlier one, had
+ * followed. */
+static __always_inline void on_close(void *handle, int oldstate, bool in_ops)
 {
-	struct sock_state *st;
 	struct tcp_sock *tp;
+	struct sock_state *st;
+	struct sock *sk;
+	bool retried;
 
 	if (oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
 		return;
-	st = state_of(sk);
+	st = state_of(handle);
 	/* A socket that the handshake never finished for, unless both ends
 	 * connected at the same time. */
 	if (oldstate == TCP_SYN_RECV && (!st || !st->start_ns))
 		return;
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = bpf_skc_to_tcp_sock(handle);
 	if (!tp)
 		return;
-	if (!st || !st->start_ns || (st->closed && oldstate == TCP_SYN_SENT && have_ops)) {
-		if (!is_ours(sk))
+	sk = sock_of(handle, tp, in_ops);
+	/* Another attempt by the same socket, which sock_ops was not told of:
+	 * connect() failed before, as no port is free, or the address is not one to
+	 * connect to. */
+	retried = have_ops && oldstate == TCP_SYN_SENT &&
+		  (in_ops ? st && st->closed : !st || !st->start_ns || st->closed);
+	if (!st || !st->start_ns || retried) {
+		if (!in_ops && !is_ours(sk))
 			return;
-		st = make_state(sk);
+		st = make_state(handle);
 		if (!st)
 			return;
-		if (oldstate == TCP_SYN_SENT && have_ops) {
-			/* connect() failed before it got to sock_ops: no port is
-			 * free, or the address is not one to connect to. */
+		if (retried) {
 			begin_connect(st, sk, tp);
-			set_owner(st, bpf_get_current_task_btf());
+			set_owner_current(st);
 		} else {
 			/* Older than the agent and held by no file, so the
 			 * seeding missed it. */
 			adopt(st, sk, tp);
 		}
-	} else if (have_ops && !st->closed) {
+	} else if (!in_ops && have_ops && !st->closed) {
 		__sync_fetch_and_add(&traced_ends, 1);
 	}
 	finish(sk, tp, st, oldstate);
@@ -639,23 +640,23 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 		return 0;
 	switch (newstate) {
 	case TCP_SYN_SENT:
-		on_connect(sk);
+		on_connect(sk, false);
 		break;
 	case TCP_ESTABLISHED:
 		on_established(sk, oldstate);
 		break;
 	case TCP_LISTEN:
-		on_listen(sk);
+		on_listen(sk, false);
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
 		/* With TCP Fast Open a server may be done before the handshake is. */
 		if (oldstate == TCP_SYN_RECV)
 			on_established(sk, oldstate);
-		on_local_close(sk);
+		on_local_close(sk, oldstate);
 		break;
 	case TCP_CLOSE:
-		on_close(sk, oldstate);
+		on_close(sk, oldstate, false);
 		break;
 	}
 	return 0;
@@ -674,32 +675,6 @@ static __always_inline void ops_resent(struct bpf_sock *sk)
 
 	if (tp)
 		resent((struct sock *)tp, tp, state_of(sk));
-}
-
-static __always_inline void ops_listen(struct bpf_sock *sk)
-{
-	struct sock_state *st = make_state(sk);
-
-	if (!st)
-		return;
-	st->role = ROLE_LISTENER;
-	st->start_ns = 0;
-	set_owner_current(st);
-}
-
-static __always_inline void ops_connect(struct bpf_sock_ops *ops, struct bpf_sock *sk)
-{
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct sock_state *st;
-
-	if (!tp)
-		return;
-	st = make_state(sk);
-	if (!st)
-		return;
-	begin_connect(st, (struct sock *)tp, tp);
-	set_owner_current(st);
-	follow(ops);
 }
 
 /* A client's handshake is done, or a server's: this one before the state changes, and
@@ -726,42 +701,6 @@ static __always_inline void ops_established(struct bpf_sock_ops *ops, struct bpf
 	follow(ops);
 }
 
-/* close() and shutdown() run in the process that uses the socket, see on_local_close.
- * In SYN_RECV they only leave a note, and the step is made by an interrupt. */
-static __always_inline void ops_local_close(struct bpf_sock *sk, int oldstate)
-{
-	struct sock_state *st = state_of(sk);
-
-	if (st && st->role == ROLE_SERVER && oldstate != TCP_SYN_RECV)
-		set_owner_current(st);
-}
-
-/* Also of sockets that another agent, or an earlier one, had followed. */
-static __always_inline void ops_close(struct bpf_sock *sk, int oldstate)
-{
-	struct sock_state *st = state_of(sk);
-	struct tcp_sock *tp;
-
-	if (oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
-		return;
-	if (oldstate == TCP_SYN_RECV && (!st || !st->start_ns))
-		return;
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
-		return;
-	if (!st || !st->start_ns) {
-		st = make_state(sk);
-		if (!st)
-			return;
-		adopt(st, (struct sock *)tp, tp);
-	} else if (st->closed && oldstate == TCP_SYN_SENT) {
-		/* Another attempt, which failed early, see on_close. */
-		begin_connect(st, (struct sock *)tp, tp);
-		set_owner_current(st);
-	}
-	finish((struct sock *)tp, tp, st, oldstate);
-}
-
 SEC("sockops")
 int tcp_ops(struct bpf_sock_ops *ops)
 {
@@ -771,10 +710,11 @@ int tcp_ops(struct bpf_sock_ops *ops)
 		return 1;
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		ops_listen(sk);
+		on_listen(sk, true);
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		ops_connect(ops, sk);
+		if (on_connect(sk, true))
+			follow(ops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
@@ -787,10 +727,10 @@ int tcp_ops(struct bpf_sock_ops *ops)
 		switch (ops->args[1]) {
 		case TCP_FIN_WAIT1:
 		case TCP_LAST_ACK:
-			ops_local_close(sk, ops->args[0]);
+			on_local_close(sk, ops->args[0]);
 			break;
 		case TCP_CLOSE:
-			ops_close(sk, ops->args[0]);
+			on_close(sk, ops->args[0], true);
 			break;
 		}
 		break;
@@ -818,8 +758,6 @@ int BPF_PROG(tcp_send_reset, struct sock *sk)
 
 	if (st && st->start_ns && !st->closed)
 		st->flags |= FLAG_RESET_SENT;
-	else if (!st || !st->closed)
-		count(STAT_RESETS_UNMATCHED);
 	return 0;
 }
 
@@ -966,6 +904,7 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 		else
 			adopt(st, sk, tp);
 	}
-	set_owner(st, task);
+	st->pid = task->tgid;
+	bpf_probe_read_kernel(st->comm, sizeof(st->comm), task->group_leader->comm);
 	return 0;
 }

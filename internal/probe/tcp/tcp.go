@@ -86,7 +86,6 @@ type Probe struct {
 	running  bool
 	lost     [bpfTcpStatSTAT_MAX]uint64 // as last read from the kernel
 	buf      []byte
-	resets   atomic.Uint64
 	received atomic.Uint64
 }
 
@@ -109,9 +108,6 @@ func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...
 
 // Received is the number of records read from the kernel.
 func (p *Probe) Received() uint64 { return p.received.Load() }
-
-// UnmatchedResets counts resets sent for packets that met no connection.
-func (p *Probe) UnmatchedResets() uint64 { return p.resets.Load() }
 
 // optional programs, each with what is missing without it.
 func optional(hasOps bool) []struct{ prog, hook, effect string } {
@@ -485,7 +481,6 @@ func (p *Probe) readStats() error {
 	}
 	p.cfg.Losses.Add(loss.TCPRingFull, total[bpfTcpStatSTAT_RING_FULL]-p.lost[bpfTcpStatSTAT_RING_FULL])
 	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
-	p.resets.Store(total[bpfTcpStatSTAT_RESETS_UNMATCHED])
 	p.lost = total
 	return nil
 }

@@ -122,10 +122,9 @@ type bpfTcpRecord struct {
 type bpfTcpStat uint32
 
 const (
-	bpfTcpStatSTAT_RING_FULL        bpfTcpStat = 0
-	bpfTcpStatSTAT_STORAGE_FULL     bpfTcpStat = 1
-	bpfTcpStatSTAT_RESETS_UNMATCHED bpfTcpStat = 2
-	bpfTcpStatSTAT_MAX              bpfTcpStat = 3
+	bpfTcpStatSTAT_RING_FULL    bpfTcpStat = 0
+	bpfTcpStatSTAT_STORAGE_FULL bpfTcpStat = 1
+	bpfTcpStatSTAT_MAX          bpfTcpStat = 2
 )
 
 // Names of all BPF objects in the ELF.
