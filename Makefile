@@ -18,6 +18,9 @@ TESTTIME ?= 5m
 LIVE     := ./internal/probe/... ./internal/cli/... ./internal/doctor/... ./internal/workload/... \
 	./internal/accel/tpu/... ./test/kernels/... ./test/dashboards/...
 
+# One package at a time; with flock the next one is compiled and linked meanwhile.
+ALONE    := $(if $(shell command -v flock),-p=2 -exec='flock -o $(CURDIR)/.cache/live.lock',-p=1)
+
 # The BPF objects in the repository are made with these; gen.go beside each
 # program names them.
 CLANG := clang-16 llvm-strip-16
@@ -86,11 +89,12 @@ verify-setup: build ## Check the tools for development and what this host offers
 
 test: ## Every test that this machine can run; as root also those in the kernel
 	@[ -z '$(SUDO)' ] || echo 'not root: tests that load BPF programs are skipped; sudo env PATH="$$PATH" make test' >&2
-	@live=$$($(GO) list $(LIVE)) && all=$$($(GO) list $(PKG)) || exit 1; status=0; \
+	@mkdir -p .cache; \
+	live=$$($(GO) list $(LIVE)) && all=$$($(GO) list $(PKG)) || exit 1; status=0; \
 	try() { $(GOTEST) "$$@" || status=1; }; \
 	pure=$$(echo "$$all" | grep -vFx "$$live"); live=$$(echo "$$all" | grep -Fx "$$live"); \
 	[ -z "$$pure" ] || try -trimpath $(RACE) -timeout=$(TESTTIME) $(TESTFLAGS) $$pure; \
-	[ -z "$$live" ] || try $(RACE) -count=1 -p=1 -timeout=$(TESTTIME) $(TESTFLAGS) $$live; \
+	[ -z "$$live" ] || try $(RACE) -count=1 $(ALONE) -timeout=$(TESTTIME) $(TESTFLAGS) $$live; \
 	exit $$status
 
 check: $(GOLANGCI_LINT) ## Build, vet, lint what changed, test what needs no kernel: the loop for working

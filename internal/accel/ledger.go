@@ -15,8 +15,6 @@ const (
 	// maxGap is the longest time between two samples that is accounted for: of a
 	// longer one nobody knows what happened in it.
 	maxGap = 30 * time.Second
-	// linger is how long what is gone is still shown.
-	linger = 60 * time.Second
 	// maxErrors is how many errors are kept per device, the latest.
 	maxErrors = 64
 )
@@ -250,11 +248,11 @@ func Blame(r *Report, pid uint32) *workload.Identity {
 	return nil
 }
 
-// Sweep forgets owners and devices that were last seen over 60 s before now.
-func (l *Ledger) Sweep(now time.Time) {
+// Sweep forgets owners and devices that were last seen over keep before now.
+func (l *Ledger) Sweep(now time.Time, keep time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before := now.Add(-linger)
+	before := now.Add(-keep)
 	gone := make(map[ownerKey]bool)
 	for id, d := range l.devices {
 		if d.last.Time.Before(before) {

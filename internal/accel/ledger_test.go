@@ -144,11 +144,11 @@ func TestLedgerErrors(t *testing.T) {
 func TestLedgerForgets(t *testing.T) {
 	d := newDay()
 	d.add(0, 0, gpuSample(1, 10, 300, process(100, 10, 1)), held("a", false))
-	d.Sweep(d.now.Add(linger))
+	d.Sweep(d.now.Add(time.Minute), time.Minute)
 	if len(d.Accounts()) != 2 || len(d.Reports()) != 1 { // a's and nobody's
 		t.Fatalf("%d accounts, %d devices", len(d.Accounts()), len(d.Reports()))
 	}
-	d.Sweep(d.now.Add(linger + 1))
+	d.Sweep(d.now.Add(time.Minute+1), time.Minute)
 	if len(d.Accounts()) != 0 || len(d.Reports()) != 0 {
 		t.Errorf("after a minute: %d accounts, %d devices", len(d.Accounts()), len(d.Reports()))
 	}

@@ -51,6 +51,7 @@ type Config struct {
 	SubscriberQueue int
 
 	MetricsMaxSeries int
+	MetricsKeep      time.Duration
 	MetricsPod       bool
 	MetricsDCGM      bool
 
@@ -85,6 +86,7 @@ func DefaultConfig() Config {
 		SubscriberQueue: 4096,
 
 		MetricsMaxSeries: 10_000,
+		MetricsKeep:      time.Minute,
 
 		LogLevel:  "info",
 		LogFormat: "text",
@@ -139,6 +141,7 @@ func (c *Config) settings() []setting {
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
+		{"metrics.keep", "how long the series of a workload that has gone stay, at best two scrapes or more", true, &c.MetricsKeep, c.checkKeep},
 		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},
 		{"metrics.dcgm", "serve NVIDIA GPUs at /metrics/dcgm too, under the names of dcgm-exporter", false, &c.MetricsDCGM, nil},
 		{"log_level", "debug, info, warn or error", true, &c.LogLevel, c.checkLogLevel},
@@ -170,6 +173,13 @@ const minInterval = collectGap
 func (c *Config) checkInterval() error {
 	if c.Interval < minInterval {
 		return fmt.Errorf("%v: want at least %v", c.Interval, minInterval)
+	}
+	return nil
+}
+
+func (c *Config) checkKeep() error {
+	if c.MetricsKeep < time.Second || c.MetricsKeep > 24*time.Hour {
+		return fmt.Errorf("%v: want 1s to 24h", c.MetricsKeep)
 	}
 	return nil
 }

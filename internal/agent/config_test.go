@@ -56,6 +56,7 @@ history: 0
 subscriber_queue: 7
 metrics:
   max_series: 5
+  keep: 30s
   pod: true
   dcgm: true
 log_level: debug
@@ -68,7 +69,7 @@ kubeconfig: /k
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host",
-		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff, Kubeconfig: "/k",
 	}
 	one := DefaultConfig()

@@ -66,12 +66,20 @@ func countersPB(c flow.Counters) *orb8v1.Counters {
 	return &orb8v1.Counters{TxBytes: c.TxBytes, TxPackets: c.TxPackets, RxBytes: c.RxBytes, RxPackets: c.RxPackets}
 }
 
+// ipText is empty for the ends of a sum of flows.
+func ipText(r *flow.Record, a flow.Addr) string {
+	if r.IsSum() {
+		return ""
+	}
+	return a.IP().String()
+}
+
 func flowPB(r *flow.Record) *orb8v1.Flow {
 	return &orb8v1.Flow{
 		Event:       orb8v1.FlowEvent(r.Event),
 		Protocol:    r.Protocol.String(),
-		Local:       &orb8v1.Endpoint{Ip: r.Key.Local.IP().String(), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)},
-		Remote:      &orb8v1.Endpoint{Ip: r.Key.Remote.IP().String(), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)},
+		Local:       &orb8v1.Endpoint{Ip: ipText(r, r.Key.Local), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)},
+		Remote:      &orb8v1.Endpoint{Ip: ipText(r, r.Key.Remote), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)},
 		Role:        orb8v1.Role(r.Role),
 		Loopback:    r.Loopback,
 		ByteUnit:    orb8v1.ByteUnit(r.Unit),
@@ -155,7 +163,7 @@ func directions(c flow.Counters) (tx, rx bool) {
 func networkFlow(r *flow.Record, h half, node string) *orb8v1.NetworkFlow {
 	return &orb8v1.NetworkFlow{
 		Namespace: r.Local.Namespace, PodName: r.Local.Pod,
-		SrcIp: h.src.IP().String(), DstIp: h.dst.IP().String(),
+		SrcIp: ipText(r, h.src), DstIp: ipText(r, h.dst),
 		SrcPort: uint32(h.srcPort), DstPort: uint32(h.dstPort),
 		Protocol: r.Protocol.String(), Direction: h.direction,
 		Bytes: h.bytes, Packets: h.packets,
@@ -187,7 +195,7 @@ func networkEvents(r *flow.Record) []*orb8v1.NetworkEvent {
 // appendPieces splits a difference until bytes and packets fit their fields.
 func appendPieces(events []*orb8v1.NetworkEvent, r *flow.Record, h half) []*orb8v1.NetworkEvent {
 	local, remote := workloadPB(r.Local), workloadPB(r.Remote)
-	src, dst := h.src.IP().String(), h.dst.IP().String()
+	src, dst := ipText(r, h.src), ipText(r, h.dst)
 	bytes, packets := h.deltaBytes, h.deltaP
 	for range maxPieces {
 		b, p := min(bytes, math.MaxUint32), min(packets, math.MaxUint32)

@@ -11,13 +11,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-const (
-	// seriesLinger is how long a workload's series stay after its last record.
-	seriesLinger = 60 * time.Second
-	// maxIdentities bounds the look-up by identity; when it is full, it is made
-	// anew from what is seen next.
-	maxIdentities = 16_384
-)
+// maxIdentities bounds the look-up by identity; when it is full, it is made anew from
+// what is seen next.
+const maxIdentities = 16_384
 
 // metrics counts records by workload. observe is called for every record and
 // does not allocate for a workload that it knows. Scrapes read copies.
@@ -175,11 +171,11 @@ func (m *metrics) setMax(n int) {
 	m.max = n
 }
 
-// sweep drops the series of workloads that have been silent for 60 s and are
-// gone, and lets those in that had been refused as far as there is room again.
-// alive says whether a cgroup exists.
-func (m *metrics) sweep(now time.Time, alive func(cgroup uint64) bool) {
-	before := now.Add(-seriesLinger).UnixNano()
+// sweep drops the series of workloads that are gone and have not had a record for as
+// long as series are kept, and lets those in that had been refused as far as there is
+// room again. alive says whether a cgroup exists.
+func (m *metrics) sweep(now time.Time, keep time.Duration, alive func(cgroup uint64) bool) {
+	before := now.Add(-keep).UnixNano()
 	silent := m.silentSince(before)
 	gone := make(map[*series]bool)
 	for s, cgroup := range silent {

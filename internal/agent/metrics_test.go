@@ -229,7 +229,7 @@ func TestCommandsDoNotCrowd(t *testing.T) {
 	if n := losses.Get(loss.MetricSeriesCapped); n != 300-room/4 {
 		t.Errorf("%d capped, want %d", n, 300-room/4)
 	}
-	m.sweep(time.Unix(0, second(61)), func(uint64) bool { return true })
+	m.sweep(time.Unix(0, second(61)), time.Minute, func(uint64) bool { return true })
 	if m.commands != 0 || m.usedByCommands != 0 || m.used != room*3/4*seriesOf(cellTraffic) {
 		t.Errorf("after a minute %d commands have %d series, of %d", m.commands, m.usedByCommands, m.used)
 	}
@@ -292,11 +292,11 @@ func TestSweep(t *testing.T) {
 	at := func(n int64) time.Time { return time.Unix(0, second(n)) }
 	alive := func(cgroup uint64) bool { return cgroup != 1 } // that of gone
 
-	m.sweep(at(59), alive)
+	m.sweep(at(59), time.Minute, alive)
 	if diff := cmp.Diff([]string{"command", "gone", "idle"}, shown(m)); diff != "" {
 		t.Errorf("after 59 s (-want +got)\n%s", diff)
 	}
-	m.sweep(at(60), alive)
+	m.sweep(at(60), time.Minute, alive)
 	if diff := cmp.Diff([]string{"command", "idle"}, shown(m)); diff != "" {
 		t.Errorf("after 60 s (-want +got)\n%s", diff)
 	}
@@ -305,7 +305,7 @@ func TestSweep(t *testing.T) {
 	if diff := cmp.Diff([]string{"command", "idle", "refused"}, shown(m)); diff != "" {
 		t.Errorf("after more traffic (-want +got)\n%s", diff)
 	}
-	m.sweep(at(62), alive)
+	m.sweep(at(62), time.Minute, alive)
 	if diff := cmp.Diff([]string{"idle", "refused"}, shown(m)); diff != "" {
 		t.Errorf("after 62 s (-want +got)\n%s", diff)
 	}
@@ -320,7 +320,7 @@ func TestSweep(t *testing.T) {
 func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
 	m := newMetrics(false, 100, new(loss.Counters))
 	r := ofWorkload(m, "w", 0)
-	m.sweep(time.Unix(0, second(100)), func(uint64) bool {
+	m.sweep(time.Unix(0, second(100)), time.Minute, func(uint64) bool {
 		r.Time = second(99)
 		m.observe(r)
 		return false

@@ -234,9 +234,10 @@ func (w *watch) sweep(now time.Time) {
 		return
 	}
 	w.swept = now
+	keep := w.agent.config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
 	if w.agent.accel != nil {
-		w.agent.accel.ledger.Sweep(now)
+		w.agent.accel.ledger.Sweep(now, keep)
 	}
-	w.agent.metrics.sweep(w.agent.deps.Clock.Now(), w.agent.deps.Resolver.Alive)
+	w.agent.metrics.sweep(w.agent.deps.Clock.Now(), keep, w.agent.deps.Resolver.Alive)
 }

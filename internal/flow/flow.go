@@ -80,6 +80,10 @@ type Key struct {
 	NetNS uint32
 }
 
+// IsSum reports whether the flow is the sum of those of its cgroup and protocol for
+// whose detail there was no room: neither end has an address.
+func (k *Key) IsSum() bool { return k.Local == Addr{} && k.Remote == Addr{} }
+
 // Counters are cumulative or differences, as the field that holds them says.
 // Bytes are payload bytes or IP bytes, packets TCP segments or IP packets.
 type Counters struct {

@@ -16,6 +16,7 @@ const (
 	TCPRingFull Stage = iota
 	TCPStorageFull
 	PacketMapFull
+	PacketSummed
 	PacketUnreadable
 	PacketStorageFull
 	PacketBatchRetried
@@ -36,7 +37,8 @@ var stages = [numStages]struct {
 }{
 	TCPRingFull:        {"tcp_ring_full", "final records of TCP connections that did not fit into the ring buffer", false},
 	TCPStorageFull:     {"tcp_storage_full", "TCP sockets for which the kernel had no memory to keep state", false},
-	PacketMapFull:      {"packet_map_full", "packets that no flow entry was left for", false},
+	PacketMapFull:      {"packet_map_full", "packets that were not counted: no flow entry was left for them, nor one for the sums of their cgroup", false},
+	PacketSummed:       {"packet_summed", "packets that no flow entry was left for: they are in the sums of their cgroup, shown as one flow without addresses", true},
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
 	PacketStorageFull:  {"packet_storage_full", "sockets other than TCP's for which the kernel had no memory to keep their owner; their flows have none", true},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},

@@ -209,8 +209,20 @@ func ready(conditions []corev1.NodeCondition) bool {
 // last error after limit.
 func eventually(t *testing.T, limit time.Duration, f func() error) {
 	t.Helper()
-	if err := poll(t.Context(), limit, f); err != nil {
+	var last error
+	began := time.Now()
+	err := poll(t.Context(), limit, func() error {
+		err := f()
+		if err != nil {
+			last = err
+		}
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Logf("took %.1f s: %v", took.Seconds(), last)
 	}
 }
 

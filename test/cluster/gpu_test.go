@@ -187,7 +187,7 @@ func newGPUNode(t *testing.T) *gpuNode {
 		c := &s.Containers[0]
 		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "nvidia", MountPath: fakeLibrary, ReadOnly: true})
 		c.Env = append(c.Env, corev1.EnvVar{Name: "ORB8_FAKE_NVML", Value: fakeLibrary + "/state-$(NODE_NAME)"})
-		c.Args = append(c.Args, "--metrics-dcgm", "--gpu-interval=1s")
+		c.Args = append(c.Args, "--metrics-dcgm", "--gpu-interval=1s", "--metrics-keep="+seriesKept.String())
 	})
 	t.Cleanup(func() {
 		if err := l.changeAgents(context.Background(), func(s *corev1.PodSpec) { *s = *before }); err != nil {
@@ -336,7 +336,7 @@ func TestGPUs(t *testing.T) {
 			break
 		}
 	}
-	n.untilSeriesGone(t, one) // a minute after its end, which the claims have filled
+	n.untilSeriesGone(t, one)
 }
 
 // endsMidSample deletes a pod while the driver still lists its process: nothing of
@@ -372,11 +372,15 @@ func (n *gpuNode) endsMidSample(t *testing.T, p *pod, gpu int) {
 	})
 }
 
-// untilSeriesGone waits until a pod that has gone has no series, which is a minute
-// after its end, while the devices' own stay.
+// seriesKept is how long the series of a pod that has gone stay here, long enough to be
+// read after its end.
+const seriesKept = 20 * time.Second
+
+// untilSeriesGone waits until a pod that has gone has no series, while the devices' own
+// stay.
 func (n *gpuNode) untilSeriesGone(t *testing.T, p *pod) {
 	t.Helper()
-	eventually(t, 100*time.Second, func() error {
+	eventually(t, seriesKept+30*time.Second, func() error {
 		for name, f := range n.scrape(t, "/metrics") {
 			for _, m := range f.GetMetric() {
 				for _, label := range m.GetLabel() {

@@ -13,6 +13,9 @@ import (
 
 const none = "-"
 
+// several stands for the peers of flows that are shown as one sum.
+const several = "(several)"
+
 // shortID is as much of a container id as people quote.
 const shortID = 12
 
@@ -102,6 +105,9 @@ func local(f *orb8v1.Flow) cell {
 // remote writes the far end: its pod or service where known, else its address.
 func remote(f *orb8v1.Flow, mark string) cell {
 	host, port := hostPort(f.GetRemote())
+	if f.GetRemote().GetIp() == "" && f.GetProtocol() != "" {
+		host = several
+	}
 	backend := ""
 	switch w := f.GetRemote().GetWorkload(); {
 	case w.GetService() != "":

@@ -30,6 +30,7 @@ type drainer struct {
 	reported map[bpfPacketKey]reported
 	idleFor  uint64      // after so many nanoseconds an entry goes, as of this drain
 	idle     []idleEntry // scratch
+	sums     int         // entries of kernel.others, as of this drain
 	// retired is when entries were last taken out.
 	retired uint64
 	sample  flow.Sample
@@ -37,8 +38,8 @@ type drainer struct {
 
 // kernel is what the drainer shares with the programs.
 type kernel struct {
-	flows, late  *ebpf.Map
-	retireBefore *ebpf.Variable
+	flows, late, others *ebpf.Map
+	retireBefore        *ebpf.Variable
 	// settle waits until every program has ended that was running when it was
 	// called.
 	settle func() error
@@ -52,6 +53,7 @@ type reported struct {
 }
 
 type idleEntry struct {
+	in   *ebpf.Map
 	key  bpfPacketKey
 	last uint64
 }
@@ -98,35 +100,49 @@ func (d *drainer) drain() (news uint64, err error) {
 
 // crowded reports whether there are so many entries that the longest idle go
 // early.
-func (d *drainer) crowded() bool { return len(d.reported) > int(d.cfg.MapEntries)/4*3 }
+func (d *drainer) crowded() bool { return d.entries() > int(d.cfg.MapEntries)/4*3 }
 
-// read makes one pass over the map. It reports what has news and notes in idle
-// the entries that may be deleted: those without traffic for the idle time, or
-// any of them.
+// entries is how many the flow map has.
+func (d *drainer) entries() int { return len(d.reported) - d.sums }
+
+// read makes one pass over the flow map and the sums. It reports what has news and
+// notes in idle the entries that may be deleted: those without traffic for the idle
+// time, of flows any if anyAge.
 func (d *drainer) read(now uint64, anyAge bool) (news uint64, err error) {
 	d.idle = d.idle[:0]
+	news, _, err = d.readMap(d.kernel.flows, now, anyAge)
+	if err != nil {
+		return news, err
+	}
+	more, n, err := d.readMap(d.kernel.others, now, false)
+	d.sums = n
+	return news + more, err
+}
+
+func (d *drainer) readMap(m *ebpf.Map, now uint64, anyAge bool) (news uint64, entries int, err error) {
 	var cursor ebpf.MapBatchCursor
 	for {
-		n, err := d.kernel.flows.BatchLookup(&cursor, d.keys, d.values, nil)
+		n, err := m.BatchLookup(&cursor, d.keys, d.values, nil)
 		done := errors.Is(err, ebpf.ErrKeyNotExist)
 		if errors.Is(err, unix.ENOSPC) {
 			d.grow()
 			continue
 		}
 		if err != nil && !done {
-			return news, fmt.Errorf("read the packet map: %w", err)
+			return news, entries, fmt.Errorf("read the packet probe's map %s: %w", m, err)
 		}
+		entries += n
 		for i := range n {
 			k, f := &d.keys[i], &d.values[i]
 			if d.report(k, f) {
 				news++
 			}
 			if anyAge || f.LastNs+d.idleFor <= now {
-				d.idle = append(d.idle, idleEntry{*k, f.LastNs})
+				d.idle = append(d.idle, idleEntry{m, *k, f.LastNs})
 			}
 		}
 		if done {
-			return news, nil
+			return news, entries, nil
 		}
 	}
 }
@@ -164,7 +180,7 @@ func (d *drainer) apply(k *bpfPacketKey, f *bpfPacketFlow, from, to reported) {
 func (d *drainer) takeOut(now uint64) error {
 	slices.SortFunc(d.idle, func(a, b idleEntry) int { return cmp.Compare(a.last, b.last) })
 	before := now - min(max(d.idleFor, retireMargin), now)
-	surplus := min(len(d.reported)-int(d.cfg.MapEntries)/2, len(d.idle))
+	surplus := min(d.entries()-int(d.cfg.MapEntries)/2, len(d.idle))
 	n, _ := slices.BinarySearchFunc(d.idle, before+1, func(e idleEntry, t uint64) int { return cmp.Compare(e.last, t) })
 	crowded := surplus > n
 	if crowded {
@@ -200,7 +216,7 @@ func (d *drainer) retire(before uint64, entries []idleEntry) (err error) {
 	gone := make(map[bpfPacketKey]bpfPacketFlow, len(entries))
 	err = set(before)
 	for i := 0; err == nil && i < len(entries); i++ {
-		err = d.delete(&entries[i].key, before, gone)
+		err = d.delete(&entries[i], before, gone)
 	}
 	if err = errors.Join(err, set(0)); err != nil {
 		return err
@@ -217,9 +233,10 @@ func (d *drainer) retire(before uint64, entries []idleEntry) (err error) {
 
 // delete takes an entry out, unless there has been traffic, and reports what came
 // in since it was read. It puts the last reading into gone.
-func (d *drainer) delete(k *bpfPacketKey, before uint64, gone map[bpfPacketKey]bpfPacketFlow) error {
+func (d *drainer) delete(e *idleEntry, before uint64, gone map[bpfPacketKey]bpfPacketFlow) error {
 	var last bpfPacketFlow
-	err := d.kernel.flows.Lookup(k, &last)
+	k := &e.key
+	err := e.in.Lookup(k, &last)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		delete(d.reported, *k)
 		return nil
@@ -229,10 +246,10 @@ func (d *drainer) delete(k *bpfPacketKey, before uint64, gone map[bpfPacketKey]b
 	}
 	if err == nil {
 		d.report(k, &last)
-		err = d.kernel.flows.Delete(k)
+		err = e.in.Delete(k)
 	}
 	if err != nil {
-		return fmt.Errorf("delete an idle flow from the packet map: %w", err)
+		return fmt.Errorf("delete an idle entry of the packet probe's map %s: %w", e.in, err)
 	}
 	gone[*k] = last
 	return nil

@@ -63,6 +63,7 @@ struct packet_flow {
 
 enum packet_stat {
 	STAT_MAP_FULL,
+	STAT_SUMMED, /* in packet_others only */
 	STAT_UNREADABLE, /* the headers could not be read */
 	STAT_STORAGE_FULL, /* nothing could be kept beside a socket */
 	STAT_MAX,
@@ -93,6 +94,15 @@ struct {
 	__type(key, struct packet_key);
 	__type(value, struct packet_flow);
 } packet_late SEC(".maps");
+
+/* The sums of what the other two have no room for, by cgroup, protocol and loopback:
+ * all else in the key is zero. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct packet_key);
+	__type(value, struct packet_flow);
+} packet_others SEC(".maps");
 
 enum direction {
 	NEITHER,
@@ -141,6 +151,9 @@ volatile u64 boot_offset;
  * Whoever has seen it adds to entries with a later last_ns only, and never sets
  * that back. */
 volatile u64 retire_before;
+
+/* Entries made in packet_flows so far. */
+volatile u64 inserted;
 
 /* When a flow last had a packet need not be exact: the clock that the kernel
  * itself reads at each tick costs a fifth of the other one. */
@@ -455,8 +468,9 @@ static __always_inline void add(struct packet_flow *f, u64 bytes, u64 packets, b
 		f->last_ns = now;
 }
 
-/* Fills in the first packet of f and puts it into the map. */
-static __always_inline void insert(void *map, struct packet_key *k, struct packet_flow *f,
+/* Fills in the first packet of f and puts it into the map, or adds to what another CPU
+ * has put there meanwhile. False if the map is full. */
+static __always_inline bool insert(void *map, struct packet_key *k, struct packet_flow *f,
 				   u64 bytes, u64 packets, bool out)
 {
 	struct packet_flow *other;
@@ -470,13 +484,30 @@ static __always_inline void insert(void *map, struct packet_key *k, struct packe
 		f->rx_packets = packets;
 	}
 	if (!bpf_map_update_elem(map, k, f, BPF_NOEXIST))
-		return;
-	/* Either another CPU was first, or the map is full. */
+		return true;
 	other = bpf_map_lookup_elem(map, k);
-	if (other)
-		add(other, bytes, packets, out);
-	else
+	if (!other)
+		return false;
+	add(other, bytes, packets, out);
+	return true;
+}
+
+/* There is no room for the flow's detail. */
+static __always_inline void add_sum(struct packet_key *flow, u64 bytes, u64 packets, bool out)
+{
+	struct packet_key k = {
+		.cgroup_id = flow->cgroup_id, .protocol = flow->protocol, .flags = flow->flags & FLAG_LOOPBACK,
+	};
+	struct packet_flow *f = bpf_map_lookup_elem(&packet_others, &k);
+	struct packet_flow first = {};
+
+	if (f && f->last_ns > retire_before) {
+		add(f, bytes, packets, out);
+	} else if (f || !insert(&packet_others, &k, &first, bytes, packets, out)) {
 		count(STAT_MAP_FULL, packets);
+		return;
+	}
+	count(STAT_SUMMED, packets);
 }
 
 static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
@@ -498,7 +529,10 @@ static __always_inline void begin(struct packet_key *k, struct packet *p, struct
 		f.role = udp_role(s, sk, out);
 	else
 		f.role = out ? ROLE_CLIENT : ROLE_SERVER;
-	insert(&packet_flows, k, &f, bytes, packets, out);
+	if (insert(&packet_flows, k, &f, bytes, packets, out))
+		__sync_fetch_and_add(&inserted, 1);
+	else
+		add_sum(k, bytes, packets, out);
 }
 
 /* A packet of a flow whose entry is being taken out. */
@@ -509,8 +543,8 @@ static __always_inline void add_late(struct packet_key *k, u64 bytes, u64 packet
 
 	if (f)
 		add(f, bytes, packets, out);
-	else
-		insert(&packet_late, k, &first, bytes, packets, out);
+	else if (!insert(&packet_late, k, &first, bytes, packets, out))
+		add_sum(k, bytes, packets, out);
 }
 
 /* Every raw ICMP socket gets a copy of every echo. Only the one that takes part

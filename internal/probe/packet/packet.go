@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,9 @@ import (
 // DefaultMapEntries bounds the flows that the kernel keeps between two reads
 // and until they are idle.
 const DefaultMapEntries = 65536
+
+// lookEvery is how often the probe looks whether its map fills up.
+const lookEvery = 200 * time.Millisecond
 
 // settleTime is how long a datagram that is received may be the answer to one that was
 // sent before the probe began.
@@ -45,6 +49,9 @@ type Config struct {
 	// LateEntries bounds the flows that have packets while their entries are taken
 	// out; 1024 if 0.
 	LateEntries uint32
+	// OtherEntries bounds the cgroups and protocols whose sums are kept where the two
+	// above are full; 4096 if 0.
+	OtherEntries uint32
 	// Idle, asked at each reading, says how long an entry stays in the kernel
 	// without traffic: the flow table's expiry time. Always 30 s if nil.
 	Idle func() time.Duration
@@ -65,8 +72,11 @@ type Probe struct {
 	flows      *ebpf.Map
 	stats      *ebpf.Map
 	bootOffset *ebpf.Variable
+	inserted   *ebpf.Variable // entries ever made
 
+	mu       sync.Mutex // of all below, but for what is set at the start
 	drainer  drainer
+	seen     uint64                        // inserted, as of the last drain
 	lost     [bpfPacketStatSTAT_MAX]uint64 // as last read from the kernel
 	tcp      bool
 	received atomic.Uint64
@@ -125,7 +135,7 @@ func (p *Probe) start() error {
 	}
 	p.closers = append(p.closers, probe.CloseFunc(core.Close))
 	p.flows, p.stats = core.Maps[bpfMapPacketFlows], core.Maps[bpfMapPacketStats]
-	p.bootOffset = core.Variables[bpfVarBootOffset]
+	p.bootOffset, p.inserted = core.Variables[bpfVarBootOffset], core.Variables[bpfVarInserted]
 	if err := p.setBootOffset(); err != nil {
 		return err
 	}
@@ -135,7 +145,7 @@ func (p *Probe) start() error {
 	}
 	p.closers = append(p.closers, settle)
 	p.drainer = newDrainer(kernel{
-		flows: p.flows, late: core.Maps[bpfMapPacketLate],
+		flows: p.flows, late: core.Maps[bpfMapPacketLate], others: core.Maps[bpfMapPacketOthers],
 		retireBefore: core.Variables[bpfVarRetireBefore], settle: settle.Settle,
 	}, p.cfg)
 	// Owners first, so that the first packet's flow already has one.
@@ -150,6 +160,9 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	spec.Maps[bpfMapPacketFlows].MaxEntries = p.cfg.MapEntries
 	if n := p.cfg.LateEntries; n != 0 {
 		spec.Maps[bpfMapPacketLate].MaxEntries = n
+	}
+	if n := p.cfg.OtherEntries; n != 0 {
+		spec.Maps[bpfMapPacketOthers].MaxEntries = n
 	}
 	if !p.tcp {
 		// Only listeners have sockets cloned from them.
@@ -233,15 +246,47 @@ func (p *Probe) startSending(spec *ebpf.CollectionSpec, core *ebpf.Collection, p
 	return p.attach(coll.Programs[prog], at, hook)
 }
 
-// Run waits for ctx: this probe has no events of its own.
+// Run reads the flows, until ctx is done, whenever so many have come since the last
+// reading that the map might be full before the next one.
 func (p *Probe) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		filling, err := p.filling()
+		if err == nil && filling {
+			err = p.Collect()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// filling reports whether a quarter of the map has been filled since the last reading,
+// which leaves it half empty.
+func (p *Probe) filling() (bool, error) {
+	var inserted uint64
+	if err := p.inserted.Get(&inserted); err != nil {
+		return false, fmt.Errorf("read how many flows came: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return inserted-p.seen >= uint64(p.cfg.MapEntries)/4, nil
 }
 
 // Collect reads all flows that had traffic since the last call, lets go of the
 // idle ones and reads the loss counters.
 func (p *Probe) Collect() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.inserted.Get(&p.seen); err != nil {
+		return fmt.Errorf("read how many flows came: %w", err)
+	}
 	if err := p.setBootOffset(); err != nil {
 		return err
 	}
@@ -266,6 +311,8 @@ func lossStage(s bpfPacketStat) loss.Stage {
 	switch s {
 	case bpfPacketStatSTAT_MAP_FULL:
 		return loss.PacketMapFull
+	case bpfPacketStatSTAT_SUMMED:
+		return loss.PacketSummed
 	case bpfPacketStatSTAT_STORAGE_FULL:
 		return loss.PacketStorageFull
 	}

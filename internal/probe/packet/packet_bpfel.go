@@ -58,9 +58,10 @@ type bpfPacketStat uint32
 
 const (
 	bpfPacketStatSTAT_MAP_FULL     bpfPacketStat = 0
-	bpfPacketStatSTAT_UNREADABLE   bpfPacketStat = 1
-	bpfPacketStatSTAT_STORAGE_FULL bpfPacketStat = 2
-	bpfPacketStatSTAT_MAX          bpfPacketStat = 3
+	bpfPacketStatSTAT_SUMMED       bpfPacketStat = 1
+	bpfPacketStatSTAT_UNREADABLE   bpfPacketStat = 2
+	bpfPacketStatSTAT_STORAGE_FULL bpfPacketStat = 3
+	bpfPacketStatSTAT_MAX          bpfPacketStat = 4
 )
 
 type bpfRole uint32
@@ -94,6 +95,7 @@ type bpfSockInfo struct {
 const (
 	bpfMapPacketFlows       = "packet_flows"
 	bpfMapPacketLate        = "packet_late"
+	bpfMapPacketOthers      = "packet_others"
 	bpfMapPacketSocks       = "packet_socks"
 	bpfMapPacketStats       = "packet_stats"
 	bpfProgPacketEgress     = "packet_egress"
@@ -104,6 +106,7 @@ const (
 	bpfProgPacketSockCreate = "packet_sock_create"
 	bpfVarBootOffset        = "boot_offset"
 	bpfVarCountTcp          = "count_tcp"
+	bpfVarInserted          = "inserted"
 	bpfVarMirrored          = "mirrored"
 	bpfVarRetireBefore      = "retire_before"
 	bpfVarSettledNs         = "settled_ns"
@@ -163,10 +166,11 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	PacketFlows *ebpf.MapSpec `ebpf:"packet_flows"`
-	PacketLate  *ebpf.MapSpec `ebpf:"packet_late"`
-	PacketSocks *ebpf.MapSpec `ebpf:"packet_socks"`
-	PacketStats *ebpf.MapSpec `ebpf:"packet_stats"`
+	PacketFlows  *ebpf.MapSpec `ebpf:"packet_flows"`
+	PacketLate   *ebpf.MapSpec `ebpf:"packet_late"`
+	PacketOthers *ebpf.MapSpec `ebpf:"packet_others"`
+	PacketSocks  *ebpf.MapSpec `ebpf:"packet_socks"`
+	PacketStats  *ebpf.MapSpec `ebpf:"packet_stats"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -175,6 +179,7 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	BootOffset   *ebpf.VariableSpec `ebpf:"boot_offset"`
 	CountTcp     *ebpf.VariableSpec `ebpf:"count_tcp"`
+	Inserted     *ebpf.VariableSpec `ebpf:"inserted"`
 	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
 	RetireBefore *ebpf.VariableSpec `ebpf:"retire_before"`
 	SettledNs    *ebpf.VariableSpec `ebpf:"settled_ns"`
@@ -200,16 +205,18 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	PacketFlows *ebpf.Map `ebpf:"packet_flows"`
-	PacketLate  *ebpf.Map `ebpf:"packet_late"`
-	PacketSocks *ebpf.Map `ebpf:"packet_socks"`
-	PacketStats *ebpf.Map `ebpf:"packet_stats"`
+	PacketFlows  *ebpf.Map `ebpf:"packet_flows"`
+	PacketLate   *ebpf.Map `ebpf:"packet_late"`
+	PacketOthers *ebpf.Map `ebpf:"packet_others"`
+	PacketSocks  *ebpf.Map `ebpf:"packet_socks"`
+	PacketStats  *ebpf.Map `ebpf:"packet_stats"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.PacketFlows,
 		m.PacketLate,
+		m.PacketOthers,
 		m.PacketSocks,
 		m.PacketStats,
 	)
@@ -221,6 +228,7 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	BootOffset   *ebpf.Variable `ebpf:"boot_offset"`
 	CountTcp     *ebpf.Variable `ebpf:"count_tcp"`
+	Inserted     *ebpf.Variable `ebpf:"inserted"`
 	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
 	RetireBefore *ebpf.Variable `ebpf:"retire_before"`
 	SettledNs    *ebpf.Variable `ebpf:"settled_ns"`

@@ -709,17 +709,16 @@ func TestMapFull(t *testing.T) {
 	server := c.addr("echo 127.0.0.1:0")
 	c.do("many 500 10 %v", server)
 	r.collect()
-	lost := r.losses.Get(loss.PacketMapFull)
-	all := r.sum()
 	// 500 questions and answers, each seen where it leaves and where it arrives.
-	if got := all.TxPackets + all.RxPackets + lost; got != 2000 {
-		t.Errorf("%d packets in flows and %d lost are %d, want 2000", all.TxPackets+all.RxPackets, lost, got)
+	if all := r.sum(); all != both(1000, 1000*(udp4+10)) {
+		t.Errorf("all: %+v", all)
 	}
-	if len(r.got) > 64 || len(r.got) < 32 || lost == 0 {
-		t.Errorf("%d flows, %d packets lost", len(r.got), lost)
+	if len(r.got) > 65 || len(r.got) < 32 {
+		t.Errorf("%d flows", len(r.got))
 	}
-	if got := r.losses.Dropped(); got != lost {
-		t.Errorf("other losses: %d", got-lost)
+	r.checkSum(t, 1)
+	if got := r.losses.Dropped(); got != 0 {
+		t.Errorf("%d losses", got)
 	}
 	// What has a flow is counted in full.
 	for k, f := range r.got {
@@ -733,11 +732,99 @@ func TestMapFull(t *testing.T) {
 	}
 	c.do("many 500 10 %v", server)
 	r.collect()
-	lost, all = r.losses.Get(loss.PacketMapFull), r.sum()
-	if got := all.TxPackets + all.RxPackets + lost; got != 4000 {
-		t.Errorf("%d packets in flows and %d lost are %d, want 4000", all.TxPackets+all.RxPackets, lost, got)
+	if all := r.sum(); all != both(2000, 2000*(udp4+10)) {
+		t.Errorf("all: %+v", all)
 	}
-	t.Log("orb8-feature: packets without room in the map are counted: works")
+	r.checkSum(t, 1)
+	t.Log("orb8-feature: packets without room in the map are in sums: works")
+}
+
+// checkSum checks that what had no room is n sums of the one cgroup, and said.
+func (r *rig) checkSum(t *testing.T, n int) {
+	t.Helper()
+	var sums []flow.Key
+	var in uint64
+	for k, f := range r.got {
+		if k.IsSum() {
+			sums = append(sums, k)
+			in += f.sum.TxPackets + f.sum.RxPackets
+		}
+	}
+	if len(sums) != n || sums[0].CgroupID == 0 || sums[0].Protocol != flow.UDP {
+		t.Errorf("sums %+v, want %d", sums, n)
+	}
+	if said := r.losses.Get(loss.PacketSummed); said != in || in == 0 {
+		t.Errorf("%d packets in sums, %d said to be", in, said)
+	}
+}
+
+// Where there is no room for sums either, packets are lost, and counted as that.
+func TestSumsFull(t *testing.T) {
+	r, c := alone(t, func(c *Config) { c.MapEntries, c.OtherEntries = 64, 1 })
+	now, err := bootNow()
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := bpfPacketFlow{StartNs: now, LastNs: now + uint64(time.Hour)}
+	if err := r.drainer.kernel.others.Put(&bpfPacketKey{CgroupId: 1}, &elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	c.do("many 500 10 %v", c.addr("echo 127.0.0.1:0"))
+	r.collect()
+	lost, all := r.losses.Get(loss.PacketMapFull), r.sum()
+	if got := all.TxPackets + all.RxPackets + lost; got != 2000 || lost == 0 || r.losses.Get(loss.PacketSummed) != 0 {
+		t.Errorf("%d packets in flows and %d lost are %d, want 2000", all.TxPackets+all.RxPackets, lost, got)
+	}
+}
+
+// Sums go when they are idle, and start anew.
+func TestSumsAreTakenOut(t *testing.T) {
+	r, c, goIdle := aging(t, func(c *Config) { c.MapEntries = 16 })
+	server := c.addr("echo 127.0.0.1:0")
+	for round := range uint64(3) {
+		c.do("many 100 10 %v", server)
+		r.collect()
+		if all, want := r.sum(), 200*(round+1); all != both(want, want*(udp4+10)) {
+			t.Errorf("round %d: %+v", round, all)
+		}
+		goIdle(1)
+		time.Sleep(time.Duration(retireMargin))
+		r.collect()
+		var k bpfPacketKey
+		var f bpfPacketFlow
+		for all := r.drainer.kernel.others.Iterate(); all.Next(&k, &f); {
+			t.Errorf("round %d: a sum is left: %+v %+v", round, k, f)
+		}
+		goIdle(time.Hour)
+	}
+	r.checkSum(t, 1)
+	if got := r.losses.Dropped(); got != 0 {
+		t.Errorf("%d losses", got)
+	}
+}
+
+// A map that fills up between two readings is read in between.
+func TestReadWhenFilling(t *testing.T) {
+	r, c := alone(t, func(c *Config) { c.MapEntries = 1000 })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	server := c.addr("echo 127.0.0.1:0")
+	for range 10 { // 2,000 entries
+		c.do("many 100 10 %v", server)
+		time.Sleep(lookEvery + 100*time.Millisecond)
+	}
+	cancel()
+	if err := testwait.Receive(t, "the end of Run", done); err != nil {
+		t.Error(err)
+	}
+	r.collect()
+	if got := r.losses.Get(loss.PacketSummed); got != 0 {
+		t.Errorf("%d packets had no room", got)
+	}
+	if all := r.sum(); all != both(2000, 2000*(udp4+10)) {
+		t.Errorf("all: %+v", all)
+	}
 }
 
 func TestBatchRetried(t *testing.T) {
@@ -1003,9 +1090,13 @@ func TestLateMapFull(t *testing.T) {
 	r.drainer.kernel.settle = func() error { once(); return settle() }
 	r.collect()
 	r.drainer.kernel.settle = settle
-	lost, all := r.losses.Get(loss.PacketMapFull), r.sum()
-	if got := all.TxPackets + all.RxPackets + lost; lost == 0 || got != 64 {
-		t.Errorf("%d packets in flows and %d lost are %d, want 64", all.TxPackets+all.RxPackets, lost, got)
+	r.collect()
+	if all := r.sum(); all != both(32, 32*(udp4+10)) {
+		t.Errorf("all: %+v", all)
+	}
+	r.checkSum(t, 1)
+	if got := r.losses.Dropped(); got != 0 {
+		t.Errorf("%d losses", got)
 	}
 }
 
