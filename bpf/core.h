@@ -205,4 +205,9 @@ static __always_inline void addr_set_v4(union addr *a, __be32 v4)
 	a->w[3] = v4;
 }
 
+static __always_inline bool same_addr(union addr *a, union addr *b)
+{
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
 #endif

@@ -14,6 +14,7 @@ type Stage int
 // The stages, in the order of the data's way from the kernel to the client.
 const (
 	TCPRingFull Stage = iota
+	TCPSumsFull
 	TCPStorageFull
 	PacketMapFull
 	PacketSummed
@@ -35,7 +36,8 @@ var stages = [numStages]struct {
 	name, meaning string
 	harmless      bool
 }{
-	TCPRingFull:        {"tcp_ring_full", "final records of TCP connections that did not fit into the ring buffer", false},
+	TCPRingFull:        {"tcp_ring_full", "final records of TCP connections that did not fit into the ring buffer; their bytes are in the sums of their cgroup, shown as one flow without addresses", false},
+	TCPSumsFull:        {"tcp_sums_full", "final records at tcp_ring_full whose bytes were not counted, as no entry was left for the sums of their cgroup", false},
 	TCPStorageFull:     {"tcp_storage_full", "TCP sockets for which the kernel had no memory to keep state", false},
 	PacketMapFull:      {"packet_map_full", "packets that were not counted: no flow entry was left for them, nor one for the sums of their cgroup", false},
 	PacketSummed:       {"packet_summed", "packets that no flow entry was left for: they are in the sums of their cgroup, shown as one flow without addresses", true},

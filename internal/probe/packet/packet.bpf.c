@@ -233,11 +233,6 @@ static __always_inline bool plain_tcp(struct __sk_buff *skb)
 	return false;
 }
 
-static __always_inline bool same_addr(union addr *a, union addr *b)
-{
-	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
-}
-
 /* The packet may carry other addresses than those that the program knows, where the
  * host translates addresses on the way out; the two directions would then look like
  * two flows. A connected UDP socket knows its own address and its peer, and one that

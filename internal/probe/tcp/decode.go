@@ -46,6 +46,24 @@ func decode(raw []byte, s *flow.Sample, c clock) error {
 	return nil
 }
 
+// decodeSum fills s from the sum of what a cgroup's lost records would have added.
+func decodeSum(k *bpfTcpSumKey, sum, before *bpfTcpSum, s *flow.Sample, c clock) {
+	counters := func(t *bpfTcpSum) flow.Counters {
+		return flow.Counters{TxBytes: t.TxBytes, TxPackets: t.TxSegs, RxBytes: t.RxBytes, RxPackets: t.RxSegs}
+	}
+	*s = flow.Sample{
+		Key:      flow.Key{Protocol: flow.TCP, CgroupID: k.CgroupId},
+		Instance: sum.StartNs,
+		Unit:     flow.BytesPayload,
+		Loopback: k.Loopback != 0,
+		First:    c.Unix(sum.StartNs),
+		Last:     c.Unix(max(sum.StartNs, sum.LastNs)),
+		Total:    counters(sum),
+		Base:     counters(before),
+		TCP:      flow.TCPInfo{Retransmits: sum.Retrans, BaseRetransmits: before.Retrans},
+	}
+}
+
 func role(r uint8) flow.Role {
 	switch bpfRole(r) {
 	case bpfRoleROLE_CLIENT:

@@ -87,8 +87,20 @@ struct tcp_record {
 	u8 comm[16];
 };
 
+struct tcp_sum_key {
+	u64 cgroup_id;
+	u64 loopback;
+};
+
+/* What final records would have added for which the ring had no room. */
+struct tcp_sum {
+	u64 start_ns, last_ns; /* boot time */
+	u64 tx_bytes, rx_bytes, tx_segs, rx_segs, retrans;
+};
+
 enum tcp_stat {
 	STAT_RING_FULL,
+	STAT_SUMS_FULL,
 	STAT_STORAGE_FULL,
 	STAT_MAX,
 };
@@ -96,6 +108,8 @@ enum tcp_stat {
 /* Keeps these types in the object's BTF, for the Go mirrors to be made from. */
 struct mirrored {
 	struct tcp_record record;
+	struct tcp_sum_key sum_key;
+	struct tcp_sum sum;
 	enum role role;
 	enum tcp_flag flag;
 	enum tcp_stat stat;
@@ -121,6 +135,13 @@ struct {
 	__type(key, struct listener);
 	__type(value, struct owner);
 } tcp_listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct tcp_sum_key);
+	__type(value, struct tcp_sum);
+} tcp_sums SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -308,6 +329,32 @@ static __always_inline void start(struct sock_state *st, struct sock *sk, u64 no
 	st->err = 0;
 }
 
+static __always_inline void set_ends(struct sock *sk, union addr *local, union addr *remote)
+{
+	if (sk->__sk_common.skc_family == AF_INET) {
+		addr_set_v4(local, sk->__sk_common.skc_rcv_saddr);
+		addr_set_v4(remote, sk->__sk_common.skc_daddr);
+		return;
+	}
+	local->w[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+	local->w[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+	local->w[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+	local->w[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	remote->w[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+	remote->w[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+	remote->w[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+	remote->w[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+}
+
+static __always_inline bool is_loopback(union addr *a)
+{
+	if (a->d[0])
+		return false;
+	if (a->w[2] == bpf_htonl(0xffff)) /* IPv4 */
+		return a->b[12] == 127;
+	return !a->w[2] && a->w[3] == bpf_htonl(1);
+}
+
 /* state is the socket's, or the last one before CLOSE. */
 static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct tcp_sock *tp,
 				 struct sock_state *st, int state)
@@ -329,19 +376,7 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	r->base_rx_segs = st->base_rx_segs;
 	r->acked_bytes = tp->bytes_acked;
 	r->retrans_bytes = tp->bytes_retrans;
-	if (sk->__sk_common.skc_family == AF_INET) {
-		addr_set_v4(&r->local, sk->__sk_common.skc_rcv_saddr);
-		addr_set_v4(&r->remote, sk->__sk_common.skc_daddr);
-	} else {
-		r->local.w[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
-		r->local.w[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
-		r->local.w[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
-		r->local.w[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
-		r->remote.w[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
-		r->remote.w[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
-		r->remote.w[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
-		r->remote.w[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
-	}
+	set_ends(sk, &r->local, &r->remote);
 	r->pid = st->pid;
 	r->netns = st->netns;
 	r->retrans = tp->total_retrans;
@@ -359,6 +394,36 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	__builtin_memcpy(r->comm, st->comm, sizeof(r->comm));
 }
 
+/* The ring has no room for a final record: what it would have added is kept. */
+static __always_inline void add_sum(struct sock *sk, struct tcp_sock *tp, struct sock_state *st,
+				    int oldstate)
+{
+	struct tcp_sum first = { .start_ns = bpf_ktime_get_boot_ns() }, *sum;
+	struct tcp_sum_key k = { .cgroup_id = st->cgroup_id };
+	u64 tx = payload_sent(tp, st, oldstate), rx = payload_received(sk, tp) - st->origin_rx;
+	union addr local, remote;
+
+	count(STAT_RING_FULL);
+	set_ends(sk, &local, &remote);
+	k.loopback = is_loopback(&local) || is_loopback(&remote) || same_addr(&local, &remote);
+	sum = bpf_map_lookup_elem(&tcp_sums, &k);
+	if (!sum) {
+		bpf_map_update_elem(&tcp_sums, &k, &first, BPF_NOEXIST);
+		sum = bpf_map_lookup_elem(&tcp_sums, &k);
+	}
+	if (!sum) {
+		count(STAT_SUMS_FULL);
+		return;
+	}
+	/* A reading may be older than the last one. */
+	__sync_fetch_and_add(&sum->tx_bytes, tx > st->base_tx_bytes ? tx - st->base_tx_bytes : 0);
+	__sync_fetch_and_add(&sum->rx_bytes, rx > st->base_rx_bytes ? rx - st->base_rx_bytes : 0);
+	__sync_fetch_and_add(&sum->tx_segs, st->segs_out - st->origin_out - st->base_tx_segs);
+	__sync_fetch_and_add(&sum->rx_segs, st->segs_in - st->origin_in - st->base_rx_segs);
+	__sync_fetch_and_add(&sum->retrans, tp->total_retrans - st->base_retrans);
+	sum->last_ns = first.start_ns;
+}
+
 /* Puts a record into the ring. The reader looks every 100 ms by itself and is
  * woken only when the ring fills, since a wake-up costs more than the record. */
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct sock_state *st,
@@ -369,7 +434,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct so
 
 	if (!r) {
 		if (newstate == TCP_CLOSE) /* all else is read again */
-			count(STAT_RING_FULL);
+			add_sum(sk, tp, st, oldstate);
 		return;
 	}
 	fill(r, sk, tp, st, oldstate);

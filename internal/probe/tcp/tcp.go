@@ -67,6 +67,8 @@ type Probe struct {
 	drainEvery time.Duration
 	iter       *link.Iter
 	stats      *ebpf.Map
+	sums       *ebpf.Map
+	summed     map[bpfTcpSumKey]bpfTcpSum // as last reported
 	tracing    probe.Tracing // all but the next one
 	states     probe.Tracing // the program at the socket's states
 	hasOps     bool
@@ -94,7 +96,7 @@ func New(cfg Config) *Probe {
 	if cfg.RingBytes == 0 {
 		cfg.RingBytes = DefaultRingBytes
 	}
-	return &Probe{cfg: cfg, drainEvery: drainEvery}
+	return &Probe{cfg: cfg, drainEvery: drainEvery, summed: make(map[bpfTcpSumKey]bpfTcpSum)}
 }
 
 // Name returns "tcp".
@@ -256,7 +258,7 @@ func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) (*ebpf.Collec
 		return nil, err
 	}
 	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	p.stats = coll.Maps[bpfMapTcpStats]
+	p.stats, p.sums = coll.Maps[bpfMapTcpStats], coll.Maps[bpfMapTcpSums]
 	p.pass, p.traced, p.tracedEnds = coll.Variables[bpfVarPass], coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
 	return coll, p.openReaders(coll)
 }
@@ -480,8 +482,34 @@ func (p *Probe) readStats() error {
 		return fmt.Errorf("read the tcp probe's loss counters: %w", err)
 	}
 	p.cfg.Losses.Add(loss.TCPRingFull, total[bpfTcpStatSTAT_RING_FULL]-p.lost[bpfTcpStatSTAT_RING_FULL])
+	p.cfg.Losses.Add(loss.TCPSumsFull, total[bpfTcpStatSTAT_SUMS_FULL]-p.lost[bpfTcpStatSTAT_SUMS_FULL])
 	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
+	more := total[bpfTcpStatSTAT_RING_FULL] != p.lost[bpfTcpStatSTAT_RING_FULL]
 	p.lost = total
+	if more {
+		return p.readSums()
+	}
+	return nil
+}
+
+// readSums applies what final records would have added that were lost.
+func (p *Probe) readSums() error {
+	var k bpfTcpSumKey
+	var sum bpfTcpSum
+	var s flow.Sample
+	all := p.sums.Iterate()
+	for all.Next(&k, &sum) {
+		before := p.summed[k]
+		if sum == before {
+			continue
+		}
+		p.summed[k] = sum
+		decodeSum(&k, &sum, &before, &s, p.cfg.Clock)
+		p.cfg.Apply(&s)
+	}
+	if err := all.Err(); err != nil {
+		return fmt.Errorf("read the tcp probe's sums: %w", err)
+	}
 	return nil
 }
 

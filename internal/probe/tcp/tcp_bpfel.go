@@ -123,9 +123,27 @@ type bpfTcpStat uint32
 
 const (
 	bpfTcpStatSTAT_RING_FULL    bpfTcpStat = 0
-	bpfTcpStatSTAT_STORAGE_FULL bpfTcpStat = 1
-	bpfTcpStatSTAT_MAX          bpfTcpStat = 2
+	bpfTcpStatSTAT_SUMS_FULL    bpfTcpStat = 1
+	bpfTcpStatSTAT_STORAGE_FULL bpfTcpStat = 2
+	bpfTcpStatSTAT_MAX          bpfTcpStat = 3
 )
+
+type bpfTcpSum struct {
+	_       structs.HostLayout
+	StartNs uint64
+	LastNs  uint64
+	TxBytes uint64
+	RxBytes uint64
+	TxSegs  uint64
+	RxSegs  uint64
+	Retrans uint64
+}
+
+type bpfTcpSumKey struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Loopback uint64
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -135,6 +153,7 @@ const (
 	bpfMapTcpRing          = "tcp_ring"
 	bpfMapTcpSocks         = "tcp_socks"
 	bpfMapTcpStats         = "tcp_stats"
+	bpfMapTcpSums          = "tcp_sums"
 	bpfProgTcpError        = "tcp_error"
 	bpfProgTcpOps          = "tcp_ops"
 	bpfProgTcpReceiveReset = "tcp_receive_reset"
@@ -214,6 +233,7 @@ type bpfMapSpecs struct {
 	TcpRing      *ebpf.MapSpec `ebpf:"tcp_ring"`
 	TcpSocks     *ebpf.MapSpec `ebpf:"tcp_socks"`
 	TcpStats     *ebpf.MapSpec `ebpf:"tcp_stats"`
+	TcpSums      *ebpf.MapSpec `ebpf:"tcp_sums"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -253,6 +273,7 @@ type bpfMaps struct {
 	TcpRing      *ebpf.Map `ebpf:"tcp_ring"`
 	TcpSocks     *ebpf.Map `ebpf:"tcp_socks"`
 	TcpStats     *ebpf.Map `ebpf:"tcp_stats"`
+	TcpSums      *ebpf.Map `ebpf:"tcp_sums"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -261,6 +282,7 @@ func (m *bpfMaps) Close() error {
 		m.TcpRing,
 		m.TcpSocks,
 		m.TcpStats,
+		m.TcpSums,
 	)
 }
 
