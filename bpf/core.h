@@ -157,11 +157,16 @@ enum {
 	TCP_NEW_SYN_RECV,
 };
 
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} __core;
+
 struct task_struct {
 	unsigned int flags;
 	int tgid;
 	char comm[16];
 	struct task_struct *group_leader;
+	struct css_set *cgroups;
 } __core;
 
 struct socket {

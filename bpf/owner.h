@@ -9,9 +9,15 @@
 
 /* A process, not a thread, which may have a name of its own. */
 struct owner {
+	u64 cgroup_id;
 	u32 pid;
 	u8 comm[16];
 };
+
+static __always_inline u64 task_cgroup_id(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+}
 
 /* The current task's process, in programs of any type. False for a kernel thread:
  * what those do is somebody else's. */
@@ -22,6 +28,7 @@ static __always_inline bool owner_current(struct owner *o)
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		return false;
 	leader = BPF_CORE_READ(task, group_leader);
+	o->cgroup_id = task_cgroup_id(task);
 	o->pid = BPF_CORE_READ(task, tgid);
 	bpf_probe_read_kernel(o->comm, sizeof(o->comm), &leader->comm);
 	return true;

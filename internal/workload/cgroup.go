@@ -225,7 +225,9 @@ func isHex(s string) bool {
 	return true
 }
 
-// innermostUnit returns the systemd service or scope nearest to the leaf.
+// innermostUnit returns the systemd service or scope nearest to the leaf. One of
+// another manager than the host's has the name of what that manager runs in before it,
+// as user@1000.service:web.service: others, and the host, may have one of the same name.
 func innermostUnit(elems []element) string {
 	for i := len(elems) - 1; i >= 0; i-- {
 		e := elems[i]
@@ -236,7 +238,26 @@ func innermostUnit(elems []element) string {
 			continue // the manager itself, named by the unit around it
 		}
 		if strings.HasSuffix(e.name, ".service") || strings.HasSuffix(e.name, ".scope") {
-			return unescapeUnit(e.name)
+			return manager(elems[:i]) + unescapeUnit(e.name)
+		}
+	}
+	return ""
+}
+
+// lxcPayload is how LXC begins the names of its containers' cgroups.
+const lxcPayload = "lxc.payload."
+
+// manager returns the name, with a colon, of the outermost unit or LXC container in
+// elems, or nothing.
+func manager(elems []element) string {
+	for i, e := range elems {
+		switch {
+		case strings.HasPrefix(e.name, lxcPayload):
+			return strings.TrimPrefix(e.name, lxcPayload) + ":"
+		case i > 0 && elems[i-1].name == "lxc":
+			return e.name + ":"
+		case strings.HasSuffix(e.name, ".service"), strings.HasSuffix(e.name, ".scope") && e.name != "init.scope":
+			return unescapeUnit(e.name) + ":"
 		}
 	}
 	return ""

@@ -142,7 +142,10 @@ func TestParseCgroupUnits(t *testing.T) {
 		{"cgroup inside a service", "/system.slice/nginx.service/workers", "nginx.service"},
 		{"scope", "/system.slice/run-r1234.scope", "run-r1234.scope"},
 		{"virtual machine", `/machine.slice/machine-qemu\x2d1\x2dvm.scope/libvirt/emulator`, "machine-qemu-1-vm.scope"},
-		{"user's service", "/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "foo.service"},
+		{"user's service", "/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "user@1000.service:foo.service"},
+		{"machine's service", "/machine.slice/machine-web.scope/payload/system.slice/sshd.service", "machine-web.scope:sshd.service"},
+		{"LXC container's service", "/lxc.payload.web/system.slice/sshd.service", "web:sshd.service"},
+		{"LXC container's service, cgroupfs", "/lxc/web/system.slice/sshd.service", "web:sshd.service"},
 		{"user's manager", "/user.slice/user-1000.slice/user@1000.service/init.scope", "user@1000.service"},
 		{"system's manager", "/init.scope", ""},
 		{"login", "/user.slice/user-1000.slice/session-3.scope", ""},
@@ -172,9 +175,9 @@ func TestEnclosing(t *testing.T) {
 	outer := node + "/kubepods/pod" + uid2 + "/" + id1
 	got := enclosing(outer + "/kubelet/kubepods/pod" + uid + "/crio-" + id2 + "/init.scope")
 	want := []CgroupInfo{
-		{RuntimeCRIO, id2, uid, ""},
-		{"", id1, uid2, ""},
 		{RuntimeDocker, id2, "", ""},
+		{"", id1, uid2, ""},
+		{RuntimeCRIO, id2, uid, ""},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("enclosing (-want +got):\n%s", diff)

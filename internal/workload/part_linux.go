@@ -70,6 +70,7 @@ func ownPart(root, podUID string) (part string, visible bool) {
 // nodeRoots returns the roots of all nodes that have pods below root, and that of
 // the pod with podUID, empty if it is not found.
 func nodeRoots(root, podUID string) (own string, nodes []string) {
+	depth := 0
 	// The function returns no errors of its own, so neither does WalkDir.
 	_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
@@ -86,8 +87,9 @@ func nodeRoots(root, podUID string) (own string, nodes []string) {
 		if !slices.Contains(nodes, node) {
 			nodes = append(nodes, node)
 		}
-		if parsePod(path.Base(rel)) == podUID {
-			own = node
+		// The least deep: within a container anybody may make another.
+		if d := strings.Count(rel, "/"); parsePod(path.Base(rel)) == podUID && (own == "" || d < depth) {
+			own, depth = node, d
 		}
 		return nil
 	})

@@ -35,6 +35,10 @@ func TestOwnPart(t *testing.T) {
 		{"a host whose kubelet has a cgroup root of its own", []string{"/batch/kubepods/pod" + uid, "/init.scope"}, "/init.scope", ""},
 		{"two nodes", []string{"/n1/kubepods/pod" + uid, "/n2/kubepods/burstable/pod" + uid2}, "", "/n1"},
 		{"a node in a container", []string{"/docker/" + id1 + "/kubelet/kubepods/pod" + uid, "/docker/" + id1 + "/init.scope"}, "/docker/" + id1 + "/init.scope", "/docker/" + id1},
+		{"its name within a pod", []string{
+			"/n1/kubepods/pod" + uid2 + "/" + id2 + "/kubelet/kubepods/pod" + uid, "/n2/kubepods/pod" + uid,
+			"/n2/kubepods/pod" + uid2 + "/" + id2 + "/z/kubepods/pod" + uid,
+		}, "", "/n2"},
 		{"not there", []string{"/n1/kubepods/pod" + uid2, "/n2/kubepods/pod" + uid2}, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

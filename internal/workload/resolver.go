@@ -5,6 +5,7 @@ package workload
 import (
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -351,8 +352,9 @@ func identify(id uint64, cgroupPath string) *Identity {
 }
 
 // enclosing lists what the cluster may know of the pods and containers around a
-// cgroup, innermost first: where nodes are themselves pods, an agent outside
-// knows only the outer ones.
+// cgroup, outermost first. Of those that it knows the first one counts: where nodes are
+// themselves pods, an agent outside knows only the outer ones, and within a container
+// anybody may make a cgroup with the name of another pod.
 func enclosing(cgroupPath string) []CgroupInfo {
 	var all []CgroupInfo
 	for above := cgroupPath; above != ""; {
@@ -362,6 +364,7 @@ func enclosing(cgroupPath string) []CgroupInfo {
 			all = append(all, info)
 		}
 	}
+	slices.Reverse(all)
 	return all
 }
 

@@ -317,6 +317,7 @@ func TestCluster(t *testing.T) {
 		11: "/kubepods/pod" + uid2 + "/" + id2 + "/kubelet/kubepods/pod" + staticHash + "/" + id2,
 		12: "/system.slice/sshd.service",
 		13: "/kubepods/pod" + staticHash + "/" + id2,
+		14: "/kubepods/pod" + uid2 + "/" + id2 + "/kubepods/pod" + uid + "/" + id1,
 	}}
 	r := newResolver(Config{Cluster: cluster}, tree)
 	for _, tt := range []struct {
@@ -331,6 +332,10 @@ func TestCluster(t *testing.T) {
 		{"pod of another cluster inside a pod of ours", 11, Identity{
 			Namespace: "ci", Pod: "runner-1", Kind: "Job", Name: "runner", ContainerID: id2,
 			PodUID: uid2, CgroupID: 11, CgroupPath: tree.paths[11],
+		}},
+		{"another pod's name within a pod", 14, Identity{
+			Namespace: "ci", Pod: "runner-1", Kind: "Job", Name: "runner", ContainerID: id2,
+			PodUID: uid2, CgroupID: 14, CgroupPath: tree.paths[14],
 		}},
 		{"unit", 12, Identity{Kind: KindUnit, Name: "sshd.service", CgroupID: 12, CgroupPath: tree.paths[12]}},
 		{"pod not known yet", 13, Identity{

@@ -82,10 +82,13 @@ type bpfSockInfo struct {
 	ToPort uint16
 	First  uint8
 	Older  uint8
+	_      [4]byte
 	Owner  struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Comm [16]uint8
+		_        structs.HostLayout
+		CgroupId uint64
+		Pid      uint32
+		Comm     [16]uint8
+		_        [4]byte
 	}
 }
 

@@ -40,7 +40,7 @@ struct sock_state {
 	u64 start_ns; /* boot time; 0: not yet a connection */
 	u64 syn_ns;
 	u64 established_ns;
-	u64 cgroup_id;
+	u64 cgroup_id; /* of the process that connected, listens or closed; or the socket's */
 	/* The socket's segment counters, extended to 64 bits at each reading. */
 	u64 segs_out, segs_in;
 	/* Counters at the start: a socket may be connected again. */
@@ -172,6 +172,9 @@ static __always_inline void count(u32 stat)
 /* sock_ops is attached. */
 volatile const bool have_ops = false;
 
+/* Sockets that began to listen. */
+volatile u64 listens;
+
 /* Connections seen in the latest pass of which a tracing program tells, not sock_ops. */
 volatile u64 traced;
 /* The latest pass. A socket may come more than once in one. */
@@ -248,6 +251,7 @@ static __always_inline void set_owner_current(struct sock_state *st)
 
 	if (!owner_current(&o))
 		return;
+	st->cgroup_id = o.cgroup_id;
 	st->pid = o.pid;
 	__builtin_memcpy(st->comm, o.comm, sizeof(st->comm));
 }
@@ -312,10 +316,10 @@ static __always_inline void advance_segs(struct sock_state *st, struct tcp_sock 
 	st->segs_in = extend(st->segs_in, tp->segs_in);
 }
 
+/* cgroup_id stays as it is. */
 static __always_inline void start(struct sock_state *st, struct sock *sk, u64 now)
 {
 	st->start_ns = now;
-	st->cgroup_id = sk_cgroup_id(sk);
 	st->netns = sk->__sk_common.skc_net.net->ns.inum;
 	st->base_tx_bytes = 0;
 	st->base_rx_bytes = 0;
@@ -468,6 +472,7 @@ static __always_inline void begin_connect(struct sock_state *st, struct sock *sk
 	u64 now = bpf_ktime_get_boot_ns();
 
 	start(st, sk, now);
+	st->cgroup_id = sk_cgroup_id(sk);
 	st->syn_ns = now;
 	st->established_ns = 0;
 	st->role = ROLE_CLIENT;
@@ -509,6 +514,7 @@ static __always_inline void owner_by_port(struct sock_state *st, struct sock *sk
 
 	if (!o)
 		return;
+	st->cgroup_id = o->cgroup_id;
 	st->pid = o->pid;
 	__builtin_memcpy(st->comm, o->comm, sizeof(st->comm));
 }
@@ -527,6 +533,8 @@ static __always_inline void begin_accepted(struct sock_state *st, struct sock *s
 	st->origin_rx = 0;
 	if (!st->pid)
 		owner_by_port(st, sk);
+	if (!st->cgroup_id)
+		st->cgroup_id = sk_cgroup_id(sk);
 }
 
 /* The handshake is done. */
@@ -559,6 +567,7 @@ static __always_inline void on_listen(void *handle, bool in_ops)
 	st->role = ROLE_LISTENER;
 	st->start_ns = 0;
 	set_owner_current(st);
+	__sync_fetch_and_add(&listens, 1);
 }
 
 /* close() and shutdown() run in the process that uses the socket. That may be
@@ -582,6 +591,7 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 	u8 state = sk->__sk_common.skc_state;
 
 	start(st, sk, bpf_ktime_get_boot_ns());
+	st->cgroup_id = sk_cgroup_id(sk);
 	st->flags = FLAG_PREEXISTING;
 	st->segs_out = tp->segs_out;
 	st->segs_in = tp->segs_in;
@@ -931,14 +941,28 @@ static __always_inline int seed_multipath(struct sock *sk, struct task_struct *t
 		return 0;
 	l.netns = sk->__sk_common.skc_net.net->ns.inum;
 	l.port = sk->__sk_common.skc_num;
+	o.cgroup_id = task_cgroup_id(task);
 	o.pid = task->tgid;
 	bpf_probe_read_kernel(o.comm, sizeof(o.comm), task->group_leader->comm);
-	bpf_map_update_elem(&tcp_listeners, &l, &o, BPF_ANY);
+	bpf_map_update_elem(&tcp_listeners, &l, &o, o.pid == 1 ? BPF_NOEXIST : BPF_ANY);
 	return 0;
 }
 
-/* Run once at start, after the others are attached: takes in the sockets that
- * are already open, with their owners. */
+/* Whether the task that holds a socket is its owner rather than the one that is known.
+ * A service manager makes sockets for others, and keeps some of theirs; one that is
+ * held outside the cgroup where it was made has been made for that one. */
+static __always_inline bool is_owner(struct sock_state *st, struct sock *sk, struct task_struct *task)
+{
+	if (!st->pid)
+		return true;
+	if (task->tgid == 1)
+		return false;
+	return st->pid == 1 ||
+	       (st->cgroup_id == sk_cgroup_id(sk) && task_cgroup_id(task) != st->cgroup_id);
+}
+
+/* Run at start, after the others are attached, and now and then: takes in the sockets
+ * that are open, with their owners. */
 SEC("iter/task_file")
 int tcp_seed(struct bpf_iter__task_file *ctx)
 {
@@ -961,7 +985,7 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 	if (!tp || !is_ours(sk))
 		return 0;
 	st = make_state(sk);
-	if (!st || st->pid)
+	if (!st)
 		return 0;
 	if (!st->start_ns) {
 		if (state == TCP_LISTEN)
@@ -969,6 +993,9 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 		else
 			adopt(st, sk, tp);
 	}
+	if (!is_owner(st, sk, task))
+		return 0;
+	st->cgroup_id = task_cgroup_id(task);
 	st->pid = task->tgid;
 	bpf_probe_read_kernel(st->comm, sizeof(st->comm), task->group_leader->comm);
 	return 0;

@@ -32,11 +32,6 @@ const DefaultRingBytes = 4 << 20
 // drainEvery is how long a final record may wait in the ring.
 const drainEvery = 100 * time.Millisecond
 
-// seedAfter is how long after its start the probe looks for older connections again.
-var seedAfter = [...]time.Duration{
-	2 * time.Second, 10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute,
-}
-
 // Config of the probe. Apply, Losses and Clock are required.
 type Config struct {
 	// Apply takes a sample in; it must not keep it. It is called from the
@@ -77,9 +72,9 @@ type Probe struct {
 	passes                   uint8
 	older                    older
 
-	seed    *probe.Walk // nil where the kernel does not let it
-	seeds   int         // how often it has been run again
-	started time.Time
+	seed   *probe.Walk // nil where the kernel does not let it
+	seeds  seeds
+	listen *ebpf.Variable // sockets that began to listen
 
 	byFiles bool // sockets are found by open files; a test may want it so
 
@@ -259,6 +254,7 @@ func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) (*ebpf.Collec
 	}
 	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
 	p.stats, p.sums = coll.Maps[bpfMapTcpStats], coll.Maps[bpfMapTcpSums]
+	p.listen = coll.Variables[bpfVarListens]
 	p.pass, p.traced, p.tracedEnds = coll.Variables[bpfVarPass], coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
 	return coll, p.openReaders(coll)
 }
@@ -311,7 +307,7 @@ func (p *Probe) startOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name,
 		if err != nil {
 			return err
 		}
-		p.seed, p.started = w, time.Now()
+		p.seed, p.seeds = w, newSeeds(time.Now())
 		p.closers = append(p.closers, w)
 		return w.Run()
 	}
@@ -403,14 +399,21 @@ func (p *Probe) Collect() error {
 
 // seedAgain takes in, a few times after the start, older connections that no process
 // had open then: those that a listener had not accepted yet, or that were on their way
-// from one process to another.
+// from one process to another. A few times after sockets began to listen it looks who
+// has them: the process that made them may have made them for another.
 func (p *Probe) seedAgain() error {
-	if p.seed == nil || p.seeds == len(seedAfter) || time.Since(p.started) < seedAfter[p.seeds] {
+	if p.seed == nil {
 		return nil
 	}
-	p.seeds++
+	var listens uint64
+	if err := p.listen.Get(&listens); err != nil {
+		return fmt.Errorf("read how many sockets began to listen: %w", err)
+	}
+	if !p.seeds.due(time.Now(), listens) {
+		return nil
+	}
 	if err := p.seed.Run(); err != nil {
-		return fmt.Errorf("look for older connections: %w", err)
+		return fmt.Errorf("look who has sockets open: %w", err)
 	}
 	return nil
 }

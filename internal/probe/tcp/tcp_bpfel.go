@@ -20,9 +20,11 @@ type bpfListener struct {
 }
 
 type bpfOwner struct {
-	_    structs.HostLayout
-	Pid  uint32
-	Comm [16]uint8
+	_        structs.HostLayout
+	CgroupId uint64
+	Pid      uint32
+	Comm     [16]uint8
+	_        [4]byte
 }
 
 type bpfRole uint32
@@ -164,6 +166,7 @@ const (
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
 	bpfVarHaveOps          = "have_ops"
+	bpfVarListens          = "listens"
 	bpfVarMirrored         = "mirrored"
 	bpfVarPartRoot         = "part_root"
 	bpfVarPass             = "pass"
@@ -241,6 +244,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	HaveOps    *ebpf.VariableSpec `ebpf:"have_ops"`
+	Listens    *ebpf.VariableSpec `ebpf:"listens"`
 	Mirrored   *ebpf.VariableSpec `ebpf:"mirrored"`
 	PartRoot   *ebpf.VariableSpec `ebpf:"part_root"`
 	Pass       *ebpf.VariableSpec `ebpf:"pass"`
@@ -291,6 +295,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	HaveOps    *ebpf.Variable `ebpf:"have_ops"`
+	Listens    *ebpf.Variable `ebpf:"listens"`
 	Mirrored   *ebpf.Variable `ebpf:"mirrored"`
 	PartRoot   *ebpf.Variable `ebpf:"part_root"`
 	Pass       *ebpf.Variable `ebpf:"pass"`

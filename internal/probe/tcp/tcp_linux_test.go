@@ -244,7 +244,7 @@ func TestPreexistingUnaccepted(t *testing.T) {
 	if _, err := io.ReadFull(server, make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
-	w.started = w.started.Add(-seedAfter[0]) // as if so much time had passed
+	w.seeds = newSeeds(time.Now().Add(-seedAfter[0])) // as if so much time had passed
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
 	w.find(t, "the server's end", func(f *seen) bool { return is(f, remote, local) })
 	exchange(t, client, server, 11, 22)
@@ -842,12 +842,22 @@ func TestMain(m *testing.M) {
 	if addr := os.Getenv("ORB8_TEST_DIAL"); addr != "" {
 		os.Exit(child(addr))
 	}
+	if os.Getenv(acceptEnv) != "" {
+		os.Exit(acceptor())
+	}
 	os.Exit(m.Run())
 }
 
-// child connects, sends 77 bytes and waits for the other side to close.
+// child connects, sends 77 bytes and waits for the other side to close. With moveEnv it
+// moves itself to that cgroup when it has its socket.
 func child(addr string) int {
-	c, err := net.Dial("tcp", addr)
+	var d net.Dialer
+	if dir := os.Getenv(moveEnv); dir != "" {
+		d.Control = func(string, string, syscall.RawConn) error {
+			return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
+		}
+	}
+	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
