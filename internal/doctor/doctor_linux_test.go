@@ -49,6 +49,7 @@ func fakeHost(t *testing.T, change files) *host {
 		"proc/self/mountinfo":               "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
 		"proc/sys/net/core/bpf_jit_enable":  "1\n",
 		"proc/sys/kernel/bpf_stats_enabled": "0\n",
+		"proc/sys/net/core/optmem_max":      "131072\n",
 		"sys/kernel/btf/vmlinux":            "\x9f\xeb\x01",
 		"sys/kernel/security/lockdown":      "[none] integrity confidentiality\n",
 	}
@@ -130,6 +131,7 @@ func (w want) check(t *testing.T, f Finding) {
 
 func TestFiles(t *testing.T) {
 	jit, stats := "proc/sys/net/core/bpf_jit_enable", "proc/sys/kernel/bpf_stats_enabled"
+	optmem := "proc/sys/net/core/optmem_max"
 	lockdown, btf := "sys/kernel/security/lockdown", "sys/kernel/btf/vmlinux"
 	for _, tt := range []struct {
 		name   string
@@ -137,6 +139,10 @@ func TestFiles(t *testing.T) {
 		change files
 		want   want
 	}{
+		{"option memory", (*host).optionMemory, nil, want{OK, "131072", ""}},
+		{"little option memory", (*host).optionMemory, files{optmem: "64\n"}, want{Warn, "may not be accepted", "optmem_max=20480"}},
+		{"option memory absent", (*host).optionMemory, files{optmem: "absent"}, want{Info, "not checked", ""}},
+		{"option memory strange", (*host).optionMemory, files{optmem: "many"}, want{Info, "many", ""}},
 		{"btf", (*host).btf, nil, want{OK, "kernel/btf/vmlinux", ""}},
 		{"btf absent", (*host).btf, files{btf: "absent"}, want{Fail, "missing", "CONFIG_DEBUG_INFO_BTF"}},
 		{"btf empty", (*host).btf, files{btf: ""}, want{Fail, "not BTF", "CONFIG_DEBUG_INFO_BTF"}},

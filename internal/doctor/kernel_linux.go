@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -93,6 +94,29 @@ func (h *host) jit() Finding {
 			"Turn the log off: sysctl -w net.core.bpf_jit_enable=1.")
 	}
 	return ok("BPF programs are compiled")
+}
+
+// leastOptionMemory is a small multiple of what BPF programs keep beside a socket, in
+// bytes; the kernel's default is more.
+const leastOptionMemory = 4096
+
+// optionMemory looks at the bound on what may be kept beside a socket. Where a listener's
+// record does not fit a second time, the kernel does not accept the connection.
+func (h *host) optionMemory() Finding {
+	path := filepath.Join(h.Proc, "sys/net/core/optmem_max")
+	text, err := readText(path)
+	if err != nil {
+		return unreadable(err, info("not checked: "+path+" does not exist", ""))
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return info(fmt.Sprintf("cannot be told: %s says %q", path, text), "")
+	}
+	if n < leastOptionMemory {
+		return warn(fmt.Sprintf("%d bytes may be kept beside a socket: with orb8's record beside a listener, connections to it may not be accepted", n),
+			"Raise the bound: sysctl -w net.core.optmem_max=20480.")
+	}
+	return ok(fmt.Sprintf("%d bytes may be kept beside a socket", n))
 }
 
 func (h *host) statistics() Finding {

@@ -58,6 +58,7 @@ func checks() []check {
 		{"memlock", (*host).memoryLimit},
 		{"jit", (*host).jit},
 		{"bpf-statistics", (*host).statistics},
+		{"option-memory", (*host).optionMemory},
 		{"cgroup", (*host).cgroup},
 	}
 }

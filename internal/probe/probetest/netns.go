@@ -44,6 +44,9 @@ func NewNetns(t testing.TB) *Netns {
 	return n
 }
 
+// Name is the namespace's, for ip.
+func (n *Netns) Name() string { return n.name }
+
 // Joined makes two namespaces with a veth pair v0 between them. a is 10.231.0.1
 // and fd00:231::1, b is 10.231.0.2 and fd00:231::2.
 func Joined(t testing.TB) (a, b *Netns) {

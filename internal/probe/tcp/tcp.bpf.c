@@ -596,12 +596,13 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 	st->segs_out = tp->segs_out;
 	st->segs_in = tp->segs_in;
 	/* Only the side that connected has had its SYN acknowledged as a byte
-	 * of bytes_acked; the difference tells while no FIN has been sent. */
+	 * of bytes_acked, either its FIN. Where this host itself has dropped packets,
+	 * bytes_sent has them more than once, and nothing tells. */
 	if (state == TCP_SYN_SENT) {
 		st->role = ROLE_CLIENT;
-	} else if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) {
+	} else {
 		u64 extra = tp->bytes_acked + (u32)(tp->snd_nxt - tp->snd_una) -
-			    (tp->bytes_sent - tp->bytes_retrans);
+			    (tp->bytes_sent - tp->bytes_retrans) - fin_sent(tp, state);
 
 		st->role = extra == 1 ? ROLE_CLIENT : extra == 0 ? ROLE_SERVER : ROLE_UNKNOWN;
 	}

@@ -842,6 +842,9 @@ func TestMain(m *testing.M) {
 	if addr := os.Getenv("ORB8_TEST_DIAL"); addr != "" {
 		os.Exit(child(addr))
 	}
+	if addr := os.Getenv(sharedPortEnv); addr != "" {
+		os.Exit(sharing(addr))
+	}
 	if os.Getenv(acceptEnv) != "" {
 		os.Exit(acceptor())
 	}
@@ -954,6 +957,38 @@ func TestStorageFull(t *testing.T) {
 	if w.losses.Get(loss.TCPStorageFull) == 0 {
 		t.Error("nothing counted")
 	}
+}
+
+// The one way in which the probe can stand in a workload's way, see ADR 3: a listener's
+// record is copied for each connection, and the bound on what may be kept beside a socket
+// forbids it.
+func TestOptionMemory(t *testing.T) {
+	start(t, Config{})
+	n := probetest.NewNetns(t)
+	l := listenIn(t, n, "127.0.0.1:0").(*net.TCPListener)
+	n.Need(t, "sh", "-c", "echo 64 > /proc/sys/net/core/optmem_max")
+	n.Do(func() {
+		if c, err := net.DialTimeout("tcp4", l.Addr().String(), time.Second); err == nil {
+			c.Close()
+		}
+	})
+	if err := l.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := l.Accept(); err == nil {
+		c.Close()
+		t.Log("accepted: this kernel does not hold the bound against a copied record")
+	} else {
+		t.Logf("not accepted: %v", err)
+	}
+	// Raised again, it accepts.
+	if err := l.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	n.Run(t, "sh", "-c", "echo 20480 > /proc/sys/net/core/optmem_max")
+	client, server := dialIn(t, n, l)
+	client.Close()
+	server.Close()
 }
 
 // A node that has a part of the cgroups sees the sockets of that part only, also
