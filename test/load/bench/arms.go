@@ -24,6 +24,8 @@ import (
 type arm struct {
 	name        string
 	tcp, packet bool
+	// tracing has tracing programs tell of connections, as where there is no cgroup2.
+	tracing bool
 	// empty attaches programs that do nothing where packet attaches its own.
 	empty bool
 	// probed is the time that the arm has been attached since it last read the
@@ -35,6 +37,7 @@ const (
 	armNone     = "none"
 	armControl  = "control"
 	armTCP      = "--packet=off"
+	armTracing  = "tracing"
 	armAll      = "everything on"
 	armFallback = "fallback"
 	armEmpty    = "empty programs"
@@ -47,6 +50,7 @@ func newArms() []*arm {
 		{name: armNone},
 		{name: armControl},
 		{name: armTCP, tcp: true},
+		{name: armTracing, tcp: true, tracing: true},
 		{name: armAll, tcp: true, packet: true},
 		{name: armFallback, packet: true},
 		{name: armEmpty, empty: true},
@@ -89,7 +93,11 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	}, func(*flow.Record) {})
 	at := &attached{arm: a, table: t}
 	if a.tcp {
-		at.probes = append(at.probes, tcp.New(tcp.Config{Apply: t.Apply, Losses: losses, Clock: h.clock}))
+		cfg := tcp.Config{Apply: t.Apply, Losses: losses, Clock: h.clock, CgroupRoot: h.cgroupRoot()}
+		if a.tracing {
+			cfg.CgroupRoot = ""
+		}
+		at.probes = append(at.probes, tcp.New(cfg))
 	}
 	if a.packet {
 		at.probes = append(at.probes, packet.New(packet.Config{

@@ -19,6 +19,7 @@ import (
 
 // The names of orb8's programs as the kernel keeps them: 15 characters.
 const (
+	progOps        = "tcp_ops"
 	progSetState   = "tcp_set_state"
 	progRetransmit = "tcp_retransmit"
 	progSendReset  = "tcp_send_reset"
@@ -33,7 +34,7 @@ const (
 
 func ownProgram(name string) bool {
 	switch name {
-	case progSetState, progRetransmit, progSendReset, progGotReset, progSample,
+	case progOps, progSetState, progRetransmit, progSendReset, progGotReset, progSample,
 		progIngress, progEgress, progSockCreate, progEmptyIn, progEmptyOut:
 		return true
 	}

@@ -82,7 +82,7 @@ func (r *report) results() []result {
 		{what: connectClose + ", everything on", target: atLeast(0.95), values: r.ratios(connectClose, armAll)},
 		{what: tcpBulk + ", everything on", target: atLeast(0.98), values: r.ratios(tcpBulk, armAll)},
 		{what: udpPingPong + ", everything on", target: atLeast(0.95), values: r.ratios(udpPingPong, armAll)},
-		{what: "state program, per run", target: target{limit: 400, format: "%.0f ns"}, values: r.stateProgram()},
+		{what: "sock_ops program, per run", target: target{limit: 400, format: "%.0f ns"}, values: r.opsProgram()},
 		{
 			what:   fmt.Sprintf("agent, share of a core with %d idle connections", r.idleConnections),
 			target: target{limit: 0.5, format: "%.2f %%"}, values: r.idle,
@@ -94,11 +94,11 @@ func (r *report) results() []result {
 	return all
 }
 
-func (r *report) stateProgram() []float64 {
+func (r *report) opsProgram() []float64 {
 	var all []float64
 	for _, run := range r.costs {
 		for _, c := range run {
-			if c.program == progSetState && c.load == connectClose && c.arm == armAll {
+			if c.program == progOps && c.load == connectClose && c.arm == armAll {
 				all = append(all, c.perRun)
 			}
 		}
@@ -127,10 +127,10 @@ func (r *report) writeCompared(b *strings.Builder) {
 		return
 	}
 	b.WriteString("\n## With and without orb8\n\n")
-	b.WriteString("Throughput relative to a host without orb8, of each run, with the interval that 95 % of redrawn rounds lie in, and the time that orb8 adds to one operation. `fallback` is the packet probe counting TCP too, where sockets cannot be read. `empty programs` has programs that do nothing at the packet probe's two hooks: the kernel's own price of hooks that see each packet.\n\n")
+	b.WriteString("Throughput relative to a host without orb8, of each run, with the interval that 95 % of redrawn rounds lie in, and the time that orb8 adds to one operation. `--packet=off` is the tcp probe alone, `tracing` the same where no cgroup2 is mounted, so that tracing programs tell of connections. `fallback` is the packet probe counting TCP too, where sockets cannot be read. `empty programs` has programs that do nothing at the packet probe's two hooks: the kernel's own price of hooks that see each packet.\n\n")
 	b.WriteString("| workload | arm | ratio to none | added per operation |\n|---|---|---|---|\n")
 	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong} {
-		for _, arm := range []string{armNone, armControl, armTCP, armAll, armEmpty, armFallback} {
+		for _, arm := range []string{armNone, armControl, armTCP, armTracing, armAll, armEmpty, armFallback} {
 			r.writeArm(b, load, arm)
 		}
 	}
