@@ -697,22 +697,36 @@ static __always_inline bool is_followed(struct tcp_sock *tp)
 }
 
 /* What is told to sock_ops is not looked at twice. */
-static __always_inline bool is_told(struct sock *sk, int newstate)
+static __always_inline bool is_told(struct sock *sk)
 {
 	struct tcp_sock *tp;
 
 	if (!have_ops)
 		return false;
-	if (newstate == TCP_SYN_SENT || newstate == TCP_LISTEN)
-		return true;
 	tp = bpf_skc_to_tcp_sock(sk);
 	return tp && is_followed(tp);
+}
+
+/* Whether anything is done at all where a socket comes into a state. */
+static __always_inline bool matters(int newstate)
+{
+	switch (newstate) {
+	case TCP_SYN_SENT:
+	case TCP_LISTEN:
+		return !have_ops;
+	case TCP_ESTABLISHED:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+	case TCP_CLOSE:
+		return true;
+	}
+	return false;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_set_state, struct sock *sk, int oldstate, int newstate)
 {
-	if (sk->sk_protocol != IPPROTO_TCP || is_told(sk, newstate))
+	if (!matters(newstate) || sk->sk_protocol != IPPROTO_TCP || is_told(sk))
 		return 0;
 	switch (newstate) {
 	case TCP_SYN_SENT:
