@@ -286,12 +286,17 @@ func kernelRelease() string {
 // to it.
 type self struct {
 	pid   uint32
+	netns uint32 // 0 if it is not known
 	comm  flow.Comm
 	ports map[uint16]bool
 }
 
 func newSelf(cfg Config) self {
 	s := self{pid: uint32(os.Getpid()), ports: make(map[uint16]bool)}
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/net", &st) == nil {
+		s.netns = uint32(st.Ino)
+	}
 	copy(s.comm[:], "orb8")
 	for _, addr := range []string{cfg.Listen, cfg.MetricsListen} {
 		_, port, err := net.SplitHostPort(addr)
@@ -308,6 +313,10 @@ func newSelf(cfg Config) self {
 func (s self) is(f *flow.Sample) bool {
 	if f.PID == s.pid {
 		return true
+	}
+	// The loopback interface of another network namespace is another one.
+	if f.NetNS != 0 && s.netns != 0 && f.NetNS != s.netns {
+		return false
 	}
 	return f.Loopback && f.Protocol == flow.TCP && f.Comm == s.comm && s.ports[f.RemotePort]
 }

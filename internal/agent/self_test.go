@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package agent
+
+import (
+	"os"
+	"testing"
+
+	"github.com/Ignoramuss/orb8/internal/flow"
+)
+
+func TestSelf(t *testing.T) {
+	s := newSelf(DefaultConfig())
+	if s.netns == 0 {
+		t.Fatal("the own network namespace is not known")
+	}
+	cli := flow.Sample{Key: flow.Key{Protocol: flow.TCP, RemotePort: 9090, NetNS: s.netns}, Loopback: true, PID: 1, Comm: flow.Comm{'o', 'r', 'b', '8'}}
+	for _, tt := range []struct {
+		name   string
+		change func(*flow.Sample)
+		want   bool
+	}{
+		{"a command that asks the agent", func(*flow.Sample) {}, true},
+		{"where the namespace is not known", func(f *flow.Sample) { f.NetNS = 0 }, true},
+		{"the agent", func(f *flow.Sample) { *f = flow.Sample{PID: uint32(os.Getpid())} }, true},
+		{"one of the same name in a pod, to its own port", func(f *flow.Sample) { f.NetNS++ }, false},
+		{"another command", func(f *flow.Sample) { f.Comm[0] = 'x' }, false},
+		{"another port", func(f *flow.Sample) { f.RemotePort = 9092 }, false},
+		{"over the network", func(f *flow.Sample) { f.Loopback = false }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := cli
+			tt.change(&f)
+			if got := s.is(&f); got != tt.want {
+				t.Errorf("is orb8's own: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
