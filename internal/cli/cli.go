@@ -56,10 +56,17 @@ func Main(version string) int {
 // Run runs one command and returns its exit code: 0 done, 1 failed, 2 wrong
 // usage. It ends early, and well, when ctx is done.
 func Run(ctx context.Context, c Config, args []string) int {
+	stdout, stderr := newPrintable(c.Stdout), newPrintable(c.Stderr)
+	c.Stdout, c.Stderr = stdout, stderr
 	root := newRoot(&c)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
-	return report(c.Stderr, cmd, err)
+	if closed := stdout.Close(); err == nil && closed != nil {
+		err = &runError{closed}
+	}
+	code := report(c.Stderr, cmd, err)
+	_ = stderr.Close() // where would one say so?
+	return code
 }
 
 const rootLong = `orb8 shows what the workloads of a host or of a Kubernetes cluster do on its

@@ -115,6 +115,9 @@ func (c *Config) openCluster(ctx context.Context, f *clusterFlags) (*source, err
 		ask: manyAgents{fleet}, nodes: answers, close: fleet.Close,
 		settle: lastEvents + 2*mergeTime,
 	}
+	for _, status := range s.statuses() {
+		cleanText(status.ProtoReflect())
+	}
 	answered := len(s.statuses())
 	if answered == 0 {
 		return nil, errors.Join(nobodyAnswers(cl, answers), fleet.Close())

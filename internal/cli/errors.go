@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/Ignoramuss/orb8/internal/cli/render"
 )
 
 // Exit codes.
@@ -110,15 +112,16 @@ func explain(doing, source string, err error) error {
 	if !ok {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	message := render.Clean(s.Message())
 	switch s.Code() {
 	case codes.InvalidArgument:
-		return usagef("%s refuses the request: %s", source, s.Message())
+		return usagef("%s refuses the request: %s", source, message)
 	case codes.Unavailable:
-		return &failure{what: "lost the connection to " + source, err: errors.New(s.Message()),
+		return &failure{what: "lost the connection to " + source, err: errors.New(message),
 			remedy: []string{"see whether it still runs: orb8 status"}}
 	case codes.Unimplemented:
-		return &failure{what: source + " does not know this call", err: errors.New(s.Message()),
+		return &failure{what: source + " does not know this call", err: errors.New(message),
 			remedy: []string{"use the same version of orb8 on both sides (see orb8 status)"}}
 	}
-	return fmt.Errorf("%s: %s (%s)", doing, s.Message(), s.Code())
+	return fmt.Errorf("%s: %s (%s)", doing, message, s.Code())
 }

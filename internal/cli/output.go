@@ -73,6 +73,9 @@ func terminalOptions(w io.Writer, getenv func(string) string) render.Options {
 const defaultWidth = 120
 
 func terminal(w io.Writer) (fd int, ok bool) {
+	if p, ok := w.(*printable); ok {
+		w = p.Unwrap()
+	}
 	f, ok := w.(*os.File)
 	if !ok {
 		return 0, false

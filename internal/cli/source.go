@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/cli/render"
 	"github.com/Ignoramuss/orb8/internal/cluster"
 )
 
@@ -315,6 +316,9 @@ func (s *source) greet(ctx context.Context, timeout time.Duration) error {
 	defer cancel()
 	var err error
 	s.status, err = s.client.GetStatus(ctx, &orb8v1.GetStatusRequest{})
+	if err == nil {
+		cleanText(s.status.ProtoReflect())
+	}
 	return err
 }
 
@@ -374,7 +378,7 @@ func reasonOf(err error) string {
 	case codes.Unavailable:
 		return "it does not speak gRPC"
 	default:
-		return s.Message()
+		return render.Clean(s.Message())
 	}
 }
 

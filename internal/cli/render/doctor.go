@@ -26,9 +26,9 @@ func Findings(w io.Writer, o Options, findings []doctor.Finding) error {
 		return nil
 	case Compact:
 		for _, f := range findings {
-			line := fmt.Sprintf("%s %s: %s", clean(string(f.Status)), clean(f.Name), clean(f.Detail))
+			line := fmt.Sprintf("%s %s: %s", Clean(string(f.Status)), Clean(f.Name), Clean(f.Detail))
 			if f.Remedy != "" {
-				line += "; " + clean(f.Remedy)
+				line += "; " + Clean(f.Remedy)
 			}
 			lines = append(lines, line)
 		}
@@ -42,17 +42,17 @@ func Findings(w io.Writer, o Options, findings []doctor.Finding) error {
 func findingLines(o Options, findings []doctor.Finding) []string {
 	name := 0
 	for _, f := range findings {
-		name = max(name, min(cells(clean(f.Name)), 24))
+		name = max(name, min(cells(Clean(f.Name)), 24))
 	}
 	indent := 6 + name + 2
 	var lines []string
 	for i, f := range findings {
-		prefix := o.paint(findingStyle(f.Status), pad(clean(string(f.Status)), 4, false)) + "  " +
-			pad(cutEnd(clean(f.Name), name), name, false) + "  "
+		prefix := o.paint(findingStyle(f.Status), pad(Clean(string(f.Status)), 4, false)) + "  " +
+			pad(cutEnd(Clean(f.Name), name), name, false) + "  "
 		details := wrap(orNone(f.Detail), max(o.Width-indent, 0))
 		// What helps several in a row is said once, below the last.
 		if f.Remedy != "" && (i+1 == len(findings) || findings[i+1].Remedy != f.Remedy) {
-			details = append(details, wrap("→ "+clean(f.Remedy), max(o.Width-indent, 0))...)
+			details = append(details, wrap("→ "+Clean(f.Remedy), max(o.Width-indent, 0))...)
 		}
 		for _, d := range details {
 			lines = append(lines, prefix+d)
@@ -80,9 +80,9 @@ func verdict(o Options, findings []doctor.Finding) string {
 	for _, f := range findings {
 		switch f.Status {
 		case doctor.Fail:
-			failed = append(failed, clean(f.Name))
+			failed = append(failed, Clean(f.Name))
 		case doctor.Warn:
-			warned = append(warned, clean(f.Name))
+			warned = append(warned, Clean(f.Name))
 		}
 	}
 	switch {

@@ -261,7 +261,7 @@ func (e *Events) lost(ev *orb8v1.Event) string {
 		on = " on " + orNone(ev.GetNodeName())
 	}
 	text := fmt.Sprintf("%s LOST %s%s at %s", e.clock(ev.GetTimeNs()),
-		Plural(l.GetCount(), "record", "records"), on, clean(l.GetStage()))
+		Plural(l.GetCount(), "record", "records"), on, Clean(l.GetStage()))
 	if m := e.Meanings[l.GetStage()]; m != "" {
 		text += ": " + m
 	}
@@ -276,7 +276,7 @@ func (e *Events) node(ev *orb8v1.Event) string {
 			word(n.GetNodeName()), state, word(n.GetMessage()))
 	}
 	text := fmt.Sprintf("%s NODE %s is %s", e.clock(ev.GetTimeNs()), orNone(n.GetNodeName()), state)
-	if m := clean(n.GetMessage()); m != "" {
+	if m := Clean(n.GetMessage()); m != "" {
 		text += ": " + m
 	}
 	s := styleWarn

@@ -58,7 +58,7 @@ func wideFields() []wideField {
 // peer is all that is known of the far end beyond its address.
 func peer(f *orb8v1.Flow) string {
 	w := f.GetRemote().GetWorkload()
-	name, service := workloadName(w), clean(w.GetService())
+	name, service := workloadName(w), Clean(w.GetService())
 	if name != "" && service != "" {
 		return service + "=" + name
 	}

@@ -20,32 +20,32 @@ const several = "(several)"
 const shortID = 12
 
 func containerID(w *orb8v1.Workload) string {
-	id := clean(w.GetContainerId())
+	id := Clean(w.GetContainerId())
 	return id[:min(len(id), shortID)]
 }
 
 // workloadName is the workload alone: pod, container, unit or command.
 func workloadName(w *orb8v1.Workload) string {
-	if pod := clean(w.GetPodName()); pod != "" {
-		if ns := clean(w.GetNamespace()); ns != "" {
+	if pod := Clean(w.GetPodName()); pod != "" {
+		if ns := Clean(w.GetNamespace()); ns != "" {
 			return ns + "/" + pod
 		}
 		return pod
 	}
 	if id := containerID(w); id != "" {
-		if name := clean(w.GetName()); name != "" && !strings.HasPrefix(w.GetContainerId(), w.GetName()) {
+		if name := Clean(w.GetName()); name != "" && !strings.HasPrefix(w.GetContainerId(), w.GetName()) {
 			return name
 		}
 		return id
 	}
-	return clean(w.GetName())
+	return Clean(w.GetName())
 }
 
 // who names the local end, with its command where that says more. Where room is
 // short a pod loses its namespace, anything else all but its command.
 func who(f *orb8v1.Flow) cell {
 	w := f.GetLocal().GetWorkload()
-	name, command := workloadName(w), clean(f.GetProcess().GetCommand())
+	name, command := workloadName(w), Clean(f.GetProcess().GetCommand())
 	switch {
 	case name == "" && command == "":
 		return cell{text: none}
@@ -56,7 +56,7 @@ func who(f *orb8v1.Flow) cell {
 	}
 	return cell{text: name + " (" + command + ")", fit: func(n int) string {
 		short := command
-		if pod := clean(w.GetPodName()); pod != "" {
+		if pod := Clean(w.GetPodName()); pod != "" {
 			if cells(name) <= n {
 				return name
 			}
@@ -74,7 +74,7 @@ func address(e *orb8v1.Endpoint) string {
 }
 
 func hostPort(e *orb8v1.Endpoint) (host, port string) {
-	host = clean(e.GetIp())
+	host = Clean(e.GetIp())
 	if host == "" {
 		host = none
 	}
@@ -112,13 +112,13 @@ func remote(f *orb8v1.Flow, mark string) cell {
 	switch w := f.GetRemote().GetWorkload(); {
 	case w.GetService() != "":
 		host = serviceName(w)
-		if pod := clean(w.GetPodName()); pod != "" {
+		if pod := Clean(w.GetPodName()); pod != "" {
 			backend = " (" + pod + ")"
 		}
 	case w.GetPodName() != "":
 		host = workloadName(w)
 	case w.GetKind() == "Node" && w.GetName() != "":
-		host = "node/" + clean(w.GetName())
+		host = "node/" + Clean(w.GetName())
 	}
 	return cell{text: host + port + backend + mark, fit: func(n int) string {
 		room := n - len(port) - len(mark)
@@ -131,10 +131,10 @@ func remote(f *orb8v1.Flow, mark string) cell {
 
 // serviceName is the Service that an address belongs to.
 func serviceName(w *orb8v1.Workload) string {
-	if ns := clean(w.GetNamespace()); ns != "" {
-		return ns + "/" + clean(w.GetService())
+	if ns := Clean(w.GetNamespace()); ns != "" {
+		return ns + "/" + Clean(w.GetService())
 	}
-	return clean(w.GetService())
+	return Clean(w.GetService())
 }
 
 func nodeCell(name string) cell {
@@ -160,7 +160,7 @@ func arrow(f *orb8v1.Flow) string {
 }
 
 func protocol(f *orb8v1.Flow) string {
-	if p := clean(f.GetProtocol()); p != "" {
+	if p := Clean(f.GetProtocol()); p != "" {
 		return p
 	}
 	return none
@@ -220,5 +220,5 @@ func orNone(s string) string {
 	if s == "" {
 		return none
 	}
-	return clean(s)
+	return Clean(s)
 }

@@ -175,8 +175,8 @@ func shareRow(o Options, ev *orb8v1.Event, s *orb8v1.AcceleratorSample, sh *orb8
 
 // modelCell loses the vendor's name first where room is short.
 func modelCell(d *orb8v1.Accelerator) cell {
-	name := clean(d.GetModel())
-	if p := clean(d.GetProfile()); p != "" {
+	name := Clean(d.GetModel())
+	if p := Clean(d.GetProfile()); p != "" {
 		name = "MIG " + p
 	}
 	return cell{text: orNone(name), fit: func(n int) string {
@@ -189,7 +189,7 @@ func shareWho(sh *orb8v1.AcceleratorShare) cell {
 	if name == "" && len(sh.GetProcesses()) > 0 {
 		p := sh.GetProcesses()[0].GetProcess()
 		name = fmt.Sprintf("pid %d", p.GetPid())
-		if c := clean(p.GetCommand()); c != "" {
+		if c := Clean(p.GetCommand()); c != "" {
 			name = c
 		}
 		if more := len(sh.GetProcesses()) - 1; more > 0 {
@@ -217,7 +217,7 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 		notes, style = append(notes, note), max(style, styleWarn)
 	}
 	if idle := sh.GetIdle(); idle != "" {
-		note := "idle: " + strings.ReplaceAll(clean(idle), "_", " ")
+		note := "idle: " + strings.ReplaceAll(Clean(idle), "_", " ")
 		if sh.GetIdleSinceNs() != 0 {
 			note += " for " + ago(now, sh.GetIdleSinceNs())
 		}
@@ -233,7 +233,7 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 		notes = append(notes, "MIG")
 	}
 	for _, c := range s.GetClockEvents() {
-		notes = append(notes, strings.ReplaceAll(clean(c), "_", " "))
+		notes = append(notes, strings.ReplaceAll(Clean(c), "_", " "))
 	}
 	text := strings.Join(notes, ", ")
 	return cell{text: text, style: style}

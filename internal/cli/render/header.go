@@ -66,7 +66,7 @@ func (h Header) about() string {
 func (h Header) each(get func(*orb8v1.AgentStatus) string) []string {
 	var all []string
 	for _, s := range h.Statuses {
-		if text := clean(get(s)); text != "" {
+		if text := Clean(get(s)); text != "" {
 			all = append(all, text)
 		}
 	}
@@ -82,7 +82,7 @@ func (h Header) probes() []headline {
 			if nodes[l] == nil {
 				lines = append(lines, l)
 			}
-			nodes[l] = append(nodes[l], clean(s.GetNodeName()))
+			nodes[l] = append(nodes[l], Clean(s.GetNodeName()))
 		}
 	}
 	for i, l := range lines {
@@ -104,14 +104,14 @@ func probeLines(probes []*orb8v1.ProbeStatus) []headline {
 	var running []string
 	var lines []headline
 	for _, p := range probes {
-		name := clean(p.GetName())
+		name := Clean(p.GetName())
 		if p.GetState() == orb8v1.ProbeState_PROBE_STATE_RUNNING {
 			running = append(running, name)
 		} else {
 			lines = append(lines, headline{probeTrouble(p), styleWarn})
 		}
 		for _, d := range p.GetDegraded() {
-			lines = append(lines, headline{"probe " + name + " without: " + clean(d), styleWarn})
+			lines = append(lines, headline{"probe " + name + " without: " + Clean(d), styleWarn})
 		}
 	}
 	if len(running) > 0 {
@@ -123,10 +123,10 @@ func probeLines(probes []*orb8v1.ProbeStatus) []headline {
 func probeTrouble(p *orb8v1.ProbeStatus) string {
 	text := fmt.Sprintf("probe %s %s", orNone(p.GetName()), probeState(p.GetState()))
 	if p.GetReason() != "" {
-		text += ": " + clean(p.GetReason())
+		text += ": " + Clean(p.GetReason())
 	}
 	if p.GetRemedy() != "" {
-		text += " (" + clean(p.GetRemedy()) + ")"
+		text += " (" + Clean(p.GetRemedy()) + ")"
 	}
 	return text
 }

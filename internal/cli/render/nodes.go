@@ -65,7 +65,7 @@ func Statuses(w io.Writer, o Options, nodes []NodeStatus) error {
 func nodeMessages(o Options, nodes []NodeStatus) []string {
 	var lines []string
 	for _, n := range nodes {
-		m, s := clean(n.Status.GetHealthMessage()), n.state().style
+		m, s := Clean(n.Status.GetHealthMessage()), n.state().style
 		if m == "" {
 			continue
 		}
@@ -171,7 +171,7 @@ func Away(o Options, events []*orb8v1.Event) []string {
 	for _, ev := range events {
 		n := ev.GetNodeStatus()
 		text := "NODE " + orNone(n.GetNodeName()) + " is not included"
-		if m := clean(n.GetMessage()); m != "" {
+		if m := Clean(n.GetMessage()); m != "" {
 			text += ": " + m
 		}
 		lines = append(lines, o.paint(styleWarn, cutEnd(text, limit(o.Width))))

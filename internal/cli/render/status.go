@@ -38,7 +38,7 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 	if !s.GetHealthy() {
 		health = cell{text: "NOT HEALTHY", style: styleBad}
 	}
-	if m := clean(s.GetHealthMessage()); m != "" {
+	if m := Clean(s.GetHealthMessage()); m != "" {
 		health.text += ": " + m
 	}
 	flows := Count(uint64(s.GetActiveFlows()))
@@ -77,12 +77,12 @@ func statusAccelerators(o Options, all []*orb8v1.AcceleratorStatus) []string {
 		if a.GetState() == "off" && a.GetRemedy() == "" && o.Format != Wide {
 			continue
 		}
-		state := cell{text: clean(a.GetState()), style: styleWarn}
-		detail := clean(a.GetReason())
+		state := cell{text: Clean(a.GetState()), style: styleWarn}
+		detail := Clean(a.GetReason())
 		if a.GetState() == "running" {
 			state.style, detail = styleGood, Plural(uint64(a.GetDevices()), "device", "devices")
 		}
-		if r := clean(a.GetRemedy()); r != "" {
+		if r := Clean(a.GetRemedy()); r != "" {
 			detail += " → " + r
 		}
 		rows = append(rows, []cell{plain(a.GetName()), state, {text: detail}})
@@ -134,17 +134,17 @@ func statusProbes(o Options, probes []*orb8v1.ProbeStatus) []string {
 func probeDetails(o Options, p *orb8v1.ProbeStatus) []string {
 	var details []string
 	if p.GetReason() != "" {
-		details = append(details, clean(p.GetReason()))
+		details = append(details, Clean(p.GetReason()))
 	}
 	if p.GetRemedy() != "" {
-		details = append(details, "→ "+clean(p.GetRemedy()))
+		details = append(details, "→ "+Clean(p.GetRemedy()))
 	}
 	for _, d := range p.GetDegraded() {
-		details = append(details, "without: "+clean(d))
+		details = append(details, "without: "+Clean(d))
 	}
 	switch n := uint64(len(p.GetHooks())); {
 	case o.Format == Wide && n > 0:
-		details = append(details, clean(strings.Join(p.GetHooks(), ", ")))
+		details = append(details, Clean(strings.Join(p.GetHooks(), ", ")))
 	case n > 0:
 		details = append(details, Plural(n, "hook", "hooks"))
 	case len(details) == 0:

@@ -69,7 +69,7 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 }
 
 func (s *Summary) node(n *orb8v1.NodeStatus) {
-	name := clean(n.GetNodeName())
+	name := Clean(n.GetNodeName())
 	if n.GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
 		s.away[name] = orNone(n.GetMessage())
 	} else if _, ok := s.away[name]; ok {
@@ -119,7 +119,7 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 	}
 	var stages []string
 	for stage, n := range s.lost {
-		stages = append(stages, fmt.Sprintf("%s at %s", Count(n), clean(stage)))
+		stages = append(stages, fmt.Sprintf("%s at %s", Count(n), Clean(stage)))
 	}
 	slices.Sort(stages)
 	lines := wrap(text, o.Width)

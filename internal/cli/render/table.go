@@ -93,7 +93,7 @@ type cell struct {
 	style style
 }
 
-func plain(s string) cell { return cell{text: clean(s)} }
+func plain(s string) cell { return cell{text: Clean(s)} }
 
 func (c cell) within(n int) string {
 	if cells(c.text) <= n {

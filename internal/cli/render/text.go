@@ -11,9 +11,9 @@ import (
 
 const ellipsis = "…"
 
-// clean makes s safe for a terminal. Commands and container names are chosen by
+// Clean makes s safe for a terminal. Commands and container names are chosen by
 // the workload: an escape sequence in one must not reach the screen.
-func clean(s string) string {
+func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == ' ' || unicode.IsPrint(r) {
 			return r
@@ -22,12 +22,12 @@ func clean(s string) string {
 	}, s)
 }
 
-// word is clean for formats whose words are separated by spaces.
+// word is Clean for formats whose words are separated by spaces.
 func word(s string) string {
 	if s == "" {
 		return "-"
 	}
-	return strings.ReplaceAll(clean(s), " ", "_")
+	return strings.ReplaceAll(Clean(s), " ", "_")
 }
 
 // cells returns the number of terminal cells that s takes.

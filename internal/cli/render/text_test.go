@@ -102,7 +102,7 @@ func TestClean(t *testing.T) {
 	for s, want := range map[string]string{
 		"nginx: worker": "nginx: worker", "\x1b[31mred": "�[31mred", "a\nb\tc": "a�b�c", "bad\xff": "bad�", "r\u202etl": "r�tl",
 	} {
-		if got := clean(s); got != want {
+		if got := Clean(s); got != want {
 			t.Errorf("clean(%q) = %q, want %q", s, got, want)
 		}
 	}
@@ -113,7 +113,7 @@ func FuzzCut(f *testing.F) {
 	f.Add("日本語\x1b[31m\xff🚀e\u0301", 4)
 	f.Fuzz(func(t *testing.T, s string, n int) {
 		n = min(max(n, 0), 300)
-		s = clean(s)
+		s = Clean(s)
 		for _, got := range []string{cutEnd(s, n), cutMiddle(s, n), pad(cutEnd(s, n), n, true)} {
 			if cells(got) > n && got != s || !utf8.ValidString(got) {
 				t.Errorf("%q cut to %d cells gives %q", s, n, got)
@@ -133,7 +133,7 @@ func FuzzJSON(f *testing.F) {
 			t.Fatal(err)
 		}
 		line := strings.TrimSuffix(b.String(), "\n")
-		if clean(line) != line {
+		if Clean(line) != line {
 			t.Errorf("%q is not clean: %q", s, line)
 		}
 		var got orb8v1.Process
