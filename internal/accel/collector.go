@@ -224,10 +224,16 @@ func (l *lane) run(ctx context.Context) {
 			return
 		case <-l.resets:
 			reset = true
-			timer.Reset(0)
+			if !busy { // else when it comes back: it is not late yet
+				timer.Reset(0)
+			}
 		case o := <-l.answers:
 			busy = false
-			timer.Reset(l.done(o, begun))
+			next := l.done(o, begun)
+			if reset {
+				next = 0
+			}
+			timer.Reset(next)
 		case <-timer.C:
 			if busy {
 				l.late(time.Since(begun))

@@ -4,7 +4,9 @@ package agent
 
 import (
 	"context"
+	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -170,14 +172,22 @@ func TestAcceleratorsOnlyWhereAskedFor(t *testing.T) {
 	}
 }
 
-// SIGHUP lets the driver go.
-func TestReloadReleasesAccelerators(t *testing.T) {
+// SIGUSR1 lets the driver go; a reload does not blind what has not changed.
+func TestReleaseAccelerators(t *testing.T) {
 	g := new(gpus)
 	r := startRig(t, withGPUs(g), func(cfg *Config, deps *Deps, _ *rig) {
 		deps.Reload = func() (Config, error) { return *cfg, nil }
 	})
 	r.await(t, "a reading", func() bool { return g.reads.Load() > 0 })
+	before := g.reads.Load()
 	r.reload()
+	r.await(t, "a reading after the reload", func() bool { return g.reads.Load() > before+1 })
+	if n := g.closes.Load(); n != 0 {
+		t.Errorf("a reload has released %d times", n)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
 	r.await(t, "the release", func() bool { return g.closes.Load() > 0 })
 	if n := g.closes.Load(); n != 1 {
 		t.Errorf("released %d times", n)

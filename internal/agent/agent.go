@@ -145,6 +145,7 @@ type Agent struct {
 	started                time.Time
 	ready                  chan struct{} // closed once the probes have been started
 	processed, panics      atomic.Uint64
+	lastPass               atomic.Int64 // Unix nanoseconds at its end
 	reloads, failedReloads atomic.Uint64
 	reloaded               chan struct{}
 
@@ -189,7 +190,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if cfg.MetricsDCGM {
 		dcgm = newDCGMExporter(node, func() *gpuFacts { return a.gpuFacts(time.Now()) })
 	}
-	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), dcgm, a.readiness, log)
+	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), dcgm, a.liveness, a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
 }

@@ -197,6 +197,7 @@ func (s scrape) health(f *facts) {
 	}
 	for _, p := range f.probes {
 		s.gauge(probeUp, truth(p.State == probe.StateRunning), p.Name)
+		s.counter(probeReadErrors, p.ReadErrors, p.Name)
 		for _, state := range []probe.State{probe.StateRunning, probe.StateFallback, probe.StateOff} {
 			s.gauge(probeState, truth(p.State == state), p.Name, state.String())
 		}

@@ -39,6 +39,7 @@ type fakeProbe struct {
 	mu      sync.Mutex
 	pending []flow.Sample
 	onRead  func()
+	readErr error
 }
 
 func newFakeProbe(name string) *fakeProbe {
@@ -62,7 +63,7 @@ func (p *fakeProbe) Run(ctx context.Context) error {
 func (p *fakeProbe) Collect() error {
 	p.collects.Add(1)
 	p.mu.Lock()
-	batch, onRead := p.pending, p.onRead
+	batch, onRead, err := p.pending, p.onRead, p.readErr
 	p.pending = nil
 	p.mu.Unlock()
 	if onRead != nil {
@@ -71,7 +72,13 @@ func (p *fakeProbe) Collect() error {
 	for i := range batch {
 		p.apply(&batch[i])
 	}
-	return nil
+	return err
+}
+
+func (p *fakeProbe) failToRead(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.readErr = err
 }
 
 func (p *fakeProbe) Close() error { p.closed.Store(true); return nil }
@@ -137,6 +144,7 @@ type rig struct {
 	*Agent
 	probe    *fakeProbe
 	packet   *fakeProbe
+	options  map[string][]probe.Option // of the probes, by name
 	resolver *fakeResolver
 	listener *bufconn.Listener
 	client   orb8v1.OrbitAgentServiceClient
@@ -172,7 +180,7 @@ func newRig(t testing.TB, opts ...rigOption) *rig {
 		m := probe.NewManager(quiet())
 		for _, p := range []*fakeProbe{r.probe, r.packet} {
 			p.apply, p.losses = s.Apply, s.Losses
-			m.Add(p)
+			m.Add(p, r.options[p.name]...)
 		}
 		return m
 	}

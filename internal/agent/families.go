@@ -71,6 +71,7 @@ const (
 	lostEvents
 	probeUp
 	probeState
+	probeReadErrors
 	agentInfo
 	agentInterval
 	agentSampleDuration
@@ -145,6 +146,7 @@ func families(pod bool) [numFamilies]Family {
 		lostEvents:          {"orb8_lost_events_total", "counter", "events", []string{"stage"}, "What was lost, or had to be repeated, on the way from the kernel to a client; see the stages below.", groupHealth},
 		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, else 0.", groupHealth},
 		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work) or off.", groupHealth},
+		probeReadErrors:     {"orb8_probe_read_errors_total", "counter", "", []string{"probe"}, "Readings of the probe that failed. After two in a row the node is degraded.", groupHealth},
 		agentInfo:           {"orb8_agent_info", "gauge", "", []string{"version", "node", "kernel"}, "Always 1; the labels describe the agent.", groupAgent},
 		agentInterval:       {"orb8_agent_sample_interval_seconds", "gauge", "seconds", nil, "Time between two samples as it is now: shorter while somebody follows.", groupAgent},
 		agentSampleDuration: {"orb8_agent_sample_duration_seconds", "histogram", "seconds", nil, "How long one pass over the kernel's flows takes.", groupAgent},

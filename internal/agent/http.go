@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newHTTPServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (the
-// process answers) and /readyz (ready returns nil). Profiles are not exposed.
-func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, log *slog.Logger) *http.Server {
+// newHTTPServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (live
+// returns nil) and /readyz (ready returns nil). Profiles are not exposed.
+func newHTTPServer(e *exporter, dcgm prometheus.Collector, live, ready func() error, log *slog.Logger) *http.Server {
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	mux := http.NewServeMux()
 	serve := func(path string, all ...prometheus.Collector) {
@@ -32,14 +32,15 @@ func newHTTPServer(e *exporter, dcgm prometheus.Collector, ready func() error, l
 	if dcgm != nil {
 		serve("/metrics/dcgm", dcgm)
 	}
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			answer(w, http.StatusServiceUnavailable, err.Error())
-			return
-		}
-		answer(w, http.StatusOK, "ok")
-	})
+	for path, check := range map[string]func() error{"/healthz": live, "/readyz": ready} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			if err := check(); err != nil {
+				answer(w, http.StatusServiceUnavailable, err.Error())
+				return
+			}
+			answer(w, http.StatusOK, "ok")
+		})
+	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "orb8 agent: /metrics /healthz /readyz")
 	})

@@ -401,6 +401,7 @@ func TestAgentMetrics(t *testing.T) {
 		"agent_kubernetes_synced{} 1",
 		"agent_workload_series{} 0",
 		"agent_workload_series_limit{} 100",
+		"probe_read_errors_total{probe=packet} 0", "probe_read_errors_total{probe=tcp} 0",
 		"probe_state{probe=packet,state=fallback} 1",
 		"probe_state{probe=packet,state=off} 0",
 		"probe_state{probe=packet,state=running} 0",

@@ -20,7 +20,7 @@ import (
 // page is what /metrics answers.
 func page(t *testing.T, e *exporter) (code int, body string) {
 	t.Helper()
-	s := newHTTPServer(e, nil, func() error { return nil }, quiet())
+	s := newHTTPServer(e, nil, func() error { return nil }, func() error { return nil }, quiet())
 	w := httptest.NewRecorder()
 	s.Handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	text, err := io.ReadAll(w.Result().Body)

@@ -41,7 +41,11 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	m := probe.NewManager(s.Log)
 
 	// First, so that the others' records find names.
-	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}))
+	helper := []probe.Option{probe.Helper()}
+	if s.Config.TCP == ModeOff && s.Config.Packet == ModeOff {
+		helper = append(helper, probe.Off(nobodyToHelp))
+	}
+	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}), helper...)
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
 		CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
@@ -60,6 +64,9 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	m.Add(packetProbe, modeOptions(packetProbe, s.Config.Packet)...)
 	return m
 }
+
+// nobodyToHelp is why a helper is off.
+const nobodyToHelp = "no probe is on that it could help"
 
 func modeOptions(p probe.Probe, m Mode) []probe.Option {
 	if m == ModeOff {

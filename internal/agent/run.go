@@ -66,10 +66,12 @@ func (a *Agent) serve(ctx context.Context, ls *listeners) error {
 	}
 	g.Go(func() error {
 		defer a.stopServers(ls) //nolint:contextcheck // stopping begins when ctx is done
-		hangup := make(chan os.Signal, 1)
+		hangup, usr1 := make(chan os.Signal, 1), make(chan os.Signal, 1)
 		if a.deps.Reload != nil { // before the probes start, which takes a while
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
+			signal.Notify(usr1, syscall.SIGUSR1)
+			defer signal.Stop(usr1)
 		}
 		if a.deps.Cluster != nil { // before the probes, so that they find names
 			g.Go(func() error { return a.watchCluster(ctx) })
@@ -80,7 +82,7 @@ func (a *Agent) serve(ctx context.Context, ls *listeners) error {
 		for _, l := range ls.grpc {
 			g.Go(func() error { return a.serveGRPC(l) })
 		}
-		a.work(ctx, hangup)
+		a.work(ctx, hangup, usr1)
 		return nil
 	})
 	return g.Wait()
@@ -142,7 +144,7 @@ func (a *Agent) checkRequired() error {
 
 // work runs the probes and the sampler until ctx is done, then reads the kernel
 // once more for those who follow and ends their streams.
-func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
+func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	var g errgroup.Group
 	g.Go(func() error { return a.manager.Run(ctx) })
 	g.Go(func() error { a.sample(ctx); return nil })
@@ -156,7 +158,7 @@ func (a *Agent) work(ctx context.Context, hangup <-chan os.Signal) {
 		g.Go(func() error { a.deps.Kubelet.Run(ctx); return nil })
 	}
 	if a.deps.Reload != nil {
-		g.Go(func() error { a.reloadOnHangup(ctx, hangup); return nil })
+		g.Go(func() error { a.obey(ctx, hangup, usr1); return nil })
 	}
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
@@ -249,18 +251,32 @@ func (a *Agent) tick(ctx context.Context, now time.Time) {
 	a.table.Expire(a.deps.Clock.Now())
 	a.watch.look()
 	a.watch.sweep(now)
+	a.lastPass.Store(time.Now().UnixNano())
 }
 
-// reloadOnHangup reads the configuration again on every SIGHUP.
-func (a *Agent) reloadOnHangup(ctx context.Context, hangup <-chan os.Signal) {
+// obey reads the configuration again on every SIGHUP, and gives the handles of drivers
+// back on every SIGUSR1.
+func (a *Agent) obey(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hangup:
 			a.reload()
+		case <-usr1:
+			a.release()
 		}
 	}
+}
+
+// release gives back the handles of accelerators' drivers, so that these can be unloaded.
+func (a *Agent) release() {
+	if a.accel == nil {
+		a.log.Warn("no accelerators are read: there is nothing to give back")
+		return
+	}
+	a.log.Info("giving back the handles of accelerators' drivers")
+	a.accel.collector.Release()
 }
 
 // reload takes over what a running agent can of the configuration read anew. If
@@ -285,9 +301,6 @@ func (a *Agent) reload() {
 	select {
 	case a.reloaded <- struct{}{}:
 	default:
-	}
-	if a.accel != nil {
-		a.accel.collector.Release()
 	}
 	a.reloads.Add(1)
 	a.log.Info("configuration reloaded", "changed", taken)

@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -122,13 +124,24 @@ func (s *server) queryResponse(rows []flow.Record, refs []halfRef, limit int) *o
 	return resp
 }
 
+// lostTrailer of a StreamEvents call says how many events the client did not take in time.
+const lostTrailer = "orb8-lost-events"
+
 // StreamEvents implements the API.
 func (s *server) StreamEvents(req *orb8v1.StreamEventsRequest, stream grpc.ServerStreamingServer[orb8v1.NetworkEvent]) error {
 	i, err := s.interest(req.GetFilters(), req.GetNamespaces(), nil, req.GetIncludeSelf())
 	if err != nil {
 		return err
 	}
+	// An event of this call has no room for what was lost: it is told at the end.
+	lost := uint64(0)
+	defer func() {
+		if lost > 0 {
+			stream.SetTrailer(metadata.Pairs(lostTrailer, strconv.FormatUint(lost, 10)))
+		}
+	}()
 	return s.follow(stream.Context(), following{interest: i}, nil, func(q queued) error {
+		lost += q.lost
 		if q.update == nil {
 			return nil
 		}

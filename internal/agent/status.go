@@ -36,8 +36,13 @@ func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message 
 	var wrong []string
 	for _, s := range all {
 		switch {
+		case s.Unreadable():
+			// It may see all and nobody hears of it.
+			wrong = append(wrong, fmt.Sprintf("%s cannot be read: %s", s.Name, strings.Join(s.Degraded, "; ")))
+			running = running || !s.Helper
 		case s.State == probe.StateRunning:
-			running = true
+			running = running || !s.Helper
+		case s.Helper && s.State == probe.StateOff && s.Reason == nobodyToHelp:
 		case cfg.mode(s.Name) != ModeOff:
 			wrong = append(wrong, describe(s))
 		}
@@ -124,6 +129,23 @@ func remedyOf(s *orb8v1.AcceleratorStatus) string {
 		return ""
 	}
 	return " (" + s.GetRemedy() + ")"
+}
+
+// stalledAfter is how long after a pass was due the sampler counts as stuck: then the
+// process is better started anew.
+const stalledAfter = time.Minute
+
+// liveness is nil while passes over the probes come to their end.
+func (a *Agent) liveness() error {
+	last := a.lastPass.Load()
+	if last == 0 { // the probes are being started, which readiness tells
+		last = a.started.UnixNano()
+	}
+	since := time.Since(time.Unix(0, last))
+	if since > a.config().Interval+stalledAfter {
+		return fmt.Errorf("the last pass over the probes ended %v ago", since.Round(time.Second))
+	}
+	return nil
 }
 
 // readiness is nil once the probes have been started and while one of them runs.

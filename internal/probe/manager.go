@@ -22,6 +22,7 @@ type Manager struct {
 type slot struct {
 	probe    Probe
 	off      string // why the configuration turned it off, empty if it did not
+	helper   bool
 	fallback func() (takenOverBy string, ok bool)
 
 	// use is held while the probe is read or closed, and taken before mu.
@@ -38,6 +39,10 @@ type Option func(*slot)
 // Off keeps the probe from being started, for the reason given.
 func Off(reason string) Option { return func(s *slot) { s.off = reason } }
 
+// Helper says that the probe serves others and sees nothing itself: alone it is no probe
+// that runs.
+func Helper() Option { return func(s *slot) { s.helper = true } }
+
 // Fallback names what takes a probe's work over when it cannot run. by is asked
 // after all probes have been started and says whether that works.
 func Fallback(by func() (what string, ok bool)) Option {
@@ -53,11 +58,12 @@ func (m *Manager) Add(p Probe, opts ...Option) {
 	for _, o := range opts {
 		o(s)
 	}
+	s.status.Helper = s.helper
 	m.slots = append(m.slots, s)
 }
 
 // Start starts every probe that is not turned off. It returns an error, which
-// joins each probe's own, only if none runs.
+// joins each probe's own, only if none runs, helpers not counted.
 func (m *Manager) Start() error {
 	var errs []error
 	running := 0
@@ -66,7 +72,7 @@ func (m *Manager) Start() error {
 			errs = append(errs, fmt.Errorf("probe %s: %w", s.probe.Name(), err))
 			continue
 		}
-		if s.live {
+		if s.live && !s.helper {
 			running++
 		}
 	}
@@ -90,7 +96,7 @@ func (s *slot) start(log *slog.Logger) error {
 	if err == nil {
 		s.live = true
 		s.status = Status{
-			Name: s.probe.Name(), State: StateRunning,
+			Name: s.probe.Name(), State: StateRunning, Helper: s.helper,
 			Hooks: s.probe.Hooks(), Degraded: s.probe.Degraded(),
 		}
 		log.Info("probe runs", "probe", s.probe.Name(), "hooks", s.status.Hooks, "degraded", s.status.Degraded)
@@ -104,7 +110,9 @@ func (s *slot) start(log *slog.Logger) error {
 // setOff is called with s.mu held.
 func (s *slot) setOff(err error) {
 	s.live = false
-	s.status = Status{Name: s.probe.Name(), State: StateOff, Reason: err.Error()}
+	s.status = Status{
+		Name: s.probe.Name(), State: StateOff, Reason: err.Error(), Helper: s.helper, ReadErrors: s.status.ReadErrors,
+	}
 	if u, ok := errors.AsType[*Unsupported](err); ok {
 		s.status.Remedy = u.Remedy
 	}
@@ -153,7 +161,7 @@ func (s *slot) stop(log *slog.Logger, cause error) {
 	}
 }
 
-// Collect reads every running probe once. Errors are logged and shown in the
+// Collect reads every running probe once. Errors are logged, counted, and shown in the
 // probe's status as degraded until a later pass succeeds.
 func (m *Manager) Collect() {
 	for _, s := range m.slots {
@@ -174,7 +182,11 @@ func (s *slot) collect(log *slog.Logger) {
 		return // it stopped meanwhile, and its status says why
 	}
 	s.status.Degraded = s.probe.Degraded()
-	if err != nil {
+	if err == nil {
+		s.status.Failing = 0
+	} else {
+		s.status.ReadErrors++
+		s.status.Failing++
 		s.status.Degraded = append(s.status.Degraded, "last read failed: "+err.Error())
 		log.Error("read probe", "probe", s.probe.Name(), "err", err)
 	}

@@ -177,6 +177,22 @@ func TestNoneRuns(t *testing.T) {
 	}
 }
 
+// A helper alone is no probe that runs.
+func TestHelper(t *testing.T) {
+	m := newTestManager()
+	m.Add(newFake("h", new(diary)), Helper())
+	m.Add(newFake("a", new(diary)), Off("by flag"))
+	if err := m.Start(); err == nil {
+		t.Error("a helper counts as a probe")
+	}
+	if s := m.Status()[0]; s.State != StateRunning || !s.Helper {
+		t.Errorf("%+v", s)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOffAndFallback(t *testing.T) {
 	d := new(diary)
 	m := newTestManager()
@@ -288,13 +304,20 @@ func TestCollectError(t *testing.T) {
 	}
 	wantStatus(t, m, runs("f", "no pids"), runs("g"))
 	f.set(errors.New("read: no memory"), "no pids")
-	for range 2 { // it is said once, however often it happens
+	for i := range 2 { // it is said once, however often it happens
 		m.Collect()
-		wantStatus(t, m, runs("f", "no pids", "last read failed: read: no memory"), runs("g"))
+		failing := runs("f", "no pids", "last read failed: read: no memory")
+		failing.ReadErrors, failing.Failing = uint64(i+1), i+1
+		wantStatus(t, m, failing, runs("g"))
+		if got := failing.Unreadable(); got != (i > 0) {
+			t.Errorf("unreadable after %d readings: %v", i+1, got)
+		}
 	}
 	f.set(nil, "no pids")
 	m.Collect()
-	wantStatus(t, m, runs("f", "no pids"), runs("g"))
+	again := runs("f", "no pids")
+	again.ReadErrors = 2
+	wantStatus(t, m, again, runs("g"))
 	if f.collects != 3 || g.collects != 3 {
 		t.Errorf("read %d and %d times, want 3", f.collects, g.collects)
 	}

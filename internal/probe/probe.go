@@ -89,4 +89,14 @@ type Status struct {
 	Remedy   string
 	Hooks    []string
 	Degraded []string
+	// Helper: it serves other probes and sees nothing itself.
+	Helper bool
+	// ReadErrors is how many readings have failed, Failing how many in a row, the last
+	// one included.
+	ReadErrors uint64
+	Failing    int
 }
+
+// Unreadable reports whether a running probe cannot be read: one reading that fails may be
+// an accident.
+func (s *Status) Unreadable() bool { return s.State == StateRunning && s.Failing > 1 }

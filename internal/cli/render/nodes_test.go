@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,9 +86,44 @@ func TestSummaryOfNodes(t *testing.T) {
 	if err := s.Write(&b, Options{}, time.Second); err != nil {
 		t.Fatal(err)
 	}
-	want := "0 flows in 1s: 0 B sent, 0 B received; 0 events; nothing lost\n" +
+	want := "0 flows in 1s: 0 B sent, 0 B received; 0 events; nothing else lost\n" +
 		"NODE n2 was away for a time\nNODE n3 is unavailable: no answer in time\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Where an agent was replaced, nobody knows what was lost; where the same one was away, it
+// is known.
+func TestNothingLost(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		started []int64
+		away    bool
+		want    string
+	}{
+		{"all the time there", []int64{7, 7}, false, "nothing lost\n"},
+		{"away for a time", []int64{7, 7}, true, "nothing lost\nNODE n1 was away for a time\n"},
+		{"replaced", []int64{7, 8}, true, "nothing else lost\nNODE n1 has another agent since: what the one before had not told yet, and what happened until this one saw it, is missing\n"},
+		{"replaced at once", []int64{7, 8}, false, "nothing else lost\nNODE n1 has another agent since: what the one before had not told yet, and what happened until this one saw it, is missing\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := NewSummary()
+			for i, at := range tt.started {
+				if i > 0 && tt.away {
+					s.Add(&orb8v1.Event{Event: &orb8v1.Event_NodeStatus{NodeStatus: &orb8v1.NodeStatus{
+						NodeName: "n1", State: orb8v1.NodeState_NODE_STATE_UNAVAILABLE, Message: "no answer"}}})
+				}
+				s.Add(&orb8v1.Event{Event: &orb8v1.Event_NodeStatus{NodeStatus: &orb8v1.NodeStatus{
+					NodeName: "n1", State: orb8v1.NodeState_NODE_STATE_CONNECTED, StartedNs: at}}})
+			}
+			var b bytes.Buffer
+			if err := s.Write(&b, Options{}, time.Second); err != nil {
+				t.Fatal(err)
+			}
+			if _, got, _ := strings.Cut(b.String(), "0 events; "); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
 	}
 }

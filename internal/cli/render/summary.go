@@ -28,11 +28,18 @@ type Summary struct {
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
 	away map[string]string
+	// started is when the agent of each node began; replaced has the nodes where
+	// another one came.
+	started  map[string]int64
+	replaced map[string]bool
 }
 
 // NewSummary returns an empty summary.
 func NewSummary() *Summary {
-	return &Summary{seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}, away: map[string]string{}}
+	return &Summary{
+		seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}, away: map[string]string{},
+		started: map[string]int64{}, replaced: map[string]bool{},
+	}
 }
 
 // Add takes one event into account.
@@ -70,6 +77,12 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 
 func (s *Summary) node(n *orb8v1.NodeStatus) {
 	name := Clean(n.GetNodeName())
+	if now := n.GetStartedNs(); now != 0 {
+		if before := s.started[name]; before != 0 && before != now {
+			s.replaced[name] = true
+		}
+		s.started[name] = now
+	}
 	if n.GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
 		s.away[name] = orNone(n.GetMessage())
 	} else if _, ok := s.away[name]; ok {
@@ -77,17 +90,30 @@ func (s *Summary) node(n *orb8v1.NodeStatus) {
 	}
 }
 
-// nodes names the nodes that the summary lacks, wholly or for a time.
-func (s *Summary) nodes() []string {
-	var lines []string
-	for _, name := range slices.Sorted(maps.Keys(s.away)) {
-		text := "NODE " + name + " was away for a time"
-		if reason := s.away[name]; reason != "" {
-			text = "NODE " + name + " is unavailable: " + reason
-		}
-		lines = append(lines, text)
+// nodes names the nodes that the summary lacks, wholly or for a time. unknown tells that
+// nobody knows what was lost there: an agent that comes back says what it could not keep,
+// one that is gone does not.
+func (s *Summary) nodes() (lines []string, unknown bool) {
+	names := make(map[string]bool)
+	for name := range s.away {
+		names[name] = true
 	}
-	return lines
+	for name := range s.replaced {
+		names[name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		reason := s.away[name]
+		switch {
+		case reason != "":
+			lines = append(lines, "NODE "+name+" is unavailable: "+reason)
+		case s.replaced[name]:
+			lines = append(lines, "NODE "+name+" has another agent since: what the one before had not told yet, and what happened until this one saw it, is missing")
+		default:
+			lines = append(lines, "NODE "+name+" was away for a time")
+		}
+		unknown = unknown || reason != "" || s.replaced[name]
+	}
+	return lines, unknown
 }
 
 func (s *Summary) key(node string, f *orb8v1.Flow) uint64 {
@@ -109,20 +135,25 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 			Count(s.opened), Count(s.closed), Count(s.failed))
 	}
 	var away []string
-	for _, line := range s.nodes() {
+	lines, unknown := s.nodes()
+	for _, line := range lines {
 		for _, l := range wrap(line, o.Width) {
 			away = append(away, o.paint(styleWarn, l))
 		}
 	}
 	if len(s.lost) == 0 {
-		return writeLines(w, append(wrap(text+"; nothing lost", o.Width), away...))
+		nothing := "; nothing lost"
+		if unknown {
+			nothing = "; nothing else lost"
+		}
+		return writeLines(w, append(wrap(text+nothing, o.Width), away...))
 	}
 	var stages []string
 	for stage, n := range s.lost {
 		stages = append(stages, fmt.Sprintf("%s at %s", Count(n), Clean(stage)))
 	}
 	slices.Sort(stages)
-	lines := wrap(text, o.Width)
+	lines = wrap(text, o.Width)
 	for _, l := range wrap("LOST: "+strings.Join(stages, ", "), o.Width) {
 		lines = append(lines, o.paint(styleBad, l))
 	}
