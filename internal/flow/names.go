@@ -87,6 +87,7 @@ func (t *Table) identify(rec *Record) {
 	if rec.Remote == nil {
 		rec.Remote = t.cfg.Resolver.Remote(workload.Peer{
 			Addr: rec.Key.Remote.IP(), Port: peerPort(rec), Protocol: uint8(rec.Protocol), Since: t.wall(rec.First),
+			Namespace: rec.Local.Namespace,
 		})
 	}
 	rec.Self = t.cfg.IsSelf != nil && t.cfg.IsSelf(&rec.Sample)

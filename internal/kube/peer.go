@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -133,7 +135,7 @@ func (s *Store) peer(q workload.Peer) *workload.Identity {
 		return id
 	}
 	if port != (HostPort{}) {
-		if id := s.byPort(q.Addr, n, port); id != nil {
+		if id := s.byPort(&q, n, port); id != nil {
 			return id
 		}
 	}
@@ -169,7 +171,7 @@ func (s *Store) externally(addr netip.Addr, port HostPort, node bool) *workload.
 
 // byPort finds who shares an address with others by the port. n is the node
 // that has it, if any.
-func (s *Store) byPort(addr netip.Addr, n *node, port HostPort) *workload.Identity {
+func (s *Store) byPort(q *workload.Peer, n *node, port HostPort) *workload.Identity {
 	if n != nil {
 		if t, ok := s.nodePorts[port]; ok {
 			return s.answer(t.svc, t.svc.named(t.name))
@@ -179,10 +181,18 @@ func (s *Store) byPort(addr netip.Addr, n *node, port HostPort) *workload.Identi
 		}
 	}
 	// Of several Services with the same endpoint, the first by name.
-	for _, t := range s.bare[endpoint{addr, port}] {
-		if t.svc.known {
+	for _, t := range s.bare[endpoint{q.Addr, port}] {
+		if t.svc.known && mayName(t.svc.namespace, q.Namespace) {
 			return s.answer(t.svc, t.svc.named(t.name))
 		}
 	}
 	return nil
+}
+
+// mayName reports whether what a namespace says of an address that is no pod's counts for
+// a workload of another, or of the host. Anybody who may write EndpointSlices may put any
+// address of the world into one; so it is for his own workloads only, but for the
+// namespaces of the cluster itself, which has the API server so.
+func mayName(owner, asking string) bool {
+	return owner == asking || owner == metav1.NamespaceDefault || owner == metav1.NamespaceSystem
 }

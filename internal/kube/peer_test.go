@@ -210,7 +210,7 @@ func TestHostPortsGoWithTheirPod(t *testing.T) {
 // answers, whatever came first, and when it goes, the next.
 func TestEndpointOfSeveralServices(t *testing.T) {
 	addr := netip.MustParseAddr("198.51.100.9")
-	ask := workload.Peer{Addr: addr, Port: 5432, Protocol: protoTCP}
+	ask := workload.Peer{Addr: addr, Port: 5432, Protocol: protoTCP, Namespace: "shop"}
 	for _, order := range [][]string{{"one", "two"}, {"two", "one"}} {
 		s, _ := newTestStore()
 		for _, name := range order {
@@ -230,6 +230,30 @@ func TestEndpointOfSeveralServices(t *testing.T) {
 		s.DeleteSlice("shop", "two-x")
 		if got := who(s, ask); got != "" || len(s.bare) != 0 {
 			t.Errorf("%v, without both: %q, %d left", order, got, len(s.bare))
+		}
+	}
+}
+
+// What a namespace says of an address that is no pod's is for its own workloads, but for
+// the cluster's own namespaces.
+func TestEndpointsOfStrangers(t *testing.T) {
+	addr := netip.MustParseAddr("8.8.8.8")
+	for _, tt := range []struct {
+		owner, asking string
+		named         bool
+	}{
+		{"aaa", "aaa", true}, {"aaa", "shop", false}, {"aaa", "", false},
+		{"default", "shop", true}, {"kube-system", "", true}, {"kube-system", "shop", true},
+	} {
+		s, _ := newTestStore()
+		s.UpsertService(&Service{Namespace: tt.owner, Name: "evil", Ports: []ServicePort{{"", protoUDP, 53, 0}}})
+		s.UpsertSlice(&EndpointSlice{
+			Namespace: tt.owner, Name: "evil-x", Service: "evil", Ports: []EndpointPort{{"", protoUDP, 53}},
+			Endpoints: []Endpoint{{Addr: addr}},
+		})
+		got := who(s, workload.Peer{Addr: addr, Port: 53, Protocol: protoUDP, Namespace: tt.asking})
+		if (got != "") != tt.named {
+			t.Errorf("%s of %s, asked in %q: %q", addr, tt.owner, tt.asking, got)
 		}
 	}
 }

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	configHash = "kubernetes.io/config.hash"
+	configHash   = "kubernetes.io/config.hash"
+	configMirror = corev1.MirrorPodAnnotationKey
 
 	protoTCP  = 6
 	protoUDP  = 17
@@ -23,7 +24,11 @@ const (
 // trimOwn keeps what is used of a pod of the own node.
 func trimOwn(p *corev1.Pod) *Pod {
 	out := trimPeer(p)
-	out.ConfigHash = p.Annotations[configHash]
+	// Anybody may write the hash; what a kubelet has made of its own file is marked so,
+	// and nobody may add the mark later.
+	if p.Annotations[configMirror] != "" {
+		out.ConfigHash = p.Annotations[configHash]
+	}
 	out.Containers = containerIDs(&p.Status)
 	return out
 }

@@ -54,6 +54,9 @@ type Peer struct {
 	// share an address apart; both are 0 where there are none.
 	Port     uint16
 	Protocol uint8
+	// Namespace of the workload that asks, empty for the host: what a namespace says of
+	// addresses that are not the cluster's is for its own workloads.
+	Namespace string
 	// Since is when the flow began, in Unix nanoseconds, or 0: a pod that was
 	// deleted before then is not meant, although it had the address last.
 	Since int64
