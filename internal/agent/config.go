@@ -41,11 +41,12 @@ type Config struct {
 	TCPRingBytes     int
 	CgroupRoot       string
 
-	GPU         Mode
-	GPUInterval time.Duration
-	HostRoot    string
-	Kubelet     string
-	DCGMURL     string
+	GPU           Mode
+	GPUInterval   time.Duration
+	HostRoot      string
+	Kubelet       string
+	DCGMURL       string
+	DCGMNamespace string
 
 	History         int
 	SubscriberQueue int
@@ -79,8 +80,9 @@ func DefaultConfig() Config {
 		PacketMapEntries: 65_536,
 		TCPRingBytes:     4 << 20,
 
-		GPU:         ModeAuto,
-		GPUInterval: 5 * time.Second,
+		GPU:           ModeAuto,
+		GPUInterval:   5 * time.Second,
+		DCGMNamespace: "gpu-operator",
 
 		History:         4096,
 		SubscriberQueue: 4096,
@@ -138,6 +140,7 @@ func (c *Config) settings() []setting {
 		{"host_root", "where the host's root is mounted, in which drivers' libraries and the kubelet are looked for; found by itself if empty", false, &c.HostRoot, nil},
 		{"kubelet_socket", "socket of the kubelet's PodResources API, for one with another directory than /var/lib/kubelet", false, &c.Kubelet, nil},
 		{"dcgm_url", "page of a dcgm-exporter whose values complete what NVML gives; off for none, the node's own is looked for if empty", false, &c.DCGMURL, c.checkDCGMURL},
+		{"dcgm_namespace", "namespace whose pods are believed to be dcgm-exporters; none is if empty", false, &c.DCGMNamespace, nil},
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},

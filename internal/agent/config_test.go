@@ -52,6 +52,7 @@ gpu_interval: 1s
 host_root: /host
 kubelet_socket: /k.sock
 dcgm_url: http://localhost:9400/metrics
+dcgm_namespace: gpus
 history: 0
 subscriber_queue: 7
 metrics:
@@ -69,7 +70,7 @@ kubeconfig: /k
 		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host",
-		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff, Kubeconfig: "/k",
 	}
 	one := DefaultConfig()

@@ -31,6 +31,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/procnet"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -188,7 +189,7 @@ func acceleratorSources(cfg Config, cluster *kube.Cluster, log *slog.Logger) []a
 		{Backend: neuron.New(neuron.Config{HostRoot: root, Log: log})},
 	}
 	if cfg.DCGMURL != "off" {
-		exporter := dcgm.Config{URL: cfg.DCGMURL, Find: func() []string { return exporters(cluster) }}
+		exporter := dcgm.Config{URL: cfg.DCGMURL, Find: func() ([]string, []string) { return exporters(cluster, cfg.DCGMNamespace) }}
 		sources = append(sources, accel.Source{Backend: dcgm.New(exporter), Fills: true})
 	}
 	return sources
@@ -240,16 +241,26 @@ func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *
 }
 
 // exporters are where a dcgm-exporter of this node may be: in one of its pods, or on
-// the host itself.
-func exporters(cluster *kube.Cluster) []string {
-	urls := []string{dcgm.LocalURL}
-	if cluster == nil {
-		return urls
+// the host itself. Any pod may have the label of one and any user may listen at its port:
+// pods are believed in one namespace only, and on the host root alone. passed says who is
+// not.
+func exporters(cluster *kube.Cluster, namespace string) (urls, passed []string) {
+	l, held, err := procnet.Loopback("/proc", dcgm.LocalPort)
+	switch {
+	case err != nil:
+		passed = append(passed, err.Error())
+	case held && l.UID != 0:
+		passed = append(passed, fmt.Sprintf("port %d is user %d's, not root's: name it with dcgm_url if it is one", dcgm.LocalPort, l.UID))
+	default:
+		urls = append(urls, dcgm.LocalURL)
 	}
-	for _, addr := range cluster.Addrs(isExporter) {
+	if cluster == nil || namespace == "" {
+		return urls, passed
+	}
+	for _, addr := range cluster.Addrs(namespace, isExporter) {
 		urls = append(urls, "http://"+net.JoinHostPort(addr.String(), "9400")+"/metrics")
 	}
-	return urls
+	return urls, passed
 }
 
 // isExporter goes by the labels of NVIDIA's GPU operator and of the exporter's chart.

@@ -7,19 +7,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/Ignoramuss/orb8/internal/procnet"
 )
 
 // port checks whether the agent could listen on localhost:port, and who holds
 // the port if not. flag is what the user can change.
 func (h *host) port(port uint16, flag string) Finding {
-	held, inode, err := h.holder(port)
+	l, held, err := procnet.Loopback(h.Proc, port)
 	if err != nil {
 		return unreadable(err, info("not checked: "+err.Error(), ""))
 	}
 	if !held {
 		return ok(fmt.Sprintf("port %d is free", port))
 	}
-	pid, comm := h.owner(inode)
+	pid, comm := h.owner(l.Inode)
 	switch {
 	case comm == "orb8":
 		return ok(fmt.Sprintf("an orb8 agent (pid %s) listens on port %d", pid, port))
@@ -29,25 +31,6 @@ func (h *host) port(port uint16, flag string) Finding {
 	}
 	return warn(fmt.Sprintf("port %d is taken by %s (pid %s)", port, comm, pid),
 		fmt.Sprintf("Stop %s, or start the agent with %s.", comm, flag))
-}
-
-// holder finds the socket that listens on a port for loopback addresses.
-func (h *host) holder(port uint16) (held bool, inode uint64, err error) {
-	for _, table := range []string{"self/net/tcp", "self/net/tcp6"} {
-		text, err := os.ReadFile(filepath.Join(h.Proc, table))
-		if os.IsNotExist(err) && table == "self/net/tcp6" {
-			continue // a host without IPv6
-		}
-		if err != nil {
-			return false, 0, err
-		}
-		for _, l := range parseListeners(string(text)) {
-			if l.addr.Port() == port && (l.addr.Addr().IsLoopback() || l.addr.Addr().IsUnspecified()) {
-				return true, l.inode, nil
-			}
-		}
-	}
-	return false, 0, nil
 }
 
 // owner finds a process that has a socket open; both results are empty if none

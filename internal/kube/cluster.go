@@ -145,8 +145,8 @@ func (c *Cluster) Named(namespace, name string) (id *workload.Identity, runs, kn
 }
 
 // Addrs returns the addresses of pods of the own node, see Store.Addrs.
-func (c *Cluster) Addrs(match func(labels map[string]string) bool) []netip.Addr {
-	return c.store.Addrs(match)
+func (c *Cluster) Addrs(namespace string, match func(labels map[string]string) bool) []netip.Addr {
+	return c.store.Addrs(namespace, match)
 }
 
 // ResourceSlices returns what knows the devices of this node's DRA drivers.

@@ -123,11 +123,14 @@ func TestNamed(t *testing.T) {
 		t.Error("another node's pod")
 	}
 	web := func(labels map[string]string) bool { return labels["app"] == "web" }
-	if addrs := s.Addrs(web); len(addrs) != 1 || addrs[0] != addrA {
+	if addrs := s.Addrs("shop", web); len(addrs) != 1 || addrs[0] != addrA {
 		t.Errorf("addresses %v", addrs)
 	}
+	if addrs := s.Addrs("other", web); len(addrs) != 0 {
+		t.Errorf("addresses of another namespace %v", addrs)
+	}
 	s.DeleteOwn("uid-web-0")
-	if addrs := s.Addrs(web); len(addrs) != 0 {
+	if addrs := s.Addrs("shop", web); len(addrs) != 0 {
 		t.Errorf("addresses of a pod that has gone: %v", addrs)
 	}
 	if _, runs, known := s.Named("shop", "web-0"); !known || runs {

@@ -165,12 +165,12 @@ func (s *Store) Named(namespace, name string) (id *workload.Identity, runs, know
 }
 
 // Addrs returns the addresses of the own node's pods whose labels match, in order.
-func (s *Store) Addrs(match func(labels map[string]string) bool) []netip.Addr {
+func (s *Store) Addrs(namespace string, match func(labels map[string]string) bool) []netip.Addr {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var all []netip.Addr
 	for _, p := range s.names {
-		if p.gone == 0 && p.ended == 0 && match(p.labels) {
+		if p.gone == 0 && p.ended == 0 && p.namespace == namespace && match(p.labels) {
 			all = append(all, p.ips...)
 		}
 	}

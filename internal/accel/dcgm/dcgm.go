@@ -26,17 +26,21 @@ import (
 
 const (
 	// LocalURL is where an exporter on this host listens by default.
-	LocalURL = "http://localhost:9400/metrics"
+	LocalURL  = "http://localhost:9400/metrics"
+	LocalPort = 9400
 	// maxPage bounds a page: 16 devices with 200 fields of 1 KiB each.
 	maxPage = 4 << 20
-	timeout = 5 * time.Second
+	// maxDevices bounds the devices of a page: 16 GPUs, each with 7 parts.
+	maxDevices = 16 * 8
+	timeout    = 5 * time.Second
 )
 
 // Config of the backend.
 type Config struct {
-	// URL of the exporter's page; if empty, those that Find returns are tried.
+	// URL of the exporter's page; if empty, those that Find returns are tried. It also
+	// says which it passes over, and why.
 	URL  string
-	Find func() []string
+	Find func() (urls, passed []string)
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
@@ -60,7 +64,11 @@ func New(cfg Config) *Backend {
 	}
 	return &Backend{
 		cfg: cfg, percent: make(map[string]bool), xids: make(map[string]float64),
-		client: &http.Client{Transport: &http.Transport{Proxy: nil, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute}},
+		client: &http.Client{
+			Transport: &http.Transport{Proxy: nil, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute},
+			// The agent asks whom it was told to ask.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
 	}
 }
 
@@ -77,9 +85,9 @@ func (b *Backend) Close() error {
 
 // Read implements accel.Backend.
 func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
-	urls := []string{b.cfg.URL}
+	urls, passed := []string{b.cfg.URL}, []string(nil)
 	if b.cfg.URL == "" {
-		urls = b.cfg.Find()
+		urls, passed = b.cfg.Find()
 		if i := slices.Index(urls, b.found); i > 0 {
 			urls[0], urls[i] = urls[i], urls[0]
 		}
@@ -87,9 +95,13 @@ func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
 	var errs []error
 	for _, u := range urls {
 		families, err := b.scrape(ctx, u)
+		var all []accel.Sample
+		if err == nil {
+			all, err = b.samples(families)
+		}
 		if err == nil {
 			b.found = u
-			return b.samples(families), nil
+			return all, nil
 		}
 		errs = append(errs, err)
 	}
@@ -97,7 +109,14 @@ func (b *Backend) Read(ctx context.Context) ([]accel.Sample, error) {
 	if b.cfg.URL != "" || b.found != "" { // there is, or was, one
 		return nil, err
 	}
-	return nil, &accel.Unsupported{Reason: "no dcgm-exporter: tried " + strings.Join(urls, ", ")}
+	reason := "no dcgm-exporter"
+	if len(urls) > 0 {
+		reason += ": tried " + strings.Join(urls, ", ")
+	}
+	if len(passed) > 0 {
+		reason += "; " + strings.Join(passed, ", ")
+	}
+	return nil, &accel.Unsupported{Reason: reason}
 }
 
 func (b *Backend) scrape(ctx context.Context, url string) (map[string]*dto.MetricFamily, error) {
@@ -114,7 +133,8 @@ func (b *Backend) scrape(ctx context.Context, url string) (map[string]*dto.Metri
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("scrape dcgm-exporter: %s answers %s", url, resp.Status)
+		// The number, not the text, which is the server's.
+		return nil, fmt.Errorf("scrape dcgm-exporter: %s answers %d %s", url, resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
 	families, err := parse(io.LimitReader(resp.Body, maxPage))
 	if err != nil {
@@ -218,7 +238,7 @@ type device struct {
 }
 
 // samples makes a sample of every device, parts after their device.
-func (b *Backend) samples(families map[string]*dto.MetricFamily) []accel.Sample {
+func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample, error) {
 	devices := make(map[string]*device)
 	now := b.cfg.Now()
 	each := func(name string, take func(*device, float64)) {
@@ -264,6 +284,9 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) []accel.Sample 
 	for _, name := range []string{"DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR"} {
 		each(name, func(d *device, v float64) { d.xid = v })
 	}
+	if len(devices) > maxDevices {
+		return nil, fmt.Errorf("read dcgm-exporter: %d devices, at most %d are believed", len(devices), maxDevices)
+	}
 	all := make([]accel.Sample, 0, len(devices))
 	divided := make(map[string]bool)
 	for _, d := range devices {
@@ -276,8 +299,13 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) []accel.Sample 
 		b.errors(d)
 		all = append(all, d.Sample)
 	}
+	for id := range b.xids {
+		if devices[id] == nil {
+			delete(b.xids, id)
+		}
+	}
 	slices.SortFunc(all, func(a, b accel.Sample) int { return accel.CompareDevices(a.Device, b.Device) })
-	return all
+	return all, nil
 }
 
 // isBlank reports whether v is one of DCGM's marks for no value: 0x7ffffff0 to f in

@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -145,8 +148,8 @@ func TestRatioThatIsNone(t *testing.T) {
 func TestNoExporter(t *testing.T) {
 	down := "http://127.0.0.1:1/metrics"
 	unsupported := new(accel.Unsupported)
-	_, err := New(Config{Find: func() []string { return []string{down} }}).Read(testwait.Context(t))
-	if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), down) {
+	_, err := New(Config{Find: func() ([]string, []string) { return []string{down}, []string{"port 9400 is user 7's"} }}).Read(testwait.Context(t))
+	if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), down) || !strings.Contains(err.Error(), "user 7's") {
 		t.Errorf("nothing found: %v", err)
 	}
 	_, err = New(Config{URL: down}).Read(testwait.Context(t))
@@ -166,7 +169,7 @@ func TestNoExporter(t *testing.T) {
 	}
 	// The one that answers is kept, and its loss is an error.
 	url, body := exporter(t, file(t, "new.prom"))
-	b := New(Config{Find: func() []string { return []string{down, url} }})
+	b := New(Config{Find: func() ([]string, []string) { return []string{down, url}, []string{"port 9400 is user 7's"} }})
 	if len(read(t, b)) != 1 {
 		t.Error("the second URL was not tried")
 	}
@@ -176,6 +179,53 @@ func TestNoExporter(t *testing.T) {
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever answers does not decide whom the agent asks next, nor how much it keeps, nor
+// what it says.
+func TestHostileExporter(t *testing.T) {
+	asked := false
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	defer other.Close()
+	redirects := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusFound))
+	defer redirects.Close()
+	if _, err := New(Config{URL: redirects.URL}).Read(testwait.Context(t)); err == nil || !strings.Contains(err.Error(), "302 Found") || asked {
+		t.Errorf("redirected: %v, asked %v", err, asked)
+	}
+	page := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "DCGM_FI_DEV_XID_ERRORS{UUID=\"GPU-%d\"} 1\n", i)
+		}
+		return b.String()
+	}
+	url, body := exporter(t, page(maxDevices))
+	b := New(Config{URL: url})
+	if n := len(read(t, b)); n != maxDevices {
+		t.Errorf("%d devices", n)
+	}
+	body.Store(page(maxDevices + 1))
+	if _, err := b.Read(testwait.Context(t)); err == nil || !strings.Contains(err.Error(), "129 devices") {
+		t.Errorf("one more: %v", err)
+	}
+	body.Store(page(2))
+	if read(t, b); len(b.xids) != 2 {
+		t.Errorf("%d devices are remembered of those that came by", len(b.xids))
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 500 \x1b]0;owned\a\xff\r\nContent-Length: 0\r\n\r\n")
+			c.Close()
+		}
+	}()
+	if _, err := New(Config{URL: "http://" + l.Addr().String()}).Read(testwait.Context(t)); err == nil || !strings.HasSuffix(err.Error(), "answers 500 Internal Server Error") {
+		t.Errorf("a status line of its own: %q", err)
 	}
 }
 
@@ -245,6 +295,8 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		acceltest.Sound(t, New(Config{}).samples(families))
+		if all, err := New(Config{}).samples(families); err == nil {
+			acceltest.Sound(t, all)
+		}
 	})
 }
