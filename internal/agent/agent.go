@@ -13,11 +13,12 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
@@ -149,10 +150,8 @@ type Agent struct {
 	reloads, failedReloads atomic.Uint64
 	reloaded               chan struct{}
 
-	// snapshot is the one buffer that the table is copied into, so that several
-	// queries at a time do not each take one.
-	snapshotMu sync.Mutex
-	snapshot   []flow.Record
+	// queries bounds what answers to queries hold, in rows.
+	queries *semaphore.Weighted
 }
 
 // New returns an agent that has not started anything yet.
@@ -170,6 +169,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a := &Agent{
 		deps: deps, log: log, node: node, started: time.Now(),
 		losses:   new(loss.Counters),
+		queries:  semaphore.NewWeighted(int64(maxQueries * cfg.MaxFlows)),
 		ready:    make(chan struct{}),
 		reloaded: make(chan struct{}, 1),
 	}
@@ -190,7 +190,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if cfg.MetricsDCGM {
 		dcgm = newDCGMExporter(node, func() *gpuFacts { return a.gpuFacts(time.Now()) })
 	}
-	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.rows), dcgm, a.liveness, a.readiness, log)
+	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.eachRow), dcgm, a.liveness, a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
 }
@@ -261,33 +261,35 @@ func (a *Agent) collect() {
 	a.metrics.observePass(time.Since(begin))
 }
 
-// rows calls use with a copy of the table, which is only valid during the call.
-func (a *Agent) rows(use func([]flow.Record)) {
-	a.snapshotMu.Lock()
-	defer a.snapshotMu.Unlock()
-	a.snapshot = a.table.Snapshot(a.snapshot[:0])
-	rows := a.snapshot
-	if d := a.deps.Clock.Correction(); d != 0 {
-		for i := range rows {
-			rows[i].Shift(d)
-		}
-	}
-	if !a.config().Loopback {
-		rows = withoutLoopback(rows)
-	}
-	use(rows)
+// rowsAtOnce is for how many rows the table is locked at a time.
+const rowsAtOnce = 256
+
+// eachRow calls f with a copy of each row of the table, most recently active first, its
+// times by the wall clock. f must not keep it. Other things happen to the table meanwhile.
+func (a *Agent) eachRow(f func(*flow.Record)) {
+	a.eachOf(a.table.Keys(nil), f)
 }
 
-// withoutLoopback filters in place. Loopback flows are in the table only for a
-// while after a reload has turned them off.
-func withoutLoopback(rows []flow.Record) []flow.Record {
-	kept := rows[:0]
-	for i := range rows {
-		if !rows[i].Loopback {
-			kept = append(kept, rows[i])
+// eachOf is eachRow for some rows, in the order of their keys; of those that are still
+// there.
+func (a *Agent) eachOf(keys []flow.Key, f func(*flow.Record)) {
+	correction, loopback := a.deps.Clock.Correction(), a.config().Loopback
+	rows := make([]flow.Record, 0, min(len(keys), rowsAtOnce))
+	for some := range slices.Chunk(keys, rowsAtOnce) {
+		rows = a.table.Rows(some, rows[:0])
+		for i := range rows {
+			r := &rows[i]
+			// Loopback flows are there only for a while after a reload has
+			// turned them off.
+			if r.Loopback && !loopback {
+				continue
+			}
+			if correction != 0 {
+				r.Shift(correction)
+			}
+			f(r)
 		}
 	}
-	return kept
 }
 
 // Run listens, starts the probes and serves until ctx is done; then it reads the

@@ -189,7 +189,7 @@ func TestIncludeSelf(t *testing.T) {
 		r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.IncludeSelf = include })
 		r.probe.feed(own)
 		_, total := r.query(t, &orb8v1.QueryFlowsRequest{})
-		e := newExporter(r.metrics, r.losses, r.facts, r.rows)
+		e := newExporter(r.metrics, r.losses, r.facts, r.eachRow)
 		counted := len(gather(t, e, "orb8_network_bytes")) > 0
 		if (total > 0) != include || counted != include {
 			t.Errorf("include_self %v: %d rows, in metrics: %v", include, total, counted)

@@ -38,11 +38,11 @@ type exporter struct {
 	losses  *loss.Counters
 	descs   [numFamilies]*prometheus.Desc
 	facts   func() facts
-	// rows calls its argument with the rows of the flow table.
-	rows func(func([]flow.Record))
+	// rows calls its argument with each row of the flow table.
+	rows func(func(*flow.Record))
 }
 
-func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows func(func([]flow.Record))) *exporter {
+func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows func(func(*flow.Record))) *exporter {
 	e := &exporter{metrics: m, losses: losses, facts: about, rows: rows}
 	for i, f := range families(m.pod) {
 		if f.Name == "" {
@@ -172,21 +172,18 @@ func (s scrape) workload(w *series, flows [numProtocols]int) {
 // protocol.
 func (s scrape) activeFlows(f *facts) map[*series][numProtocols]int {
 	counts := make(map[*series][numProtocols]int)
-	s.rows(func(rows []flow.Record) {
-		s.metrics.mu.Lock()
-		defer s.metrics.mu.Unlock()
-		for i := range rows {
-			r := &rows[i]
-			ended := r.Event == flow.EventClose
-			if ended || r.Self && !f.includeSelf {
-				continue
-			}
-			p := protocolIndex(r.Protocol)
-			w := s.metrics.shownAs(r.Local, p)
-			n := counts[w]
-			n[p]++
-			counts[w] = n
+	s.rows(func(r *flow.Record) {
+		ended := r.Event == flow.EventClose
+		if ended || r.Self && !f.includeSelf {
+			return
 		}
+		p := protocolIndex(r.Protocol)
+		s.metrics.mu.Lock()
+		w := s.metrics.shownAs(r.Local, p)
+		s.metrics.mu.Unlock()
+		n := counts[w]
+		n[p]++
+		counts[w] = n
 	})
 	return counts
 }

@@ -34,7 +34,7 @@ func newGRPCServer(api orb8v1.OrbitAgentServiceServer, log *slog.Logger, panics 
 	guard := panicGuard{log: log, panics: panics}
 	srv := grpc.NewServer(
 		grpc.ChainUnaryInterceptor(guard.unary),
-		grpc.ChainStreamInterceptor(guard.stream),
+		grpc.ChainStreamInterceptor(endStalled, guard.stream),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(maxResponse),
 		grpc.MaxConcurrentStreams(256),

@@ -21,12 +21,11 @@ func newHTTPServer(e *exporter, dcgm prometheus.Collector, live, ready func() er
 	serve := func(path string, all ...prometheus.Collector) {
 		reg := prometheus.NewRegistry()
 		reg.MustRegister(all...)
-		mux.Handle("GET "+path, promhttp.HandlerFor(reg, promhttp.HandlerOpts{
-			ErrorLog:            errorLog,
-			ErrorHandling:       promhttp.ContinueOnError,
-			MaxRequestsInFlight: 4,
-			EnableOpenMetrics:   true,
-		}))
+		mux.Handle("GET "+path, newSharedPage(promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+			ErrorLog:          errorLog,
+			ErrorHandling:     promhttp.ContinueOnError,
+			EnableOpenMetrics: true,
+		})))
 	}
 	serve("/metrics", e, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if dcgm != nil {
@@ -51,6 +50,7 @@ func newHTTPServer(e *exporter, dcgm prometheus.Collector, live, ready func() er
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ConnState:         newClients().track,
 	}
 }
 

@@ -62,8 +62,17 @@ func valueText(m *dto.Metric) string {
 	return fmt.Sprintf("count=%d sum=%.4g", m.GetHistogram().GetSampleCount(), m.GetHistogram().GetSampleSum())
 }
 
+// these is a table with rows.
+func these(rows ...flow.Record) func(func(*flow.Record)) {
+	return func(use func(*flow.Record)) {
+		for i := range rows {
+			use(&rows[i])
+		}
+	}
+}
+
 func exporterOf(m *metrics, rows ...flow.Record) *exporter {
-	return newExporter(m, m.losses, func() facts { return facts{} }, func(use func([]flow.Record)) { use(rows) })
+	return newExporter(m, m.losses, func() facts { return facts{} }, these(rows...))
 }
 
 func TestMetricsByWorkload(t *testing.T) {
@@ -381,7 +390,7 @@ func TestAgentMetrics(t *testing.T) {
 			probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
 			cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
 		}
-	}, func(use func([]flow.Record)) { use(nil) })
+	}, these())
 	want := []string{
 		"agent_config_reloads_total{result=error} 3",
 		"agent_config_reloads_total{result=ok} 2",
@@ -440,7 +449,7 @@ func TestOwnFlowsAreNotActive(t *testing.T) {
 	own.Self = true
 	for _, include := range []bool{false, true} {
 		e := newExporter(m, m.losses, func() facts { return facts{includeSelf: include} },
-			func(use func([]flow.Record)) { use([]flow.Record{*r, own}) })
+			these(*r, own))
 		want := []string{fmt.Sprintf("network_active_flows{namespace=,protocol=UDP,workload=w,workload_kind=Unit} %d", map[bool]int{false: 1, true: 2}[include])}
 		if diff := cmp.Diff(want, gather(t, e, "orb8_network_active")); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)

@@ -26,7 +26,11 @@ const (
 	defaultRows = 1000
 	maxRows     = 10_000
 	// maxStreams bounds the queues that clients can make the agent keep.
-	maxStreams = 256
+	maxStreams = 64
+	// maxQueries is how many answers of all flows the agent keeps at a time; others
+	// wait for queryWait.
+	maxQueries = 4
+	queryWait  = 5 * time.Second
 	// progressEvery is how often a stream that asks for it is told how far things
 	// have gone although nothing has matched.
 	progressEvery = 10 * time.Second
@@ -70,58 +74,120 @@ func (s *server) QueryFlows(ctx context.Context, req *orb8v1.QueryFlowsRequest) 
 	if limit == 0 {
 		limit = defaultRows
 	}
-	var resp *orb8v1.QueryFlowsResponse
-	s.agent.rows(func(rows []flow.Record) {
-		halves := selectHalves(rows, &i, req.GetSinceNs())
-		resp = s.queryResponse(rows, halves, limit)
-	})
-	return resp, nil
+	release, err := s.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return s.queryResponse(s.selectHalves(&i, req.GetSinceNs(), limit)), nil
 }
 
-// halfRef is one direction of a row of the table.
-type halfRef struct {
-	row    int
+// admit waits until there is room for another answer; release gives it back.
+func (s *server) admit(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, queryWait)
+	defer cancel()
+	n := int64(s.agent.config().MaxFlows)
+	if s.agent.queries.Acquire(ctx, n) != nil {
+		return nil, status.Errorf(codes.ResourceExhausted,
+			"%d queries are being answered, which is the most: try again, or take answers faster", maxQueries)
+	}
+	return func() { s.agent.queries.Release(n) }, nil
+}
+
+// ranked is a row of an answer, or one direction of it, without the row.
+type ranked struct {
+	key    flow.Key
 	egress bool
-	bytes  uint64
+	by     uint64
+	nth    int // in the order of the table
+}
+
+func (a ranked) compare(b ranked) int {
+	return cmp.Or(cmp.Compare(b.by, a.by), cmp.Compare(a.nth, b.nth))
+}
+
+// ranking keeps the first ones of an order.
+type ranking struct {
+	limit int // 0 for all
+	all   []ranked
+	total uint64 // that were added
+}
+
+func (k *ranking) add(r ranked) {
+	r.nth = int(k.total)
+	k.total++
+	k.all = append(k.all, r)
+	if k.limit > 0 && len(k.all) >= 2*k.limit {
+		k.cut()
+	}
+}
+
+func (k *ranking) cut() []ranked {
+	slices.SortFunc(k.all, ranked.compare)
+	if k.limit > 0 && len(k.all) > k.limit {
+		k.all = k.all[:k.limit]
+	}
+	return k.all
 }
 
 // selectHalves returns the directions of the rows that match, most bytes first.
-func selectHalves(rows []flow.Record, i *interest, since int64) []halfRef {
-	var refs []halfRef
-	for n := range rows {
-		r := &rows[n]
+func (s *server) selectHalves(i *interest, since int64, limit int) *ranking {
+	k := &ranking{limit: limit}
+	s.agent.eachRow(func(r *flow.Record) {
 		if r.Last < since || !i.wants(r) {
-			continue
+			return
 		}
 		tx, rx := directions(r.Total)
 		if tx {
-			refs = append(refs, halfRef{n, true, r.Total.TxBytes})
+			k.add(ranked{key: r.Key, egress: true, by: r.Total.TxBytes})
 		}
 		if rx {
-			refs = append(refs, halfRef{n, false, r.Total.RxBytes})
+			k.add(ranked{key: r.Key, by: r.Total.RxBytes})
 		}
-	}
-	slices.SortStableFunc(refs, func(a, b halfRef) int { return cmp.Compare(b.bytes, a.bytes) })
-	return refs
+	})
+	k.cut()
+	return k
 }
 
-func (s *server) queryResponse(rows []flow.Record, refs []halfRef, limit int) *orb8v1.QueryFlowsResponse {
-	resp := &orb8v1.QueryFlowsResponse{Total: uint64(len(refs))}
+func (s *server) queryResponse(k *ranking) *orb8v1.QueryFlowsResponse {
+	resp := &orb8v1.QueryFlowsResponse{Total: k.total}
 	const overhead = 16 // of a row within the response, and of total
 	size := overhead
-	for _, ref := range refs[:min(limit, len(refs))] {
-		r := &rows[ref.row]
-		h := ingressOf(r)
-		if ref.egress {
-			h = egressOf(r)
+	for some := range slices.Chunk(k.all, rowsAtOnce) {
+		rows := s.fetch(some)
+		for _, ref := range some {
+			r := rows[ref.key]
+			if r == nil {
+				continue // it has gone meanwhile
+			}
+			h := ingressOf(r)
+			if ref.egress {
+				h = egressOf(r)
+			}
+			f := networkFlow(r, h, s.agent.node)
+			if size += proto.Size(f) + overhead; size > maxResponse {
+				return resp
+			}
+			resp.Flows = append(resp.Flows, f)
 		}
-		f := networkFlow(r, h, s.agent.node)
-		if size += proto.Size(f) + overhead; size > maxResponse {
-			break
-		}
-		resp.Flows = append(resp.Flows, f)
 	}
 	return resp
+}
+
+// fetch returns the rows of some of an answer.
+func (s *server) fetch(some []ranked) map[flow.Key]*flow.Record {
+	keys := make([]flow.Key, len(some))
+	for i := range some {
+		keys[i] = some[i].key
+	}
+	rows := make(map[flow.Key]*flow.Record, len(some))
+	s.agent.eachOf(keys, func(r *flow.Record) {
+		if rows[r.Key] == nil {
+			c := *r
+			rows[r.Key] = &c
+		}
+	})
+	return rows
 }
 
 // lostTrailer of a StreamEvents call says how many events the client did not take in time.
@@ -225,10 +291,8 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, strea
 		}
 	}
 	if req.GetSnapshot() && !i.onlyAccelerators() {
-		for _, r := range s.snapshot(i, req.GetSort(), int(req.GetLimit())) {
-			if err := stream.Send(flowEvent(&r, s.agent.node)); err != nil {
-				return err
-			}
+		if err := s.sendSnapshot(req, i, stream); err != nil {
+			return err
 		}
 	}
 	if h.missing > 0 {
@@ -244,32 +308,34 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, strea
 	return nil
 }
 
-// snapshot returns the table's rows that match, of any kind, at most limit.
-func (s *server) snapshot(i *interest, by orb8v1.Sort, limit int) []flow.Record {
+// sendSnapshot sends the table's rows that match, of any kind.
+func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	release, err := s.admit(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
 	kind := *i
 	kind.flows = true
-	type ranked struct {
-		row int
-		key uint64
-	}
-	var picked []flow.Record
-	s.agent.rows(func(rows []flow.Record) {
-		var matched []ranked
-		for n := range rows {
-			if kind.wants(&rows[n]) {
-				matched = append(matched, ranked{n, sortKey(&rows[n], by)})
-			}
-		}
-		slices.SortStableFunc(matched, func(a, b ranked) int { return cmp.Compare(b.key, a.key) })
-		if limit > 0 && limit < len(matched) {
-			matched = matched[:limit]
-		}
-		picked = make([]flow.Record, len(matched))
-		for n, m := range matched {
-			picked[n] = rows[m.row]
+	k := &ranking{limit: int(req.GetLimit())}
+	s.agent.eachRow(func(r *flow.Record) {
+		if kind.wants(r) {
+			k.add(ranked{key: r.Key, by: sortKey(r, req.GetSort())})
 		}
 	})
-	return picked
+	for some := range slices.Chunk(k.cut(), rowsAtOnce) {
+		rows := s.fetch(some)
+		for _, ref := range some {
+			r := rows[ref.key]
+			if r == nil {
+				continue // it has gone meanwhile
+			}
+			if err := stream.Send(flowEvent(r, s.agent.node)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func sortKey(r *flow.Record, by orb8v1.Sort) uint64 {

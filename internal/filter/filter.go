@@ -18,6 +18,8 @@ import (
 const (
 	maxFilters = 64
 	maxValues  = 256
+	// maxRequirements bounds a label selector.
+	maxRequirements = 64
 	// maxShown bounds how much of a bad value an error repeats.
 	maxShown = 128
 )

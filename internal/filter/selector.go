@@ -70,6 +70,9 @@ func parseSelector(s string) (selector, error) {
 		if p.tok == "" {
 			return sel, nil
 		}
+		if len(sel) == maxRequirements {
+			return nil, fmt.Errorf("at most %d requirements", maxRequirements)
+		}
 		if err := p.expect(","); err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ package flow
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -258,16 +259,31 @@ func (t *Table) Expire(now time.Time) {
 	}
 }
 
-// Snapshot appends a copy of every row to dst, most recently active first.
-func (t *Table) Snapshot(dst []Record) []Record {
+// Keys appends the keys of all rows, most recently active first.
+func (t *Table) Keys(dst []Key) []Key {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	dst = slices.Grow(dst, len(t.rows))
 	for r := t.head.next; r != &t.head; r = r.next {
+		dst = append(dst, r.rec.Key)
+	}
+	return dst
+}
+
+// Rows appends copies of the rows with these keys, of those that are still there. Ends
+// that have no name yet are looked up again. The table is locked for all of that, so keys
+// ought to be few at a time.
+func (t *Table) Rows(keys []Key, dst []Record) []Record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range keys {
+		r := t.rows[keys[i]]
+		if r == nil {
+			continue
+		}
 		if r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local)) {
 			t.name(r)
 		}
-	}
-	for r := t.head.next; r != &t.head; r = r.next {
 		dst = append(dst, r.rec)
 	}
 	return dst
