@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -216,6 +217,8 @@ type watch struct {
 	status *orb8v1.NodeStatus
 	lost   map[loss.Stage]uint64
 	swept  time.Time
+	// most is how many flows there were since memory was given back.
+	most int
 }
 
 func newWatch(a *Agent) *watch {
@@ -248,6 +251,22 @@ func concernsAll(s loss.Stage) bool {
 	return !s.Harmless() && s != loss.SubscriberSlow && s != loss.ResumeGap
 }
 
+// manyFlows is from how many flows on their memory is worth an extra collection.
+const manyFlows = 10_000
+
+// giveBack returns memory to the system after a burst of flows has gone: the collector
+// would take minutes to notice, as little is allocated then.
+func (w *watch) giveBack(flows int) {
+	w.most = max(w.most, flows)
+	if w.most >= manyFlows && flows < w.most/4 {
+		w.most = flows
+		if flows > manyFlows/10 { // and once more when these have gone
+			w.most = manyFlows
+		}
+		debug.FreeOSMemory()
+	}
+}
+
 // sweep forgets, every few seconds, what is long gone.
 func (w *watch) sweep(now time.Time) {
 	w.mu.Lock()
@@ -256,6 +275,7 @@ func (w *watch) sweep(now time.Time) {
 		return
 	}
 	w.swept = now
+	w.giveBack(w.agent.table.Len())
 	keep := w.agent.config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
 	if w.agent.accel != nil {

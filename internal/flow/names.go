@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/shrink"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -38,6 +39,13 @@ type names struct {
 	waiting []waiting
 	// cgroups counts the waiting records of each cgroup.
 	cgroups map[uint64]int
+
+	clientsPeak, serversPeak shrink.Peak
+}
+
+func (n *names) giveBack() {
+	n.clients, _ = shrink.Map(n.clients, &n.clientsPeak)
+	n.servers, _ = shrink.Map(n.servers, &n.serversPeak)
 }
 
 type side struct {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/shrink"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -52,6 +53,7 @@ type Table struct {
 
 	mu   sync.Mutex
 	rows map[Key]*row
+	peak shrink.Peak
 	// Doubly linked ring through rows, most recently active first; head is
 	// only its anchor.
 	head row
@@ -257,6 +259,16 @@ func (t *Table) Expire(now time.Time) {
 		t.finish(r, EventExpire, now.UnixNano())
 		t.remove(r)
 	}
+	t.giveBack()
+}
+
+// giveBack lets go of memory that a burst of flows took.
+func (t *Table) giveBack() {
+	var shrunk bool
+	if t.rows, shrunk = shrink.Map(t.rows, &t.peak); shrunk {
+		t.free = nil
+	}
+	t.names.giveBack()
 }
 
 // Keys appends the keys of all rows, most recently active first.
@@ -331,11 +343,6 @@ func (t *Table) remove(r *row) {
 	t.unlink(r)
 	*r = row{next: t.free}
 	t.free = r
-	if len(t.rows) == 0 {
-		// After a burst both the map and the spare rows go back to the
-		// garbage collector: a Go map never shrinks.
-		t.rows, t.free = make(map[Key]*row), nil
-	}
 }
 
 func (t *Table) touch(r *row) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/shrink"
 )
 
 // drainer reads the kernel's flow map. The kernel's counters stay cumulative;
@@ -28,6 +29,7 @@ type drainer struct {
 	keys     []bpfPacketKey
 	values   []bpfPacketFlow
 	reported map[bpfPacketKey]reported
+	peak     shrink.Peak
 	idleFor  uint64      // after so many nanoseconds an entry goes, as of this drain
 	idle     []idleEntry // scratch
 	sums     int         // entries of kernel.others, as of this drain
@@ -195,8 +197,9 @@ func (d *drainer) takeOut(now uint64) error {
 	}
 	d.retired = now
 	err := d.retire(before, d.idle[:n])
-	if len(d.reported) == 0 {
-		d.reported = make(map[bpfPacketKey]reported) // a Go map never shrinks
+	var shrunk bool
+	if d.reported, shrunk = shrink.Map(d.reported, &d.peak); shrunk {
+		d.idle = nil
 	}
 	return err
 }
