@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"io"
 	"regexp"
+	"slices"
 	"sync"
 	"unicode"
 	"unicode/utf8"
@@ -38,7 +39,7 @@ func (p *printable) Write(b []byte) (int, error) {
 	defer p.mu.Unlock()
 	text := b
 	if len(p.tail) > 0 {
-		text = append(p.tail, b...)
+		text = slices.Concat(p.tail, b)
 		p.tail = nil
 	}
 	p.buf.Reset()

@@ -26,7 +26,8 @@ import (
 
 const (
 	// LocalURL is where an exporter on this host listens by default.
-	LocalURL  = "http://localhost:9400/metrics"
+	LocalURL = "http://localhost:9400/metrics"
+	// LocalPort is the port of LocalURL.
 	LocalPort = 9400
 	// maxPage bounds a page: 16 devices with 200 fields of 1 KiB each.
 	maxPage = 4 << 20
