@@ -27,7 +27,7 @@ const (
 type Config struct {
 	Listen        string
 	MetricsListen string
-	AllowRemote   bool
+	Socket        string
 
 	Interval    time.Duration
 	IdleTimeout time.Duration
@@ -51,10 +51,11 @@ type Config struct {
 	History         int
 	SubscriberQueue int
 
-	MetricsMaxSeries int
-	MetricsKeep      time.Duration
-	MetricsPod       bool
-	MetricsDCGM      bool
+	MetricsAllowRemote bool
+	MetricsMaxSeries   int
+	MetricsKeep        time.Duration
+	MetricsPod         bool
+	MetricsDCGM        bool
 
 	LogLevel  string
 	LogFormat string
@@ -68,6 +69,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Listen:        "localhost:9090",
+		Socket:        DefaultSocket,
 		MetricsListen: "localhost:9091",
 
 		Interval:    5 * time.Second,
@@ -101,10 +103,20 @@ func DefaultConfig() Config {
 // CLI: it listens nowhere and samples every second.
 func LocalConfig() Config {
 	c := DefaultConfig()
-	c.Listen, c.MetricsListen = "", ""
+	c.Listen, c.Socket, c.MetricsListen = "", "", ""
 	c.Interval = time.Second
 	c.LogLevel = "warn"
 	return c
+}
+
+// flagsOnly are keys that decide what the agent runs, as root: a library or a command from
+// below host_root, a plugin that a kubeconfig names. Who may edit the file, a ConfigMap in
+// Kubernetes, need not be who may do that.
+var flagsOnly = map[string]bool{"host_root": true, "kubeconfig": true}
+
+// moved has keys that are no more, and what is instead.
+var moved = map[string]string{
+	"allow_remote": "metrics.allow_remote is for metrics; the API listens on this host alone (docs/security.md)",
 }
 
 // setting is one key of the configuration.
@@ -122,9 +134,9 @@ type setting struct {
 // settings describes every key, in the order of docs/config.md.
 func (c *Config) settings() []setting {
 	return []setting{
-		{"listen", "address of the gRPC API; empty for none", false, &c.Listen, c.checkAddr(&c.Listen, 9090)},
-		{"metrics_listen", "address of /metrics, /healthz and /readyz; empty for none", false, &c.MetricsListen, c.checkAddr(&c.MetricsListen, 9091)},
-		{"allow_remote", "allow addresses that other machines can reach, although there is no access control", false, &c.AllowRemote, nil},
+		{"listen", "address of the gRPC API, of this host alone; empty for none", false, &c.Listen, func() error { return checkAPIAddr(c.Listen) }},
+		{"socket", "Unix socket of the gRPC API, in a directory of root's; empty for none", false, &c.Socket, func() error { return checkSocket(c.Socket) }},
+		{"metrics_listen", "address of /metrics, /healthz and /readyz; empty for none", false, &c.MetricsListen, func() error { return checkMetricsAddr(c.MetricsListen, c.MetricsAllowRemote) }},
 		{"interval", "time between two samples; at most 1s while somebody follows", true, &c.Interval, c.checkInterval},
 		{"idle_timeout", "how long a flow without traffic stays in the table", true, &c.IdleTimeout, c.checkIdleTimeout},
 		{"max_flows", "bound of the flow table; when it is full the longest idle flow goes", false, &c.MaxFlows, between(&c.MaxFlows, 1, 10_000_000)},
@@ -143,6 +155,7 @@ func (c *Config) settings() []setting {
 		{"dcgm_namespace", "namespace whose pods are believed to be dcgm-exporters; none is if empty", false, &c.DCGMNamespace, nil},
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
+		{"metrics.allow_remote", "let metrics_listen be an address that other machines can reach: there is no access control", false, &c.MetricsAllowRemote, nil},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
 		{"metrics.keep", "how long the series of a workload that has gone stay, at best two scrapes or more", true, &c.MetricsKeep, c.checkKeep},
 		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},
@@ -232,10 +245,6 @@ func (c *Config) checkLogLevel() error {
 		return fmt.Errorf("%q: want debug, info, warn or error", c.LogLevel)
 	}
 	return nil
-}
-
-func (c *Config) checkAddr(addr *string, port int) func() error {
-	return func() error { return checkAddr(*addr, c.AllowRemote, port) }
 }
 
 func (m Mode) check() error {

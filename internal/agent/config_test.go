@@ -36,7 +36,7 @@ func TestLoad(t *testing.T) {
 	const all = `# every key
 listen: "127.0.0.1:9999"
 metrics_listen: ""
-allow_remote: true
+socket: /run/x.sock
 interval: 2s
 idle_timeout: 1m
 max_flows: 100_000
@@ -49,13 +49,13 @@ tcp_ring_bytes: 8192
 cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
-host_root: /host
 kubelet_socket: /k.sock
 dcgm_url: http://localhost:9400/metrics
 dcgm_namespace: gpus
 history: 0
 subscriber_queue: 7
 metrics:
+  allow_remote: true
   max_series: 5
   keep: 30s
   pod: true
@@ -64,14 +64,13 @@ log_level: debug
 log_format: json
 node_name: n
 kubernetes: off
-kubeconfig: /k
 `
 	want := Config{
-		Listen: "127.0.0.1:9999", AllowRemote: true, Interval: 2 * time.Second, IdleTimeout: time.Minute,
+		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
-		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, HostRoot: "/host",
-		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
-		Kubernetes: ModeOff, Kubeconfig: "/k",
+		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, 
+		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		Kubernetes: ModeOff,
 	}
 	one := DefaultConfig()
 	one.History = 1
@@ -98,7 +97,7 @@ kubeconfig: /k
 	}
 	var c Config
 	for _, s := range c.settings() {
-		if !strings.Contains("\n"+all, "\n"+s.key+":") && !strings.Contains(all, "\n  "+strings.TrimPrefix(s.key, "metrics.")+":") {
+		if !flagsOnly[s.key] && !strings.Contains("\n"+all, "\n"+s.key+":") && !strings.Contains(all, "\n  "+strings.TrimPrefix(s.key, "metrics.")+":") {
 			t.Errorf("key %s is not in this test", s.key)
 		}
 	}
@@ -108,6 +107,9 @@ func TestLoadErrors(t *testing.T) {
 	tests := []struct{ name, text, want string }{
 		{"unknown key", "listen: localhost:1\nintervall: 5s\n", `line 2: unknown key "intervall" (the keys are in docs/config.md)`},
 		{"unknown key of a section", "metrics:\n  pods: true\n", `line 2: unknown key "metrics.pods" (the keys are in docs/config.md)`},
+		{"what runs as root", "interval: 5s\nhost_root: /proc/77/root\n", `line 2: host_root can only be set by a flag (--host-root), since it decides what runs as root`},
+		{"a plugin", "kubeconfig: /k\n", `line 1: kubeconfig can only be set by a flag (--kubeconfig), since it decides what runs as root`},
+		{"a key that was", "allow_remote: true\n", `line 1: there is no key allow_remote any more: metrics.allow_remote is for metrics; the API listens on this host alone (docs/security.md)`},
 		{"twice", "history: 1\nhistory: 2\n", `line 2: key "history" is there twice`},
 		{"no unit", "interval: 5\n", `line 1: interval: "5": want a duration with its unit, such as 5s`},
 		{"no number", "max_flows: many\n", `line 1: max_flows: "many": want a whole number`},
@@ -136,17 +138,20 @@ func TestLoadErrors(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	const remote = `can be reached from other machines, and there is no access control yet: listen on localhost:9090, or set allow_remote (--allow-remote) where the network keeps others out`
+	const remote = `can be reached from other machines, and the API has no access control: listen on localhost:9090, and reach it from elsewhere through ssh (ssh -L 9090:localhost:9090 HOST) or kubectl port-forward`
+	const scraped = `can be reached from other machines, and there is no access control: listen on localhost:9091, or set metrics.allow_remote (--metrics-allow-remote) where the network keeps others out`
 	tests := []struct {
 		name   string
 		change func(*Config)
 		want   string
 	}{
 		{"all interfaces", func(c *Config) { c.Listen = ":9090" }, `listen: ":9090" ` + remote},
-		{"any address", func(c *Config) { c.MetricsListen = "0.0.0.0:9090" }, `metrics_listen: "0.0.0.0:9090" ` + remote},
+		{"any address", func(c *Config) { c.MetricsListen = "0.0.0.0:9091" }, `metrics_listen: "0.0.0.0:9091" ` + scraped},
 		{"any IPv6 address", func(c *Config) { c.Listen = "[::]:9090" }, `listen: "[::]:9090" ` + remote},
 		{"another address", func(c *Config) { c.Listen = "192.0.2.1:9090" }, `listen: "192.0.2.1:9090" ` + remote},
 		{"a name", func(c *Config) { c.Listen = "example.org:9090" }, `listen: "example.org:9090" ` + remote},
+		{"the API where metrics are for all", func(c *Config) { c.Listen, c.MetricsAllowRemote = ":9090", true }, `listen: ":9090" ` + remote},
+		{"no absolute path", func(c *Config) { c.Socket = "agent.sock" }, `socket: "agent.sock": want an absolute path, for instance /run/orb8/agent.sock`},
 		{"no port", func(c *Config) { c.Listen = "localhost" }, `listen: "localhost": want HOST:PORT, for instance localhost:9090`},
 		{"port", func(c *Config) { c.MetricsListen = "localhost:http" }, `metrics_listen: "localhost:http": want a port number from 0 to 65535 after the colon`},
 		{"interval", func(c *Config) { c.Interval = 5 }, `interval: 5ns: want at least 200ms`},
@@ -174,7 +179,7 @@ func TestValidate(t *testing.T) {
 		})
 	}
 	for _, ok := range []func(*Config){
-		func(c *Config) { c.Listen, c.AllowRemote = ":9090", true },
+		func(c *Config) { c.MetricsListen, c.MetricsAllowRemote = ":9091", true },
 		func(c *Config) { c.Listen = "[::1]:0" },
 		func(c *Config) { c.Listen = "127.5.5.5:80" },
 		func(c *Config) { c.Listen = "[::ffff:127.0.0.1]:80" },
@@ -306,8 +311,11 @@ func TestConfigIsDescribed(t *testing.T) {
 			value = ""
 		}
 		reload := "restart"
-		if s.reloads {
+		switch {
+		case s.reloads:
 			reload = "reload"
+		case flagsOnly[s.key]:
+			reload = "restart, flag only"
 		}
 		want = append(want, strings.Join([]string{"| `" + s.key + "`", "`--" + s.flag() + "`", value, reload, s.usage + " |"}, " | "))
 	}

@@ -93,6 +93,9 @@ func (p *configParser) mapping(prefix string, n *yaml.Node) error {
 }
 
 func (p *configParser) key(key string, name, value *yaml.Node) error {
+	if flagsOnly[key] {
+		return fmt.Errorf("line %d: %s can only be set by a flag (--%s), since it decides what runs as root", name.Line, key, p.known[key].flag())
+	}
 	if s, ok := p.known[key]; ok {
 		if err := s.decode(value); err != nil {
 			return fmt.Errorf("line %d: %s: %w", value.Line, key, err)
@@ -103,6 +106,9 @@ func (p *configParser) key(key string, name, value *yaml.Node) error {
 		if strings.HasPrefix(k, key+".") {
 			return p.mapping(key+".", value)
 		}
+	}
+	if now := moved[key]; now != "" {
+		return fmt.Errorf("line %d: there is no key %s any more: %s", name.Line, key, now)
 	}
 	return fmt.Errorf("line %d: unknown key %q (the keys are in docs/config.md)", name.Line, key)
 }

@@ -66,9 +66,6 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	return m
 }
 
-// nobodyToHelp is why a helper is off.
-const nobodyToHelp = "no probe is on that it could help"
-
 func modeOptions(p probe.Probe, m Mode) []probe.Option {
 	if m == ModeOff {
 		return []probe.Option{probe.Off("turned off by --" + p.Name() + "=off")}

@@ -55,6 +55,20 @@ func (a *Agent) listen(ctx context.Context) (*listeners, error) {
 			a.log.Info("listening", "for", want.flag, "address", l.Addr().String())
 		}
 	}
+	if path := a.config().Socket; path != "" {
+		l, err := listenSocket(ctx, path)
+		switch {
+		case err == nil:
+			a.log.Info("listening", "for", "socket", "address", path)
+			ls.grpc = append(ls.grpc, l)
+		case path == DefaultSocket:
+			// As in a container whose file system is read-only.
+			a.log.Warn("no Unix socket for the commands on this host", "err", err)
+		default:
+			ls.close()
+			return nil, err
+		}
+	}
 	return &ls, nil
 }
 

@@ -30,6 +30,9 @@ func (c *Config) mode(name string) Mode {
 	return ModeAuto
 }
 
+// nobodyToHelp is why a helper is off.
+const nobodyToHelp = "no probe is on that it could help"
+
 // healthOf sums the probes up: whether any runs, and what is wrong with those
 // that do not although they should.
 func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message string) {

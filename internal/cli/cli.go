@@ -9,6 +9,7 @@ package cli
 import (
 	"context"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -26,6 +27,12 @@ type Config struct {
 	Getenv  func(string) string
 	// DefaultAgent is where an agent is looked for when none is named.
 	DefaultAgent string
+	// DefaultSocket is the Unix socket that is tried before that.
+	DefaultSocket string
+	// PeerUser is who listens at a Unix socket, ListenerUser who listens at a port of the
+	// loopback addresses, if that can be told. nil where they cannot be asked.
+	PeerUser     func(*net.UnixConn) (uid uint32, err error)
+	ListenerUser func(port uint16) (uid uint32, listens bool)
 	// Connect finds the cluster of a kubeconfig; nil where none is looked for.
 	Connect Connect
 	// Local starts probes in this process; nil where there can be none.

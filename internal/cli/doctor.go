@@ -55,7 +55,7 @@ func (c *Config) doctor(cmd *cobra.Command, agent *agentFlag, output *outputFlag
 		return err
 	}
 	findings := c.Doctor(cmd.Context())
-	findings = append(findings, agentFindings(cmd.Context(), addr, agent.given())...)
+	findings = append(findings, c.agentFindings(cmd.Context(), addr, agent.given())...)
 	if err := render.Findings(c.Stdout, options, findings); err != nil {
 		return err
 	}
@@ -69,12 +69,12 @@ func (c *Config) doctor(cmd *cobra.Command, agent *agentFlag, output *outputFlag
 
 // agentFindings says whether an agent answers at addr and how its probes are.
 // Only an agent that was asked for must be there.
-func agentFindings(ctx context.Context, addr string, asked bool) []doctor.Finding {
-	timeout := lookTimeout
+func (c *Config) agentFindings(ctx context.Context, addr string, asked bool) []doctor.Finding {
+	find := c.dialHost
 	if asked {
-		timeout = dialTimeout
+		find = func(ctx context.Context) (*source, error) { return dial(ctx, addr, dialTimeout) }
 	}
-	src, err := dial(ctx, addr, timeout)
+	src, err := find(ctx)
 	if err != nil {
 		f := doctor.Finding{Name: "agent", Status: doctor.Info, Detail: "none at " + addr + ": " + err.Error(),
 			Remedy: "to keep one running: sudo orb8 agent"}
@@ -86,7 +86,7 @@ func agentFindings(ctx context.Context, addr string, asked bool) []doctor.Findin
 	defer func() { _ = src.close() }() // its answer is here
 	s := src.status
 	f := doctor.Finding{Name: "agent", Status: doctor.OK, Detail: fmt.Sprintf("version %s at %s, up for %ds, %d flows",
-		s.GetVersion(), addr, s.GetUptimeSeconds(), s.GetActiveFlows())}
+		s.GetVersion(), strings.TrimPrefix(src.name, "agent "), s.GetUptimeSeconds(), s.GetActiveFlows())}
 	if !s.GetHealthy() {
 		f.Status, f.Detail = doctor.Fail, f.Detail+", not healthy: "+s.GetHealthMessage()
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -23,6 +24,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/doctor"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/procnet"
 )
 
 // platform fills in what only Linux has.
@@ -30,9 +32,31 @@ func platform(c *Config) {
 	c.MayProbe = mayProbe
 	c.Local = startLocal
 	c.Agent = runAgent
+	c.DefaultSocket = agent.DefaultSocket
+	c.PeerUser = peerUser
+	c.ListenerUser = func(port uint16) (uint32, bool) {
+		l, listens, err := procnet.Loopback("/proc", port)
+		return l.UID, listens && err == nil
+	}
 	c.Doctor = func(ctx context.Context) []doctor.Finding {
 		return doctor.Run(ctx, doctor.Config{Probes: tryProbes, Accelerators: agent.TryAccelerators})
 	}
+}
+
+// peerUser is who began to listen at the other end.
+func peerUser(conn *net.UnixConn) (uid uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return 0, cerr
+	}
+	if err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
 }
 
 // pipeBytes is how much an in-memory connection holds on its way.

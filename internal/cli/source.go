@@ -67,7 +67,7 @@ type sourceFlags struct {
 
 // bindSource adds the flags that say whom to ask.
 func (f *sourceFlags) bindSource(fs *pflag.FlagSet) {
-	fs.StringVar(&f.agent, "agent", "", "ask the agent at `ADDR`, HOST or HOST:PORT")
+	fs.StringVar(&f.agent, "agent", "", "ask the agent at `ADDR`: HOST, HOST:PORT or unix:/PATH")
 	f.cluster.bind(fs)
 	fs.BoolVar(&f.local, "local", false, "let this process look itself, even if an agent runs here")
 }
@@ -109,10 +109,16 @@ func (f *sourceFlags) check(cmd *cobra.Command) error {
 	return f.cluster.check()
 }
 
+// unixScheme begins the address of an agent's Unix socket.
+const unixScheme = "unix:"
+
 // agentAddress adds the agent's port where addr has none.
 func agentAddress(addr string) (string, error) {
+	if path, ok := strings.CutPrefix(addr, unixScheme); ok && strings.HasPrefix(path, "/") {
+		return addr, nil
+	}
 	if addr == "" || strings.ContainsAny(addr, "/ ") {
-		return "", errors.New("want HOST or HOST:PORT")
+		return "", errors.New("want HOST, HOST:PORT or unix:/PATH")
 	}
 	if ip, err := netip.ParseAddr(strings.Trim(addr, "[]")); err == nil {
 		return net.JoinHostPort(ip.String(), agentPort), nil
@@ -207,12 +213,16 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 			return s, err
 		}
 	}
-	s, err := dial(ctx, c.DefaultAgent, lookTimeout)
+	s, err := c.dialHost(ctx)
 	if err == nil || ctx.Err() != nil {
 		return s, err
 	}
 	s, clusterErr := c.openCluster(ctx, &f.cluster)
+	stranger, strange := errors.AsType[*strangerError](err)
 	if clusterErr == nil || ctx.Err() != nil {
+		if clusterErr == nil && strange {
+			s.warnings = append(s.warnings, stranger.Error())
+		}
 		return s, clusterErr
 	}
 	if c.Local == nil || !c.MayProbe() {
@@ -222,7 +232,10 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 	if localErr != nil {
 		return nil, localErr
 	}
-	if errors.As(err, new(*notAgentError)) {
+	switch {
+	case strange:
+		s.warnings = append(s.warnings, stranger.Error())
+	case errors.As(err, new(*notAgentError)):
 		s.warnings = append(s.warnings, c.DefaultAgent+" "+err.Error())
 	}
 	if !errors.Is(clusterErr, errNoCluster) {
@@ -329,10 +342,23 @@ func (e *notAgentError) Error() string { return "answers, but not as an orb8 age
 
 // dial connects to the agent at addr and asks for its status. The connection is
 // made directly, whatever proxy the environment names.
-func dial(ctx context.Context, addr string, timeout time.Duration) (*source, error) {
+//
+// An address may be that of a Unix socket; check may refuse who is at the other end.
+func dial(ctx context.Context, addr string, timeout time.Duration, check ...func(net.Conn) error) (*source, error) {
 	var connected, refused = make(chan struct{}, 1), make(chan error, 1)
 	dialer := func(ctx context.Context, addr string) (net.Conn, error) {
-		conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, "tcp", addr)
+		network := "tcp"
+		if path, ok := strings.CutPrefix(addr, unixScheme); ok {
+			network, addr = "unix", path
+		}
+		conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, network, addr)
+		for _, c := range check {
+			if err == nil {
+				if err = c(conn); err != nil {
+					conn.Close()
+				}
+			}
+		}
 		if err != nil {
 			offer(refused, err)
 		} else {

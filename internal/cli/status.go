@@ -106,7 +106,7 @@ func (c *Config) statusSource(ctx context.Context, addr string, given bool, f *c
 		}
 		return src, err
 	}
-	src, err := dial(ctx, addr, lookTimeout)
+	src, err := c.dialHost(ctx)
 	if err == nil || ctx.Err() != nil {
 		return src, err
 	}

@@ -26,6 +26,7 @@ var kinds = []string{
 	"io.k8s.api.core.v1.Service", "io.k8s.api.apps.v1.DaemonSet",
 	"io.k8s.api.rbac.v1.ClusterRole", "io.k8s.api.rbac.v1.ClusterRoleBinding",
 	"io.k8s.api.rbac.v1.Role", "io.k8s.api.rbac.v1.RoleBinding",
+	"io.k8s.api.networking.v1.NetworkPolicy",
 }
 
 func main() {
