@@ -13,11 +13,15 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
+
+// maxConnections bounds the clients of one listener of the API.
+const maxConnections = 256
 
 // listeners are what the agent accepts connections on.
 type listeners struct {
@@ -118,7 +122,7 @@ func (a *Agent) serveHTTP(l net.Listener) error {
 }
 
 func (a *Agent) serveGRPC(l net.Listener) error {
-	if err := a.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+	if err := a.grpc.Serve(netutil.LimitListener(l, maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve the API on %v: %w", l.Addr(), err)
 	}
 	return nil

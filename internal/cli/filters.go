@@ -65,7 +65,7 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Services })},
 		{name: "container", placeholder: "ID", usage: "container id, or its first 6 or more digits",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Containers })},
-		{name: "process", placeholder: "COMMAND|PID", usage: "process; * may stand at the end of a command", whole: true,
+		{name: "process", placeholder: "COMMAND|PID", usage: "process; * may stand at the end of a command, \\, is a comma in it",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Processes })},
 		{name: "ip", placeholder: "IP", usage: "address or prefix of either end, as in 10.0.0.0/8",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Ips })},
@@ -197,7 +197,22 @@ func (v *filterValue) values(s string) []string {
 	if v.kind.whole {
 		return []string{s}
 	}
-	return strings.Split(s, ",")
+	// A command may have any character.
+	var values []string
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == ',':
+			values = append(values, b.String())
+			b.Reset()
+		case s[i] == '\\' && i+1 < len(s) && s[i+1] == ',':
+			i++
+			fallthrough
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return append(values, b.String())
 }
 
 // check compiles the value alone, so that the error can name the flag.

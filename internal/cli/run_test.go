@@ -324,7 +324,8 @@ func TestFilterFlags(t *testing.T) {
 		{"--port 3 --not --port 1 --not --ip ::1", []*orb8v1.Filter{
 			{Ports: []uint32{3}}, {Negate: true, Ports: []uint32{1}}, {Negate: true, Ips: []string{"::1"}}}},
 		{"-l a=b,c=d --not -l e", []*orb8v1.Filter{{LabelSelector: "a=b,c=d"}, {Negate: true, LabelSelector: "e"}}},
-		{"--process a,b", []*orb8v1.Filter{{Processes: []string{"a,b"}}}},
+		{"--process a,b", []*orb8v1.Filter{{Processes: []string{"a", "b"}}}},
+		{`--process a\,b,c\d --pod a\,`, []*orb8v1.Filter{{Processes: []string{"a,b", `c\d`}, Pods: []string{"a,"}}}},
 	}
 	for _, tt := range tests {
 		got, err := parseFilters(strings.Fields(tt.args))

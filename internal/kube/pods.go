@@ -76,8 +76,8 @@ func (s *Store) ReplaceOwn(all []*Pod) {
 		listed[p.UID] = true
 		changed = s.upsertOwn(p) || changed
 	}
-	for uid, p := range s.pods {
-		if p.own != nil && p.gone == 0 && !listed[uid] {
+	for uid, p := range s.own {
+		if p.gone == 0 && !listed[uid] {
 			s.depart(p)
 			changed = true
 		}
@@ -103,15 +103,23 @@ func (s *Store) DeletePeer(uid string) {
 	}
 }
 
+// podsAtOnce is for how many pods the store is locked at a time: whoever asks for a name
+// waits meanwhile.
+const podsAtOnce = 1000
+
 // ReplacePeers is told all pods; those it knew besides have left.
 func (s *Store) ReplacePeers(all []*Pod) {
+	listed := make(map[string]bool, len(all))
+	for some := range slices.Chunk(all, podsAtOnce) {
+		s.mu.Lock()
+		for _, p := range some {
+			listed[p.UID] = true
+			s.upsertPeer(p, true)
+		}
+		s.mu.Unlock()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	listed := make(map[string]bool, len(all))
-	for _, p := range all {
-		listed[p.UID] = true
-		s.upsertPeer(p, true)
-	}
 	for uid, p := range s.pods {
 		if p.peer && !listed[uid] {
 			s.deletePeer(p)
@@ -132,10 +140,7 @@ func (s *Store) RefreshOwners(top func(*Pod) (kind, name string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed := false
-	for _, p := range s.pods {
-		if p.own == nil {
-			continue
-		}
+	for _, p := range s.own {
 		kind, name := top(&Pod{
 			UID: p.uid, Namespace: p.namespace, Name: p.name, Labels: p.labels, Controller: p.own.controller,
 		})
@@ -161,6 +166,7 @@ func (s *Store) upsertOwn(in *Pod) bool {
 	changed := p.own == nil
 	if changed {
 		p.own = &ownPod{}
+		s.own[p.uid] = p
 	}
 	first := changed
 	changed = s.update(p, in) || changed
@@ -236,6 +242,7 @@ func (s *Store) upsertPeer(in *Pod, first bool) {
 func (s *Store) insert(in *Pod) *pod {
 	p := &pod{uid: strings.Clone(in.UID)}
 	s.pods[p.uid] = p
+	s.here++
 	s.arrivals++
 	return p
 }
@@ -278,6 +285,9 @@ func (s *Store) update(p *pod, in *Pod) bool {
 // one that has finished; it reports changes.
 func (s *Store) settle(p *pod, in *Pod) bool {
 	back := p.gone != 0
+	if back {
+		s.here++
+	}
 	p.gone = 0
 	same := !back && p.ended == 0 && !in.Finished
 	if same && slices.Equal(p.ips, in.IPs) && slices.Equal(p.ports, in.Ports) {
@@ -309,6 +319,7 @@ func (s *Store) settle(p *pod, in *Pod) bool {
 // depart notes that a pod left the API. It stays known for a while.
 func (s *Store) depart(p *pod) {
 	p.gone = s.now().UnixNano()
+	s.here--
 	if p.ended == 0 {
 		s.release(p)
 		p.ended = p.gone
@@ -341,6 +352,7 @@ func (s *Store) forget(p *pod, now int64) {
 		return
 	}
 	delete(s.pods, p.uid)
+	delete(s.own, p.uid)
 	if p.own == nil {
 		return
 	}

@@ -60,6 +60,8 @@ type Store struct {
 	// limit is the size of shared at which it is made anew.
 	limit int
 	pods  map[string]*pod // by UID
+	own   map[string]*pod // those of the own node
+	here  int             // of pods, those that have not left the API
 	// containers and hashes find pods of the own node.
 	containers, hashes map[string]*pod
 	names              map[object]*pod // the latest of that name, of the own node
@@ -106,6 +108,7 @@ func NewStore(cfg StoreConfig) *Store {
 		shared:     newInterner(),
 		limit:      minShared,
 		pods:       make(map[string]*pod),
+		own:        make(map[string]*pod),
 		containers: make(map[string]*pod),
 		hashes:     make(map[string]*pod),
 		names:      make(map[object]*pod),
@@ -183,15 +186,12 @@ func (s *Store) Counts() Counts {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var c Counts
-	for _, p := range s.pods {
-		switch {
-		case p.gone != 0:
-		case p.own != nil:
+	for _, p := range s.own {
+		if p.gone == 0 {
 			c.Pods++
-		default:
-			c.Peers++
 		}
 	}
+	c.Peers = s.here - c.Pods
 	for _, svc := range s.services {
 		if svc.known {
 			c.Services++

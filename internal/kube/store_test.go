@@ -3,6 +3,8 @@
 package kube
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -30,6 +32,29 @@ func at(seconds int) int64 { return epoch.Add(time.Duration(seconds) * time.Seco
 type testClock struct{ now time.Time }
 
 func (c *testClock) set(seconds int) { c.now = epoch.Add(time.Duration(seconds) * time.Second) }
+
+// checkCounts compares the running counts with the pods.
+func checkCounts(t *testing.T, s *Store) {
+	t.Helper()
+	var own, peers int
+	for _, p := range s.pods {
+		switch {
+		case p.gone != 0:
+		case p.own != nil:
+			own++
+		default:
+			peers++
+		}
+	}
+	if c := s.Counts(); c.Pods != own || c.Peers != peers {
+		t.Errorf("counts %+v, want %d and %d", c, own, peers)
+	}
+	for uid, p := range s.own {
+		if s.pods[uid] != p || p.own == nil {
+			t.Errorf("%s is no pod of the own node", uid)
+		}
+	}
+}
 
 func newTestStore() (*Store, *testClock) {
 	clock := &testClock{now: epoch}
@@ -357,5 +382,40 @@ func TestInternerShrinks(t *testing.T) {
 	s.Sweep(clock.now)
 	if got := s.shared.size(); got > 100 {
 		t.Errorf("%d shared strings and sets kept for one pod", got)
+	}
+}
+
+// The counts are kept as pods come and go; in whatever order, they are those of the pods.
+func TestCountsAfterAnything(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	s, clock := newTestStore()
+	for i := range 3000 {
+		clock.set(i)
+		name := fmt.Sprint("web-", r.IntN(20))
+		p := testPod(name, addrA)
+		p.UID = "uid-" + name
+		p.Finished = r.IntN(4) == 0
+		switch r.IntN(8) {
+		case 0, 1:
+			s.UpsertOwn(p)
+		case 2, 3:
+			s.UpsertPeer(p)
+		case 4:
+			s.DeleteOwn(p.UID)
+		case 5:
+			s.DeletePeer(p.UID)
+		case 6:
+			s.Sweep(clock.now)
+		case 7:
+			if r.IntN(2) == 0 {
+				s.ReplaceOwn([]*Pod{p})
+			} else {
+				s.ReplacePeers([]*Pod{p})
+			}
+		}
+		checkCounts(t, s)
+		if t.Failed() {
+			t.Fatalf("after %d steps", i)
+		}
 	}
 }
