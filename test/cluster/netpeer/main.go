@@ -10,6 +10,7 @@
 //	netpeer ping -count 3 -size 56 ADDRESS
 //	netpeer wait                           does nothing, in a pod to run the others in
 //	netpeer stop                           ends process 1 of the container
+//	netpeer hostile AGENT:PORT ADDRESS:PORT  does to an agent what a pod can do
 //
 // A client prints a line of JSON (type Result) once it knows its own address and
 // another one at its end. It fails if it did not get what it asked for.
@@ -64,7 +65,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want one of serve, tcp, udp, ping, wait, stop")
+		return errors.New("want one of serve, tcp, udp, ping, wait, stop, hostile")
 	}
 	var t traffic
 	fs := flag.NewFlagSet(args[0], flag.ExitOnError)
@@ -97,6 +98,8 @@ func run(ctx context.Context, args []string) error {
 	case "wait":
 		<-ctx.Done()
 		return nil
+	case "hostile":
+		return hostile(ctx, fs.Arg(0), fs.Arg(1))
 	case "stop":
 		return syscall.Kill(1, syscall.SIGTERM)
 	}
