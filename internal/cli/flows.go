@@ -22,7 +22,7 @@ import (
 const flowsLong = `Show the flow table: every flow that is open, or was until half a minute ago, with
 its totals, both directions in one row.
 
-The source is an agent on localhost:9090 if one answers, else all agents of the
+The source is this host's agent if one answers, else all agents of the
 kubeconfig's current cluster, or those of --node, else, as root on Linux, probes
 that run in this process; those know TCP connections that are older than
 they are, but no other traffic, so they look for a while (--duration) first.

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -61,6 +62,7 @@ func TestWhomToBelieve(t *testing.T) {
 		args                 string
 		code                 int
 		stdout, stderr, deny string
+		port, denyError      string
 	}{
 		{name: "the socket", socket: socket, peerUser: own, portsUser: own, args: "status", stdout: "at-socket"},
 		{name: "the socket, whoever has the port", socket: socket, peerUser: own, portsUser: stranger, args: "status", stdout: "at-socket"},
@@ -73,13 +75,15 @@ func TestWhomToBelieve(t *testing.T) {
 			stderr: "is user 12345's, not root's: it is not asked unless you name it with --agent"},
 		{name: "a stranger's port that is named", portsUser: stranger, args: "status --agent " + tcp, stdout: "at-port"},
 		{name: "a socket that is named", peerUser: stranger, portsUser: stranger, args: "status --agent unix:" + socket, stdout: "at-socket"},
+		{name: "neither", socket: dead, portsUser: own, port: "127.0.0.1:1", args: "status", code: 1,
+			stderr: "127.0.0.1:1: connection refused\n", denyError: "agent.sock"},
 		{name: "doctor", socket: socket, peerUser: own, portsUser: own, args: "doctor", stdout: "at unix:" + socket},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			c := Config{
 				Version: "test", Stdout: &stdout, Stderr: &stderr, Getenv: func(string) string { return "" },
-				DefaultAgent: tcp, DefaultSocket: tt.socket,
+				DefaultAgent: cmp.Or(tt.port, tcp), DefaultSocket: tt.socket,
 				Connect:      func(cluster.Options) (*cluster.Cluster, error) { return nil, cluster.ErrNoConfig },
 				MayProbe:     func() bool { return false },
 				PeerUser:     func(*net.UnixConn) (uint32, error) { return tt.peerUser, nil },
@@ -92,6 +96,9 @@ func TestWhomToBelieve(t *testing.T) {
 			}
 			if tt.deny != "" && strings.Contains(stdout.String(), tt.deny) {
 				t.Errorf("was asked: %s", &stdout)
+			}
+			if tt.denyError != "" && strings.Contains(stderr.String(), tt.denyError) {
+				t.Errorf("says more than there is: %s", &stderr)
 			}
 		})
 	}

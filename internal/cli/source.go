@@ -417,9 +417,14 @@ func shortDialError(err error) error {
 	if op.Timeout() {
 		return errors.New("connection timed out")
 	}
-	reason := op.Err.Error()
-	return errors.New(strings.TrimPrefix(reason, "connect: "))
+	return &dialError{op.Err}
 }
+
+// dialError says why there is no connection, and not to what.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return strings.TrimPrefix(e.err.Error(), "connect: ") }
+func (e *dialError) Unwrap() error { return e.err }
 
 // closing closes c at the end of a command whose error is *err.
 func closing(c func() error, err *error) {

@@ -14,7 +14,7 @@ import (
 const statusLong = `Show what agents say of themselves: their probes and what these lack, what was
 lost and where, how many flows they keep.
 
-Asked are the agent on localhost:9090 if one answers, else all agents of the
+Asked are this host's agent if one answers, else all agents of the
 kubeconfig's current cluster. Several agents are shown in a line each, a node
 that does not answer with the reason; a single one, as with --node, in full,
 where stages that lost nothing are shown with -o wide only. With -o json every

@@ -23,7 +23,7 @@ func newTrace(c *Config) *cobra.Command {
 const traceNetworkLong = `Watch network flows: TCP connections as they open, close and fail, and what every
 flow carried since its last line.
 
-The source is an agent on localhost:9090 if one answers, else all agents of the
+The source is this host's agent if one answers, else all agents of the
 kubeconfig's current cluster, or those of --node, else, as root on Linux, probes
 that run in this process for as long as the command does. Agents of a cluster are
 reached through its API server, which takes the rights to list pods and to create
