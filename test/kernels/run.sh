@@ -17,11 +17,12 @@
 #   ORB8_KERNEL_CACHE     kernels and logs [~/.cache/orb8/kernels]
 #   ORB8_KERNEL_OFFLINE   1: use the kernels in the cache, ask no mirror
 #   ORB8_KERNEL_JOBS      machines at a time [as many as the host has CPUs]
-#   ORB8_KERNEL_TIMEOUT   seconds for one machine [600]
+#   ORB8_KERNEL_TIMEOUT   seconds for one machine [900]
 #   ORB8_KERNEL_SILENCE   seconds without a word from a test or the kernel, after
-#                         which the emulated machine is taken to hang [330]: more
+#                         which the emulated machine is taken to hang [630]: more
 #                         than ORB8_TEST_TIMEOUT, as a test that hangs tells where
-#   ORB8_TEST_TIMEOUT     the -test.timeout of one package [5m]
+#   ORB8_TEST_TIMEOUT     the -test.timeout of one package [10m]: emulated machines are
+#                         slow, and slower where the host does other things
 #   ORB8_TEST_PACKAGES    packages to test instead of all, and
 #   ORB8_TEST_RUN         their -test.run: with either of them the result is not
 #                         compared with docs/kernels.md
@@ -111,7 +112,7 @@ install_tool() {
 # write_options TREE PACKAGE RUN tells init what to do.
 write_options() {
 	mkdir -p "$1/src"
-	printf "package='%s'\ntimeout='%s'\nrun='%s'\n" "$2" "${ORB8_TEST_TIMEOUT:-5m}" "$3" >"$1/src/options"
+	printf "package='%s'\ntimeout='%s'\nrun='%s'\n" "$2" "${ORB8_TEST_TIMEOUT:-10m}" "$3" >"$1/src/options"
 }
 
 # pack_tests compiles the tests of each package and packs them, the Nth package into
@@ -195,12 +196,12 @@ start_qemu() {
 # watch RESULT waits for the end of the machine, or until it takes too long, and sets
 # outcome: done, timeout, hang or crash.
 watch() {
-	local deadline=$((SECONDS + ${ORB8_KERNEL_TIMEOUT:-600})) said said_before=-1 silent_since=$SECONDS
+	local deadline=$((SECONDS + ${ORB8_KERNEL_TIMEOUT:-900})) said said_before=-1 silent_since=$SECONDS
 	while kill -0 "$qemu" 2>/dev/null; do
 		said=$({ cat "$1/console" "$1/tests" 2>/dev/null || true; } | wc -c)
 		if ((said != said_before)); then said_before=$said silent_since=$SECONDS; fi
 		if ((SECONDS >= deadline)); then outcome=timeout; fi
-		if ((SECONDS - silent_since >= ${ORB8_KERNEL_SILENCE:-330})); then outcome=hang; fi
+		if ((SECONDS - silent_since >= ${ORB8_KERNEL_SILENCE:-630})); then outcome=hang; fi
 		[[ ! $outcome ]] || return 0
 		sleep 0.5
 	done
