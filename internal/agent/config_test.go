@@ -68,7 +68,7 @@ kubernetes: off
 	want := Config{
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
-		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second, 
+		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
 	}
