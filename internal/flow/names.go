@@ -39,8 +39,26 @@ type names struct {
 	waiting []waiting
 	// cgroups counts the waiting records of each cgroup.
 	cgroups map[uint64]int
+	// commands has the texts of commands, see command.
+	commands map[Comm]string
 
 	clientsPeak, serversPeak shrink.Peak
+}
+
+// maxCommands bounds the names that are kept; when it is full, they are made anew.
+const maxCommands = 4096
+
+// command is c.String, which would make the same text again for each record.
+func (n *names) command(c Comm) string {
+	s, ok := n.commands[c]
+	if !ok {
+		if len(n.commands) >= maxCommands {
+			clear(n.commands)
+		}
+		s = c.String()
+		n.commands[c] = s
+	}
+	return s
 }
 
 func (n *names) giveBack() {
@@ -65,6 +83,7 @@ func newNames() names {
 	return names{
 		clients: make(map[side]*row), servers: make(map[side]*row),
 		joined: make(map[pair]*workload.Identity), cgroups: make(map[uint64]int),
+		commands: make(map[Comm]string),
 	}
 }
 
@@ -88,7 +107,7 @@ func clientEnd(s *Sample) (e side, ok bool) {
 // the Service through which it was reached.
 func (t *Table) identify(rec *Record) {
 	before := rec.Local
-	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, rec.Comm.String(), rec.Key.Local.IP())
+	rec.Local = t.cfg.Resolver.Local(rec.CgroupID, rec.PID, t.names.command(rec.Comm), rec.Key.Local.IP())
 	if before != nil && before.Service != "" && before.Pod == rec.Local.Pod {
 		rec.Local = t.pair(rec.Local, before)
 	}

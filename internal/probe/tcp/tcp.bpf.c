@@ -128,9 +128,10 @@ struct listener {
 	u32 port; /* host order */
 };
 
-/* Owners of listeners that are older than the agent and are not plain TCP. */
+/* Owners of listeners that are older than the agent and are not plain TCP. The ones
+ * looked up least make room; nothing says when a listener goes. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct listener);
 	__type(value, struct owner);
