@@ -844,7 +844,9 @@ SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(tcp_send_reset, struct sock *sk)
 {
 	/* NULL for a packet that met no socket; a listener's, a request's or a
-	 * closed socket's reset is not part of a connection either. */
+	 * closed socket's reset is not part of a connection either. From about 6.5 to
+	 * 6.12 the verifier believes that sk is not NULL and takes the test away: it
+	 * works because bpf_sk_storage_get tests too. Nothing may read sk here. */
 	struct sock_state *st = sk ? state_of(sk) : 0;
 
 	if (st && st->start_ns && !st->closed)
