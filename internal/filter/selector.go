@@ -212,6 +212,9 @@ func (p *parser) valueList() ([]string, error) {
 			p.next()
 			return values, nil
 		}
+		if len(values) == maxValues {
+			return nil, fmt.Errorf("column %d: at most %d values", p.tokStart+1, maxValues)
+		}
 		if p.tok != "," {
 			return nil, p.unexpected(`"," or ")"`)
 		}

@@ -52,6 +52,16 @@ func TestParseSelector(t *testing.T) {
 	}
 }
 
+func TestSelectorBounds(t *testing.T) {
+	for _, in := range []string{
+		strings.Repeat("!a,", maxRequirements-1) + "b", "x in (" + strings.Repeat("a,", maxValues-1) + "b)",
+	} {
+		if _, err := parseSelector(in); err != nil {
+			t.Errorf("%.20s...: %v", in, err)
+		}
+	}
+}
+
 func TestParseSelectorErrors(t *testing.T) {
 	tests := []struct{ in, want string }{
 		{",", `column 1: "," where a label key should be`},
@@ -75,6 +85,8 @@ func TestParseSelectorErrors(t *testing.T) {
 		{"x=a:b", `label value "a:b"`},
 		{"x=" + strings.Repeat("a", 64), "must be 1 to 63"},
 		{"x in (é)", "must be 1 to 63"},
+		{strings.Repeat("!a,", maxRequirements) + "b", "at most 64 requirements"},
+		{"x in (" + strings.Repeat("a,", maxValues) + "b)", "at most 256 values"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.in, func(t *testing.T) {
