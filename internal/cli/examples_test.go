@@ -106,7 +106,9 @@ func TestExamples(t *testing.T) {
 			t.Errorf("%s: only %d commands are found: %q", from, len(commands), commands)
 		}
 		for _, command := range commands {
-			ctx, cancel := context.WithTimeout(testwait.Context(t), 120*time.Millisecond)
+			// What follows is ended as by Ctrl-C, which is no deadline.
+			ctx, cancel := context.WithCancel(testwait.Context(t))
+			time.AfterFunc(200*time.Millisecond, cancel)
 			var stdout, stderr bytes.Buffer
 			now := c
 			now.Stdout, now.Stderr = &stdout, &stderr
