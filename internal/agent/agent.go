@@ -146,11 +146,11 @@ type Agent struct {
 	started                time.Time
 	ready                  chan struct{} // closed once the probes have been started
 	processed, panics      atomic.Uint64
-	lastPass               atomic.Int64 // Unix nanoseconds at its end
+	lastPass               atomic.Int64 // when it ended: nanoseconds since started
 	reloads, failedReloads atomic.Uint64
 	reloaded               chan struct{}
 
-	// queries bounds what answers to queries hold, in rows.
+	// queries has a place for each answer of all flows that is kept at a time.
 	queries *semaphore.Weighted
 }
 
@@ -169,7 +169,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a := &Agent{
 		deps: deps, log: log, node: node, started: time.Now(),
 		losses:   new(loss.Counters),
-		queries:  semaphore.NewWeighted(int64(maxQueries * cfg.MaxFlows)),
+		queries:  semaphore.NewWeighted(maxQueries),
 		ready:    make(chan struct{}),
 		reloaded: make(chan struct{}, 1),
 	}

@@ -269,7 +269,7 @@ func (a *Agent) tick(ctx context.Context, now time.Time) {
 	a.table.Expire(a.deps.Clock.Now())
 	a.watch.look()
 	a.watch.sweep(now)
-	a.lastPass.Store(time.Now().UnixNano())
+	a.lastPass.Store(int64(time.Since(a.started)))
 }
 
 // obey reads the configuration again on every SIGHUP, and gives the handles of drivers

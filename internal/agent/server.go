@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"strconv"
 	"time"
@@ -86,12 +87,11 @@ func (s *server) QueryFlows(ctx context.Context, req *orb8v1.QueryFlowsRequest) 
 func (s *server) admit(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, queryWait)
 	defer cancel()
-	n := int64(s.agent.config().MaxFlows)
-	if s.agent.queries.Acquire(ctx, n) != nil {
+	if s.agent.queries.Acquire(ctx, 1) != nil {
 		return nil, status.Errorf(codes.ResourceExhausted,
 			"%d queries are being answered, which is the most: try again, or take answers faster", maxQueries)
 	}
-	return func() { s.agent.queries.Release(n) }, nil
+	return func() { s.agent.queries.Release(1) }, nil
 }
 
 // ranked is a row of an answer, or one direction of it, without the row.
@@ -153,41 +153,43 @@ func (s *server) queryResponse(k *ranking) *orb8v1.QueryFlowsResponse {
 	resp := &orb8v1.QueryFlowsResponse{Total: k.total}
 	const overhead = 16 // of a row within the response, and of total
 	size := overhead
-	for some := range slices.Chunk(k.all, rowsAtOnce) {
-		rows := s.fetch(some)
-		for _, ref := range some {
-			r := rows[ref.key]
-			if r == nil {
-				continue // it has gone meanwhile
-			}
-			h := ingressOf(r)
-			if ref.egress {
-				h = egressOf(r)
-			}
-			f := networkFlow(r, h, s.agent.node)
-			if size += proto.Size(f) + overhead; size > maxResponse {
-				return resp
-			}
-			resp.Flows = append(resp.Flows, f)
+	for ref, r := range s.rowsOf(k.all) {
+		h := ingressOf(r)
+		if ref.egress {
+			h = egressOf(r)
 		}
+		f := networkFlow(r, h, s.agent.node)
+		if size += proto.Size(f) + overhead; size > maxResponse {
+			break
+		}
+		resp.Flows = append(resp.Flows, f)
 	}
 	return resp
 }
 
-// fetch returns the rows of some of an answer.
-func (s *server) fetch(some []ranked) map[flow.Key]*flow.Record {
-	keys := make([]flow.Key, len(some))
-	for i := range some {
-		keys[i] = some[i].key
-	}
-	rows := make(map[flow.Key]*flow.Record, len(some))
-	s.agent.eachOf(keys, func(r *flow.Record) {
-		if rows[r.Key] == nil {
-			c := *r
-			rows[r.Key] = &c
+// rowsOf yields an answer with its rows, of those that are still there. They are fetched
+// some at a time, as the answer is taken.
+func (s *server) rowsOf(answer []ranked) iter.Seq2[ranked, *flow.Record] {
+	return func(yield func(ranked, *flow.Record) bool) {
+		for some := range slices.Chunk(answer, rowsAtOnce) {
+			keys := make([]flow.Key, len(some))
+			for i := range some {
+				keys[i] = some[i].key
+			}
+			rows := make(map[flow.Key]*flow.Record, len(some))
+			s.agent.eachOf(keys, func(r *flow.Record) {
+				if rows[r.Key] == nil {
+					c := *r
+					rows[r.Key] = &c
+				}
+			})
+			for _, ref := range some {
+				if r := rows[ref.key]; r != nil && !yield(ref, r) {
+					return
+				}
+			}
 		}
-	})
-	return rows
+	}
 }
 
 // lostTrailer of a StreamEvents call says how many events the client did not take in time.
@@ -323,16 +325,9 @@ func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *interest, stream gr
 			k.add(ranked{key: r.Key, by: sortKey(r, req.GetSort())})
 		}
 	})
-	for some := range slices.Chunk(k.cut(), rowsAtOnce) {
-		rows := s.fetch(some)
-		for _, ref := range some {
-			r := rows[ref.key]
-			if r == nil {
-				continue // it has gone meanwhile
-			}
-			if err := stream.Send(flowEvent(r, s.agent.node)); err != nil {
-				return err
-			}
+	for _, r := range s.rowsOf(k.cut()) {
+		if err := stream.Send(flowEvent(r, s.agent.node)); err != nil {
+			return err
 		}
 	}
 	return nil

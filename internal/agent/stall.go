@@ -18,24 +18,25 @@ const stallLimit = 30 * time.Second
 // timedStream knows since when a message has been waiting to be taken.
 type timedStream struct {
 	grpc.ServerStream
-	since atomic.Int64 // Unix nanoseconds, 0 while none waits
+	begun time.Time
+	since atomic.Int64 // nanoseconds after begun, 0 while none waits
 }
 
 func (s *timedStream) SendMsg(m any) error {
-	s.since.Store(time.Now().UnixNano())
+	s.since.Store(max(int64(time.Since(s.begun)), 1))
 	defer s.since.Store(0)
 	return s.ServerStream.SendMsg(m)
 }
 
 func (s *timedStream) stalled() bool {
 	since := s.since.Load()
-	return since != 0 && time.Since(time.Unix(0, since)) > stallLimit
+	return since != 0 && time.Since(s.begun)-time.Duration(since) > stallLimit
 }
 
 // endStalled ends streams whose client takes nothing. It is to be outside of whatever
 // catches panics, since handlers run in a goroutine of their own.
 func endStalled(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	timed := &timedStream{ServerStream: s}
+	timed := &timedStream{ServerStream: s, begun: time.Now()}
 	done := make(chan error, 1)
 	go func() { done <- handle(srv, timed) }()
 	look := time.NewTicker(stallLimit / 10)

@@ -139,13 +139,10 @@ func remedyOf(s *orb8v1.AcceleratorStatus) string {
 // process is better started anew.
 const stalledAfter = time.Minute
 
-// liveness is nil while passes over the probes come to their end.
+// liveness is nil while passes over the probes come to their end, and at first. Steps of
+// the wall clock do not matter to it.
 func (a *Agent) liveness() error {
-	last := a.lastPass.Load()
-	if last == 0 { // the probes are being started, which readiness tells
-		last = a.started.UnixNano()
-	}
-	since := time.Since(time.Unix(0, last))
+	since := time.Since(a.started) - time.Duration(a.lastPass.Load())
 	if since > a.config().Interval+stalledAfter {
 		return fmt.Errorf("the last pass over the probes ended %v ago", since.Round(time.Second))
 	}
