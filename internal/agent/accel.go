@@ -11,6 +11,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -111,15 +112,15 @@ func matchesOwner(filters *filter.Set, owner *workload.Identity, processes []acc
 	if filters.Empty() {
 		return true
 	}
-	rec := flow.Record{Local: owner}
-	if rec.Local == nil {
-		rec.Local = new(workload.Identity)
+	rec := flow.Record{Header: record.Header{Owner: owner}}
+	if rec.Owner == nil {
+		rec.Owner = new(workload.Identity)
 	}
 	if len(processes) == 0 {
 		return filters.Match(&rec)
 	}
 	return slices.ContainsFunc(processes, func(p accel.Process) bool {
-		rec.PID, rec.Comm = p.PID, flow.Comm{}
+		rec.PID, rec.Comm = p.PID, record.Comm{}
 		copy(rec.Comm[:len(rec.Comm)-1], p.Command)
 		return filters.Match(&rec)
 	})

@@ -26,7 +26,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/naming"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -46,7 +48,7 @@ const (
 
 // Resolver names workloads, see workload.Resolver. The agent does not close it.
 type Resolver interface {
-	flow.Resolver
+	naming.Resolver
 	// Sweep forgets cgroups that are long gone.
 	Sweep(now time.Time)
 	// Alive reports whether a cgroup exists.
@@ -108,7 +110,7 @@ type Deps struct {
 	// Clock is that of the probes' times; nil for the wall clock.
 	Clock Clock
 	// IsSelf recognises orb8's own traffic; nil if there is none.
-	IsSelf func(*flow.Sample) bool
+	IsSelf func(*record.Header) bool
 	// Probes returns a manager with every probe added, none started.
 	Probes func(Sink) *probe.Manager
 	// Listener, if set, serves gRPC beside Config.Listen: the in-memory listener
@@ -132,6 +134,8 @@ type Agent struct {
 
 	losses    *loss.Counters
 	table     *flow.Table
+	names     *naming.Stage
+	flows     *naming.Lane[flow.Record]
 	manager   *probe.Manager
 	hub       *hub
 	metrics   *metrics
@@ -177,10 +181,14 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.hub = newHub(node, cfg.History, a.losses)
 	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
-		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout,
+		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout, Losses: a.losses,
+		RTTEvery: func() time.Duration { return a.config().Interval },
+	}, func(r *flow.Record) { a.flows.Submit(r) })
+	a.names = naming.New(naming.Config{
 		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
-		RTTEvery: func() time.Duration { return a.config().Interval }, Correction: deps.Clock.Correction,
-	}, a.record)
+		Correction: deps.Clock.Correction,
+	})
+	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
@@ -238,7 +246,7 @@ func (a *Agent) apply(s *flow.Sample) {
 	a.table.Apply(s)
 }
 
-// record takes what the table has to say, with the table locked.
+// record takes what has happened to flows, one record at a time.
 func (a *Agent) record(r *flow.Record) {
 	cfg := a.config()
 	if r.Loopback && !cfg.Loopback {
@@ -279,6 +287,9 @@ func (a *Agent) eachOf(keys []flow.Key, f func(*flow.Record)) {
 		rows = a.table.Rows(some, rows[:0])
 		for i := range rows {
 			r := &rows[i]
+			if a.names.Refresh(&r.Header) {
+				a.table.Named(r)
+			}
 			// Loopback flows are there only for a while after a reload has
 			// turned them off.
 			if r.Loopback && !loopback {

@@ -502,7 +502,7 @@ func TestHealthOf(t *testing.T) {
 // the history and one subscriber's filter.
 func BenchmarkRecord(b *testing.B) {
 	r := newRig(b)
-	rec := record(flow.EventUpdate, tcpSample(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1})
+	rec := recordOf(flow.EventUpdate, tcpSample(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1})
 	b.ReportAllocs()
 	for b.Loop() {
 		r.record(rec)

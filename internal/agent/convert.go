@@ -9,6 +9,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -35,8 +36,8 @@ func workloadPB(id *workload.Identity) *orb8v1.Workload {
 	}
 }
 
-func processPB(s *flow.Sample) *orb8v1.Process {
-	if s.PID == 0 && s.Comm == (flow.Comm{}) {
+func processPB(s *record.Header) *orb8v1.Process {
+	if s.PID == 0 && s.Comm == (record.Comm{}) {
 		return nil
 	}
 	return &orb8v1.Process{Pid: s.PID, Command: s.Comm.String()}
@@ -55,8 +56,8 @@ func tcpPB(t *flow.TCPInfo) *orb8v1.TcpInfo {
 	}
 }
 
-func icmpPB(k *flow.Key) *orb8v1.IcmpInfo {
-	if k.Protocol != flow.ICMP && k.Protocol != flow.ICMPv6 {
+func icmpPB(k *flow.Record) *orb8v1.IcmpInfo {
+	if k.Protocol != record.ICMP && k.Protocol != record.ICMPv6 {
 		return nil
 	}
 	return &orb8v1.IcmpInfo{Type: uint32(k.ICMP >> 8), Code: uint32(k.ICMP & 0xff), EchoId: uint32(k.EchoID)}
@@ -67,8 +68,8 @@ func countersPB(c flow.Counters) *orb8v1.Counters {
 }
 
 // ipText is empty for the ends of a sum of flows.
-func ipText(r *flow.Record, a flow.Addr) string {
-	if r.IsSum() {
+func ipText(r *flow.Record, a record.Addr) string {
+	if !r.HasAddrs() {
 		return ""
 	}
 	return a.IP().String()
@@ -78,17 +79,17 @@ func flowPB(r *flow.Record) *orb8v1.Flow {
 	return &orb8v1.Flow{
 		Event:       orb8v1.FlowEvent(r.Event),
 		Protocol:    r.Protocol.String(),
-		Local:       &orb8v1.Endpoint{Ip: ipText(r, r.Key.Local), Port: uint32(r.LocalPort), Workload: workloadPB(r.Local)},
-		Remote:      &orb8v1.Endpoint{Ip: ipText(r, r.Key.Remote), Port: uint32(r.RemotePort), Workload: workloadPB(r.Remote)},
+		Local:       &orb8v1.Endpoint{Ip: ipText(r, r.Local), Port: uint32(r.LocalPort), Workload: workloadPB(r.Owner)},
+		Remote:      &orb8v1.Endpoint{Ip: ipText(r, r.Remote), Port: uint32(r.RemotePort), Workload: workloadPB(r.Peer)},
 		Role:        orb8v1.Role(r.Role),
 		Loopback:    r.Loopback,
 		ByteUnit:    orb8v1.ByteUnit(r.Unit),
 		Total:       countersPB(r.Total),
 		Delta:       countersPB(r.Delta),
 		FirstSeenNs: r.First, LastSeenNs: r.Last,
-		Process: processPB(&r.Sample),
+		Process: processPB(&r.Header),
 		Tcp:     tcpPB(&r.TCP),
-		Icmp:    icmpPB(&r.Key),
+		Icmp:    icmpPB(r),
 		Netns:   r.NetNS,
 		Self:    r.Self,
 	}
@@ -98,7 +99,7 @@ func flowPB(r *flow.Record) *orb8v1.Flow {
 // it is no step of one. Connections counted per packet have no steps: a packet
 // does not tell whether the connection was made.
 func connectionStep(r *flow.Record) orb8v1.ConnectionEvent {
-	if r.Protocol != flow.TCP || !r.TCP.Valid {
+	if r.Protocol != record.TCP || !r.TCP.Valid {
 		return orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED
 	}
 	switch {
@@ -133,21 +134,21 @@ func eventTime(r *flow.Record) int64 {
 type half struct {
 	direction          string
 	bytes, packets     uint64
-	src, dst           flow.Addr
+	src, dst           record.Addr
 	srcPort, dstPort   uint16
 	deltaBytes, deltaP uint64
 }
 
 func egressOf(r *flow.Record) half {
 	return half{
-		egress, r.Total.TxBytes, r.Total.TxPackets, r.Key.Local, r.Key.Remote,
+		egress, r.Total.TxBytes, r.Total.TxPackets, r.Local, r.Remote,
 		r.LocalPort, r.RemotePort, r.Delta.TxBytes, r.Delta.TxPackets,
 	}
 }
 
 func ingressOf(r *flow.Record) half {
 	return half{
-		ingress, r.Total.RxBytes, r.Total.RxPackets, r.Key.Remote, r.Key.Local,
+		ingress, r.Total.RxBytes, r.Total.RxPackets, r.Remote, r.Local,
 		r.RemotePort, r.LocalPort, r.Delta.RxBytes, r.Delta.RxPackets,
 	}
 }
@@ -162,15 +163,15 @@ func directions(c flow.Counters) (tx, rx bool) {
 
 func networkFlow(r *flow.Record, h half, node string) *orb8v1.NetworkFlow {
 	return &orb8v1.NetworkFlow{
-		Namespace: r.Local.Namespace, PodName: r.Local.Pod,
+		Namespace: r.Owner.Namespace, PodName: r.Owner.Pod,
 		SrcIp: ipText(r, h.src), DstIp: ipText(r, h.dst),
 		SrcPort: uint32(h.srcPort), DstPort: uint32(h.dstPort),
 		Protocol: r.Protocol.String(), Direction: h.direction,
 		Bytes: h.bytes, Packets: h.packets,
 		FirstSeenNs: r.First, LastSeenNs: r.Last,
-		Workload: workloadPB(r.Local), Peer: workloadPB(r.Remote),
+		Workload: workloadPB(r.Owner), Peer: workloadPB(r.Peer),
 		Role: orb8v1.Role(r.Role), ByteUnit: orb8v1.ByteUnit(r.Unit), Loopback: r.Loopback,
-		Process: processPB(&r.Sample), Tcp: tcpPB(&r.TCP),
+		Process: processPB(&r.Header), Tcp: tcpPB(&r.TCP),
 		NodeName: node, Netns: r.NetNS,
 	}
 }
@@ -194,13 +195,13 @@ func networkEvents(r *flow.Record) []*orb8v1.NetworkEvent {
 
 // appendPieces splits a difference until bytes and packets fit their fields.
 func appendPieces(events []*orb8v1.NetworkEvent, r *flow.Record, h half) []*orb8v1.NetworkEvent {
-	local, remote := workloadPB(r.Local), workloadPB(r.Remote)
+	local, remote := workloadPB(r.Owner), workloadPB(r.Peer)
 	src, dst := ipText(r, h.src), ipText(r, h.dst)
 	bytes, packets := h.deltaBytes, h.deltaP
 	for range maxPieces {
 		b, p := min(bytes, math.MaxUint32), min(packets, math.MaxUint32)
 		events = append(events, &orb8v1.NetworkEvent{
-			Namespace: r.Local.Namespace, PodName: r.Local.Pod,
+			Namespace: r.Owner.Namespace, PodName: r.Owner.Pod,
 			SrcIp: src, DstIp: dst, SrcPort: uint32(h.srcPort), DstPort: uint32(h.dstPort),
 			Protocol: r.Protocol.String(), Direction: h.direction,
 			Bytes: uint32(b), TimestampNs: eventTime(r), Packets: uint32(p),

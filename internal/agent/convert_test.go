@@ -15,35 +15,34 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // fullRecord has something in every field.
 func fullRecord() *flow.Record {
 	return &flow.Record{
-		Sample: flow.Sample{
-			Key: flow.Key{
-				Local: addr("10.0.1.7"), Remote: addr("2001:db8::1"), LocalPort: 41000, RemotePort: 443,
-				Protocol: flow.TCP, CgroupID: 42, NetNS: 4026531840,
+		Header: record.Header{
+			Local: addr("10.0.1.7"), Remote: addr("2001:db8::1"), LocalPort: 41000, RemotePort: 443,
+			Protocol: record.TCP, CgroupID: 42, NetNS: 4026531840,
+			Role: record.RoleClient, Loopback: true, Time: 300, First: 100, Last: 200,
+			PID: 4242, Comm: comm("curl"), Self: true,
+			Owner: &workload.Identity{
+				Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerID: "4f2d9c", ContainerRuntime: "containerd",
+				PodUID: "uid", Service: "web", Node: "node-b", Zone: "z1", QoS: "Burstable", Labels: map[string]string{"a": "b"}, CgroupID: 42, CgroupPath: "/kubepods",
 			},
-			Instance: 7, Role: flow.RoleClient, Unit: flow.BytesPayload, Loopback: true,
-			First: 100, Last: 200,
-			Total: flow.Counters{TxBytes: 1, TxPackets: 2, RxBytes: 3, RxPackets: 4},
-			PID:   4242, Comm: comm("curl"),
-			TCP: flow.TCPInfo{
-				Valid: true, State: flow.StateClose, End: flow.EndResetRemote, Failed: false,
-				ResetSent: true, ResetReceived: true, Preexisting: true, Errno: 104,
-				RTTMicros: 11, MinRTTMicros: 12, CongestionWindow: 13, Retransmits: 14,
-				ConnectNanos: 15, AckedBytes: 16, RetransBytes: 17,
-			},
+			Peer: &workload.Identity{Service: "api", Namespace: "bank"},
 		},
-		Event: flow.EventClose, Time: 300, Self: true,
+		Instance: 7, Unit: flow.BytesPayload,
+		Total: flow.Counters{TxBytes: 1, TxPackets: 2, RxBytes: 3, RxPackets: 4},
+		TCP: flow.TCPInfo{
+			Valid: true, State: flow.StateClose, End: flow.EndResetRemote, Failed: false,
+			ResetSent: true, ResetReceived: true, Preexisting: true, Errno: 104,
+			RTTMicros: 11, MinRTTMicros: 12, CongestionWindow: 13, Retransmits: 14,
+			ConnectNanos: 15, AckedBytes: 16, RetransBytes: 17,
+		},
+		Event: flow.EventClose,
 		Delta: flow.Counters{TxBytes: 5, TxPackets: 6, RxBytes: 7, RxPackets: 8},
-		Local: &workload.Identity{
-			Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerID: "4f2d9c", ContainerRuntime: "containerd",
-			PodUID: "uid", Service: "web", Node: "node-b", Zone: "z1", QoS: "Burstable", Labels: map[string]string{"a": "b"}, CgroupID: 42, CgroupPath: "/kubepods",
-		},
-		Remote: &workload.Identity{Service: "api", Namespace: "bank"},
 	}
 }
 
@@ -131,11 +130,11 @@ func TestEveryFieldIsFilled(t *testing.T) {
 
 func TestFlowOfLittle(t *testing.T) {
 	r := &flow.Record{
-		Sample: flow.Sample{
-			Key:  flow.Key{Local: addr("127.0.0.1"), Remote: addr("::ffff:127.0.0.1"), Protocol: flow.ICMP, ICMP: 8<<8 | 1},
-			Unit: flow.BytesIP, Last: 200,
+		Header: record.Header{
+			Local: addr("127.0.0.1"), Remote: addr("::ffff:127.0.0.1"), Protocol: record.ICMP, Last: 200,
+			Owner: &workload.Identity{},
 		},
-		Local: &workload.Identity{},
+		ICMP: 8<<8 | 1, Unit: flow.BytesIP,
 	}
 	want := &orb8v1.Event{TimeNs: 200, NodeName: "n", Event: &orb8v1.Event_Flow{Flow: &orb8v1.Flow{
 		Protocol: "ICMP",
@@ -172,7 +171,7 @@ func TestConnectionStep(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := connectionStep(record(tt.event, tt.sample, flow.Counters{})); got != tt.want {
+			if got := connectionStep(recordOf(tt.event, tt.sample, flow.Counters{})); got != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
@@ -184,7 +183,7 @@ func TestConnectionStep(t *testing.T) {
 func TestConnectionIsOpenedOnce(t *testing.T) {
 	var steps []string
 	table := flow.NewTable(flow.Config{
-		MaxFlows: 10, IdleTimeout: time.Second, Resolver: new(fakeResolver), Losses: new(loss.Counters),
+		MaxFlows: 10, IdleTimeout: time.Second, Losses: new(loss.Counters),
 	}, func(r *flow.Record) { steps = append(steps, connectionStep(r).String()) })
 	feed := func(change func(*flow.Sample)) []string {
 		steps = nil
@@ -213,8 +212,8 @@ func TestConnectionIsOpenedOnce(t *testing.T) {
 }
 
 func TestUpdateForm(t *testing.T) {
-	open := &update{rec: *record(flow.EventOpen, tcpSample(1, 0, 0), flow.Counters{})}
-	change := &update{rec: *record(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{})}
+	open := &update{rec: *recordOf(flow.EventOpen, tcpSample(1, 0, 0), flow.Counters{})}
+	change := &update{rec: *recordOf(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{})}
 	tests := []struct {
 		name   string
 		u      *update
@@ -347,8 +346,8 @@ func TestNumbersAreThoseOfTheAPI(t *testing.T) {
 		{"close", int(flow.EventClose), orb8v1.FlowEvent_FLOW_EVENT_CLOSE},
 		{"expire", int(flow.EventExpire), orb8v1.FlowEvent_FLOW_EVENT_EXPIRE},
 		{"evict", int(flow.EventEvict), orb8v1.FlowEvent_FLOW_EVENT_EVICT},
-		{"client", int(flow.RoleClient), orb8v1.Role_ROLE_CLIENT},
-		{"server", int(flow.RoleServer), orb8v1.Role_ROLE_SERVER},
+		{"client", int(record.RoleClient), orb8v1.Role_ROLE_CLIENT},
+		{"server", int(record.RoleServer), orb8v1.Role_ROLE_SERVER},
 		{"payload", int(flow.BytesPayload), orb8v1.ByteUnit_BYTE_UNIT_PAYLOAD},
 		{"ip", int(flow.BytesIP), orb8v1.ByteUnit_BYTE_UNIT_IP},
 		{"established", int(flow.StateEstablished), orb8v1.TcpState_TCP_STATE_ESTABLISHED},

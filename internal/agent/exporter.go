@@ -179,7 +179,7 @@ func (s scrape) activeFlows(f *facts) map[*series][numProtocols]int {
 		}
 		p := protocolIndex(r.Protocol)
 		s.metrics.mu.Lock()
-		w := s.metrics.shownAs(r.Local, p)
+		w := s.metrics.shownAs(r.Owner, p)
 		s.metrics.mu.Unlock()
 		n := counts[w]
 		n[p]++

@@ -20,6 +20,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -171,7 +172,7 @@ func newRig(t testing.TB, opts ...rigOption) *rig {
 	deps := Deps{
 		Version: "1.2.3", KernelRelease: "6.18.0", CgroupRoot: "/sys/fs/cgroup",
 		Resolver: r.resolver, Listener: r.listener,
-		IsSelf: func(s *flow.Sample) bool { return s.PID == selfPID },
+		IsSelf: func(h *record.Header) bool { return h.PID == selfPID },
 	}
 	for _, o := range opts {
 		o(&cfg, &deps, r)
@@ -248,9 +249,9 @@ func (r *rig) stop(t testing.TB) time.Duration {
 	return time.Since(begin)
 }
 
-func addr(s string) flow.Addr { return flow.AddrOf(netip.MustParseAddr(s)) }
+func addr(s string) record.Addr { return record.AddrOf(netip.MustParseAddr(s)) }
 
-func comm(s string) (c flow.Comm) {
+func comm(s string) (c record.Comm) {
 	copy(c[:15], s)
 	return c
 }
@@ -267,10 +268,10 @@ func tcpSample(localPort uint16, tx, rx uint64) flow.Sample {
 	return flow.Sample{
 		Key: flow.Key{
 			Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"),
-			LocalPort: localPort, RemotePort: 443, Protocol: flow.TCP,
+			LocalPort: localPort, RemotePort: 443, Protocol: record.TCP,
 			CgroupID: 42, NetNS: 4026531840,
 		},
-		Instance: uint64(localPort), Role: flow.RoleClient, Unit: flow.BytesPayload,
+		Instance: uint64(localPort), Role: record.RoleClient, Unit: flow.BytesPayload,
 		First: second(0), Last: second(1),
 		Total: flow.Counters{TxBytes: tx, TxPackets: tx/1000 + 1, RxBytes: rx, RxPackets: rx/1000 + 1},
 		PID:   4242, Comm: comm("curl"),
@@ -280,17 +281,17 @@ func tcpSample(localPort uint16, tx, rx uint64) flow.Sample {
 
 func udpSample(localPort uint16, tx, rx uint64) flow.Sample {
 	s := tcpSample(localPort, tx, rx)
-	s.Protocol, s.Unit, s.TCP = flow.UDP, flow.BytesIP, flow.TCPInfo{}
+	s.Protocol, s.Unit, s.TCP = record.UDP, flow.BytesIP, flow.TCPInfo{}
 	s.RemotePort = 53
 	return s
 }
 
-// record is what the table would make of a sample.
-func record(e flow.Event, s flow.Sample, delta flow.Counters) *flow.Record {
-	return &flow.Record{
-		Sample: s, Event: e, Time: s.Last, Delta: delta,
-		Local:     &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: s.CgroupID},
-		Connected: e == flow.EventOpen && s.TCP.Valid, Retransmitted: s.TCP.Retransmits - s.TCP.BaseRetransmits,
-		RTTDue: s.TCP.RTTMicros > 0 && e != flow.EventExpire && e != flow.EventEvict,
-	}
+// recordOf is what the table would make of a sample.
+func recordOf(e flow.Event, s flow.Sample, delta flow.Counters) *flow.Record {
+	r := flow.NewRecord(&s)
+	r.Event, r.Delta = e, delta
+	r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: s.CgroupID}
+	r.Connected, r.Retransmitted = e == flow.EventOpen && s.TCP.Valid, s.TCP.Retransmits-s.TCP.BaseRetransmits
+	r.RTTDue = s.TCP.RTTMicros > 0 && e != flow.EventExpire && e != flow.EventEvict
+	return &r
 }

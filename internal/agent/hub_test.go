@@ -22,7 +22,7 @@ var everything = interest{flows: true}
 
 // numbered is a record that the tests tell by its local port and second.
 func numbered(n int) *flow.Record {
-	r := record(flow.EventUpdate, udpSample(uint16(n), 10, 0), flow.Counters{TxBytes: 10, TxPackets: 1})
+	r := recordOf(flow.EventUpdate, udpSample(uint16(n), 10, 0), flow.Counters{TxBytes: 10, TxPackets: 1})
 	r.Time = second(int64(n))
 	return r
 }
@@ -220,9 +220,9 @@ func TestSubscribeMissesNothing(t *testing.T) {
 }
 
 func TestWants(t *testing.T) {
-	open := record(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
-	update := record(flow.EventUpdate, tcpSample(1, 1, 1), flow.Counters{})
-	own := record(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
+	open := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
+	update := recordOf(flow.EventUpdate, tcpSample(1, 1, 1), flow.Counters{})
+	own := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
 	own.Self = true
 	tests := []struct {
 		name              string
@@ -337,7 +337,7 @@ func BenchmarkPublish(b *testing.B) {
 }
 
 func BenchmarkConvert(b *testing.B) {
-	r := record(flow.EventUpdate, tcpSample(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1, RxBytes: 1000, RxPackets: 1})
+	r := recordOf(flow.EventUpdate, tcpSample(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1, RxBytes: 1000, RxPackets: 1})
 	b.Run("flow event", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

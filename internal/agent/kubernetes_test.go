@@ -89,7 +89,7 @@ func TestRecordsWaitForPods(t *testing.T) {
 		r.apply(&s)
 		time.Sleep(3 * flushEvery)
 		synctest.Wait()
-		if n := r.table.Waiting(); n != 1 {
+		if n := r.names.Waiting(); n != 1 {
 			t.Fatalf("%d records wait", n)
 		}
 		r.resolver.mu.Lock()
@@ -109,9 +109,9 @@ func TestRecordsWaitForPods(t *testing.T) {
 func TestZoneMetrics(t *testing.T) {
 	m := newMetrics(false, 100, new(loss.Counters))
 	send := func(remote *workload.Identity, n uint64) {
-		r := record(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
-		r.Local = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}
-		r.Remote = remote
+		r := recordOf(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
+		r.Owner = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}
+		r.Peer = remote
 		m.observe(r)
 	}
 	send(&workload.Identity{Zone: "a"}, 1)

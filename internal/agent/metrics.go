@@ -8,6 +8,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -47,19 +48,19 @@ func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
 func (m *metrics) observe(r *flow.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.find(r.Local)
+	s := m.find(r.Owner)
 	s.touched = max(s.touched, r.Time)
 	t := m.cell(s, cellTraffic+protocolIndex(r.Protocol))
 	t.Counters = t.Add(r.Delta)
-	if r.Remote != nil && r.Local.Zone != "" && r.Remote.Zone != "" {
+	if r.Peer != nil && r.Owner.Zone != "" && r.Peer.Zone != "" {
 		zone := cellZoneSame
-		if r.Local.Zone != r.Remote.Zone {
+		if r.Owner.Zone != r.Peer.Zone {
 			zone = cellZoneCross
 		}
 		z := m.cell(s, zone)
 		z.Counters = z.Add(r.Delta)
 	}
-	if r.Protocol == flow.TCP && r.TCP.Valid {
+	if r.Protocol == record.TCP && r.TCP.Valid {
 		m.observeTCP(s, r)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -79,8 +80,8 @@ func TestMetricsByWorkload(t *testing.T) {
 	m := newMetrics(false, 1000, new(loss.Counters))
 	web := &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: "web-1"}
 	observe := func(e flow.Event, s flow.Sample, d flow.Counters) *flow.Record {
-		r := record(e, s, d)
-		r.Local = web
+		r := recordOf(e, s, d)
+		r.Owner = web
 		m.observe(r)
 		return r
 	}
@@ -134,8 +135,8 @@ func TestMetricsByWorkload(t *testing.T) {
 func TestPodLabel(t *testing.T) {
 	m := newMetrics(true, 1000, new(loss.Counters))
 	for _, pod := range []string{"web-1", "web-2"} {
-		r := record(flow.EventOpen, udpSample(1, 0, 0), flow.Counters{TxBytes: 5})
-		r.Local = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: pod}
+		r := recordOf(flow.EventOpen, udpSample(1, 0, 0), flow.Counters{TxBytes: 5})
+		r.Owner = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: pod}
 		m.observe(r)
 	}
 	want := []string{
@@ -151,8 +152,8 @@ func TestPodLabel(t *testing.T) {
 
 // ofWorkload is n records' worth of UDP traffic of one workload.
 func ofWorkload(m *metrics, name string, at int64) *flow.Record {
-	r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 1, TxPackets: 1})
-	r.Local = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: uint64(at) + 1}
+	r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 1, TxPackets: 1})
+	r.Owner = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: uint64(at) + 1}
 	r.Time = second(at)
 	m.observe(r)
 	return r
@@ -168,8 +169,8 @@ func TestSeriesCap(t *testing.T) {
 		ofWorkload(m, fmt.Sprint("w", i), 0) // by another identity
 	}
 	// A second protocol of a workload that is in is refused as well.
-	r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 100})
-	r.Protocol, r.Local = flow.ICMP, rows[0].Local
+	r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 100})
+	r.Protocol, r.Owner = record.ICMP, rows[0].Owner
 	m.observe(r)
 
 	var got []string
@@ -206,9 +207,9 @@ func TestCommandsDoNotCrowd(t *testing.T) {
 	const room = 40
 	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
 	command := func(i int) *flow.Record {
-		r := record(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 2})
+		r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 2})
 		r.Time = second(0)
-		r.Local = &workload.Identity{Kind: workload.KindProcess, Name: fmt.Sprint("x", i), CgroupID: 9}
+		r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: fmt.Sprint("x", i), CgroupID: 9}
 		m.observe(r)
 		return r
 	}
@@ -290,7 +291,7 @@ func TestSweep(t *testing.T) {
 	ofWorkload(m, "gone", 0)
 	ofWorkload(m, "idle", 1) // silent, but its cgroup is there
 	command := ofWorkload(m, "command", 2)
-	command.Local = &workload.Identity{Kind: workload.KindProcess, Name: "curl", CgroupID: 9}
+	command.Owner = &workload.Identity{Kind: workload.KindProcess, Name: "curl", CgroupID: 9}
 	for _, s := range m.byLabels {
 		if s.labels.name == "command" {
 			s.transient = true
@@ -343,7 +344,7 @@ func TestObserveDoesNotAllocate(t *testing.T) {
 	m := newMetrics(false, 10_000, new(loss.Counters))
 	s := tcpSample(1, 1000, 1000)
 	s.TCP.Retransmits = 2
-	r := record(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+	r := recordOf(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
 	if n := testing.AllocsPerRun(1000, func() { m.observe(r) }); n != 0 {
 		t.Errorf("%v allocations per record", n)
 	}
@@ -461,9 +462,9 @@ func TestOwnFlowsAreNotActive(t *testing.T) {
 // size of the cells is what they make.
 func TestFamiliesAreAllCollected(t *testing.T) {
 	m := newMetrics(true, 1_000_000, new(loss.Counters))
-	r := record(flow.EventClose, tcpSample(1, 0, 0), flow.Counters{TxBytes: 1})
+	r := recordOf(flow.EventClose, tcpSample(1, 0, 0), flow.Counters{TxBytes: 1})
 	m.observe(r)
-	s := m.byIdentity[r.Local]
+	s := m.byIdentity[r.Owner]
 	for i := range s.cells {
 		m.cell(s, i)
 	}
@@ -517,7 +518,7 @@ func BenchmarkObserve(b *testing.B) {
 	}{{"tcp", tcpSample(1, 1000, 1000)}, {"udp", udpSample(1, 1000, 1000)}} {
 		b.Run(bb.name, func(b *testing.B) {
 			m := newMetrics(false, 10_000, new(loss.Counters))
-			r := record(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+			r := recordOf(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
 			b.ReportAllocs()
 			for b.Loop() {
 				m.observe(r)

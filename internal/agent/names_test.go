@@ -14,6 +14,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -39,13 +40,13 @@ func FuzzNames(f *testing.F) {
 	f.Add([]byte("\x00\xff"))
 	f.Fuzz(func(t *testing.T, command []byte) {
 		s := tcpSample(1, 10, 20)
-		s.Comm = flow.Comm{}
+		s.Comm = record.Comm{}
 		copy(s.Comm[:15], command)
-		r := record(flow.EventOpen, s, s.Total)
-		r.Local = &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: 5}
-		other := record(flow.EventOpen, udpSample(2, 30, 40), flow.Counters{TxBytes: 30, TxPackets: 1})
-		other.Local = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web"}
-		for _, m := range []proto.Message{flowEvent(r, "node-a"), processPB(&s)} {
+		r := recordOf(flow.EventOpen, s, s.Total)
+		r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: 5}
+		other := recordOf(flow.EventOpen, udpSample(2, 30, 40), flow.Counters{TxBytes: 30, TxPackets: 1})
+		other.Owner = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web"}
+		for _, m := range []proto.Message{flowEvent(r, "node-a"), processPB(&r.Header)} {
 			if _, err := proto.Marshal(m); err != nil {
 				t.Errorf("%q: %v", command, err)
 			}
@@ -70,8 +71,8 @@ func FuzzNames(f *testing.F) {
 func TestBadSeriesCostsItself(t *testing.T) {
 	m := newMetrics(false, 1000, new(loss.Counters))
 	for _, name := range []string{"bad\xff", "web"} {
-		r := record(flow.EventOpen, udpSample(2, 30, 40), flow.Counters{TxBytes: 30, TxPackets: 1})
-		r.Local = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: name}
+		r := recordOf(flow.EventOpen, udpSample(2, 30, 40), flow.Counters{TxBytes: 30, TxPackets: 1})
+		r.Owner = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: name}
 		m.observe(r)
 	}
 	code, body := page(t, exporterOf(m))

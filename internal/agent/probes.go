@@ -25,13 +25,13 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel/neuron"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml"
 	"github.com/Ignoramuss/orb8/internal/accel/tpu"
-	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/procnet"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -302,7 +302,7 @@ func kernelRelease() string {
 type self struct {
 	pid   uint32
 	netns uint32 // 0 if it is not known
-	comm  flow.Comm
+	comm  record.Comm
 	ports map[uint16]bool
 }
 
@@ -325,7 +325,7 @@ func newSelf(cfg Config) self {
 	return s
 }
 
-func (s self) is(f *flow.Sample) bool {
+func (s self) is(f *record.Header) bool {
 	if f.PID == s.pid {
 		return true
 	}
@@ -333,5 +333,5 @@ func (s self) is(f *flow.Sample) bool {
 	if f.NetNS != 0 && s.netns != 0 && f.NetNS != s.netns {
 		return false
 	}
-	return f.Loopback && f.Protocol == flow.TCP && f.Comm == s.comm && s.ports[f.RemotePort]
+	return f.Loopback && f.Protocol == record.TCP && f.Comm == s.comm && s.ports[f.RemotePort]
 }

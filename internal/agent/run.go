@@ -180,7 +180,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	}
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
-	a.table.FlushAll()
+	a.names.FlushAll()
 	a.hub.close()
 }
 
@@ -195,7 +195,7 @@ func (a *Agent) flush(ctx context.Context) {
 		case <-a.deps.Cluster.Changed():
 		case <-ticker.C:
 		}
-		a.table.Flush(time.Now())
+		a.names.Flush(time.Now())
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 func TestSelf(t *testing.T) {
@@ -16,19 +16,19 @@ func TestSelf(t *testing.T) {
 	if s.netns == 0 {
 		t.Fatal("the own network namespace is not known")
 	}
-	cli := flow.Sample{Key: flow.Key{Protocol: flow.TCP, RemotePort: 9090, NetNS: s.netns}, Loopback: true, PID: 1, Comm: flow.Comm{'o', 'r', 'b', '8'}}
+	cli := record.Header{Protocol: record.TCP, RemotePort: 9090, NetNS: s.netns, Loopback: true, PID: 1, Comm: record.Comm{'o', 'r', 'b', '8'}}
 	for _, tt := range []struct {
 		name   string
-		change func(*flow.Sample)
+		change func(*record.Header)
 		want   bool
 	}{
-		{"a command that asks the agent", func(*flow.Sample) {}, true},
-		{"where the namespace is not known", func(f *flow.Sample) { f.NetNS = 0 }, true},
-		{"the agent", func(f *flow.Sample) { *f = flow.Sample{PID: uint32(os.Getpid())} }, true},
-		{"one of the same name in a pod, to its own port", func(f *flow.Sample) { f.NetNS++ }, false},
-		{"another command", func(f *flow.Sample) { f.Comm[0] = 'x' }, false},
-		{"another port", func(f *flow.Sample) { f.RemotePort = 9092 }, false},
-		{"over the network", func(f *flow.Sample) { f.Loopback = false }, false},
+		{"a command that asks the agent", func(*record.Header) {}, true},
+		{"where the namespace is not known", func(f *record.Header) { f.NetNS = 0 }, true},
+		{"the agent", func(f *record.Header) { *f = record.Header{PID: uint32(os.Getpid())} }, true},
+		{"one of the same name in a pod, to its own port", func(f *record.Header) { f.NetNS++ }, false},
+		{"another command", func(f *record.Header) { f.Comm[0] = 'x' }, false},
+		{"another port", func(f *record.Header) { f.RemotePort = 9092 }, false},
+		{"over the network", func(f *record.Header) { f.Loopback = false }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := cli

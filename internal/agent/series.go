@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -67,15 +68,15 @@ func protocolLabels() [numProtocols]string {
 	return [numProtocols]string{"TCP", "UDP", "ICMP", "ICMPv6", "other"}
 }
 
-func protocolIndex(p flow.Protocol) int {
+func protocolIndex(p record.Protocol) int {
 	switch p {
-	case flow.TCP:
+	case record.TCP:
 		return 0
-	case flow.UDP:
+	case record.UDP:
 		return 1
-	case flow.ICMP:
+	case record.ICMP:
 		return 2
-	case flow.ICMPv6:
+	case record.ICMPv6:
 		return 3
 	}
 	return 4

@@ -139,10 +139,10 @@ func (s *server) selectHalves(i *interest, since int64, limit int) *ranking {
 		}
 		tx, rx := directions(r.Total)
 		if tx {
-			k.add(ranked{key: r.Key, egress: true, by: r.Total.TxBytes})
+			k.add(ranked{key: r.Key(), egress: true, by: r.Total.TxBytes})
 		}
 		if rx {
-			k.add(ranked{key: r.Key, by: r.Total.RxBytes})
+			k.add(ranked{key: r.Key(), by: r.Total.RxBytes})
 		}
 	})
 	k.cut()
@@ -178,9 +178,9 @@ func (s *server) rowsOf(answer []ranked) iter.Seq2[ranked, *flow.Record] {
 			}
 			rows := make(map[flow.Key]*flow.Record, len(some))
 			s.agent.eachOf(keys, func(r *flow.Record) {
-				if rows[r.Key] == nil {
+				if key := r.Key(); rows[key] == nil {
 					c := *r
-					rows[r.Key] = &c
+					rows[key] = &c
 				}
 			})
 			for _, ref := range some {
@@ -322,7 +322,7 @@ func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *interest, stream gr
 	k := &ranking{limit: int(req.GetLimit())}
 	s.agent.eachRow(func(r *flow.Record) {
 		if kind.wants(r) {
-			k.add(ranked{key: r.Key, by: sortKey(r, req.GetSort())})
+			k.add(ranked{key: r.Key(), by: sortKey(r, req.GetSort())})
 		}
 	})
 	for _, r := range s.rowsOf(k.cut()) {

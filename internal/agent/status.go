@@ -107,7 +107,7 @@ func (a *Agent) kubernetes() *orb8v1.KubernetesStatus {
 	return &orb8v1.KubernetesStatus{
 		Enabled: true, Synced: s.Synced, Degraded: s.Degraded,
 		PeerPods: uint32(s.Peers), Services: uint32(s.Services), Nodes: uint32(s.Nodes),
-		WaitingRecords: uint32(a.table.Waiting()),
+		WaitingRecords: uint32(a.names.Waiting()),
 	}
 }
 
@@ -178,7 +178,7 @@ func (a *Agent) facts() facts {
 		history: a.hub.kept(), maxHistory: cfg.History,
 		probes:      a.manager.Status(),
 		includeSelf: cfg.IncludeSelf,
-		waiting:     a.table.Waiting(), cluster: cluster,
+		waiting:     a.names.Waiting(), cluster: cluster,
 		gpus: a.gpuFacts(time.Now()),
 	}
 }
@@ -278,6 +278,7 @@ func (w *watch) sweep(now time.Time) {
 	w.giveBack(w.agent.table.Len())
 	keep := w.agent.config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
+	w.agent.names.Sweep(now)
 	if w.agent.accel != nil {
 		w.agent.accel.ledger.Sweep(now, keep)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // types are what events may say, by name.
@@ -100,7 +101,7 @@ func compileNamespaces(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool { return slices.Contains(names, r.Local.Namespace) }, nil
+	return func(r *flow.Record) bool { return slices.Contains(names, r.Owner.Namespace) }, nil
 }
 
 func (c *compiler) compileNodes(values []string) (predicate, *Error) {
@@ -110,10 +111,10 @@ func (c *compiler) compileNodes(values []string) (predicate, *Error) {
 	}
 	own := slices.Contains(names, c.node)
 	return func(r *flow.Record) bool {
-		if r.Local.Node == "" {
+		if r.Owner.Node == "" {
 			return own
 		}
-		return slices.Contains(names, r.Local.Node)
+		return slices.Contains(names, r.Owner.Node)
 	}, nil
 }
 
@@ -178,7 +179,7 @@ func compilePods(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool { return matchAny(pods, r.Local.Namespace, r.Local.Pod) }, nil
+	return func(r *flow.Record) bool { return matchAny(pods, r.Owner.Namespace, r.Owner.Pod) }, nil
 }
 
 // compileServices: a client's flow has the Service at its remote end, that of
@@ -189,8 +190,8 @@ func compileServices(values []string) (predicate, *Error) {
 		return nil, err
 	}
 	return func(r *flow.Record) bool {
-		return matchAny(services, r.Local.Namespace, r.Local.Service) ||
-			r.Remote != nil && matchAny(services, r.Remote.Namespace, r.Remote.Service)
+		return matchAny(services, r.Owner.Namespace, r.Owner.Service) ||
+			r.Peer != nil && matchAny(services, r.Peer.Namespace, r.Peer.Service)
 	}, nil
 }
 
@@ -202,15 +203,15 @@ func compileWorkloads(values []string) (predicate, *Error) {
 		return nil, err
 	}
 	return func(r *flow.Record) bool {
-		if r.Local.Name == "" {
+		if r.Owner.Name == "" {
 			return false
 		}
 		for i := range workloads {
 			w := &workloads[i]
-			if w.whole.match(r.Local.Name) {
+			if w.whole.match(r.Owner.Name) {
 				return true
 			}
-			if w.qualifier != "" && strings.EqualFold(w.qualifier, r.Local.Kind) && w.name.match(r.Local.Name) {
+			if w.qualifier != "" && strings.EqualFold(w.qualifier, r.Owner.Kind) && w.name.match(r.Owner.Name) {
 				return true
 			}
 		}
@@ -223,7 +224,7 @@ func compileSelector(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, &Error{Value: values[0], Want: wantSelector, Err: err}
 	}
-	return func(r *flow.Record) bool { return sel.match(r.Local.Labels) }, nil
+	return func(r *flow.Record) bool { return sel.match(r.Owner.Labels) }, nil
 }
 
 func compileIPs(values []string) (predicate, *Error) {
@@ -236,7 +237,7 @@ func compileIPs(values []string) (predicate, *Error) {
 		prefixes = append(prefixes, p)
 	}
 	return func(r *flow.Record) bool {
-		local, remote := r.Key.Local.IP(), r.Key.Remote.IP()
+		local, remote := r.Local.IP(), r.Remote.IP()
 		for _, p := range prefixes {
 			if p.Contains(local) || p.Contains(remote) {
 				return true
@@ -305,18 +306,18 @@ func compileProtocols(values []string) (predicate, *Error) {
 	return func(r *flow.Record) bool { return wanted[r.Protocol] }, nil
 }
 
-func parseProtocol(s string) (flow.Protocol, bool) {
-	for _, p := range []flow.Protocol{flow.TCP, flow.UDP, flow.ICMP, flow.ICMPv6} {
+func parseProtocol(s string) (record.Protocol, bool) {
+	for _, p := range []record.Protocol{record.TCP, record.UDP, record.ICMP, record.ICMPv6} {
 		if strings.EqualFold(s, p.String()) {
 			return p, true
 		}
 	}
 	n, err := strconv.ParseUint(s, 10, 8)
-	return flow.Protocol(n), err == nil
+	return record.Protocol(n), err == nil
 }
 
 // commLen is how much of a command the kernel keeps (TASK_COMM_LEN less its NUL).
-const commLen = len(flow.Comm{}) - 1
+const commLen = len(record.Comm{}) - 1
 
 func compileProcesses(values []string) (predicate, *Error) {
 	var (
@@ -342,7 +343,7 @@ func compileProcesses(values []string) (predicate, *Error) {
 	}, nil
 }
 
-func matchComm(patterns []glob, c *flow.Comm) bool {
+func matchComm(patterns []glob, c *record.Comm) bool {
 	if c[0] == 0 {
 		return false
 	}
@@ -367,7 +368,7 @@ func compileContainers(values []string) (predicate, *Error) {
 	}
 	return func(r *flow.Record) bool {
 		for _, id := range ids {
-			if strings.HasPrefix(r.Local.ContainerID, id) {
+			if strings.HasPrefix(r.Owner.ContainerID, id) {
 				return true
 			}
 		}

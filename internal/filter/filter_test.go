@@ -15,12 +15,13 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-func addr(s string) flow.Addr { return flow.AddrOf(netip.MustParseAddr(s)) }
+func addr(s string) record.Addr { return record.AddrOf(netip.MustParseAddr(s)) }
 
-func comm(s string) (c flow.Comm) {
+func comm(s string) (c record.Comm) {
 	copy(c[:15], s)
 	return c
 }
@@ -29,32 +30,28 @@ func comm(s string) (c flow.Comm) {
 // Kubernetes to a peer of which nothing is known.
 func pod() *flow.Record {
 	return &flow.Record{
-		Sample: flow.Sample{
-			Key: flow.Key{
-				Local: addr("10.0.1.7"), Remote: addr("10.96.0.10"),
-				LocalPort: 41000, RemotePort: 443, Protocol: flow.TCP,
-			},
+		Header: record.Header{
+			Local: addr("10.0.1.7"), Remote: addr("10.96.0.10"),
+			LocalPort: 41000, RemotePort: 443, Protocol: record.TCP,
 			PID: 4242, Comm: comm("prometheus-node"),
+			Owner: &workload.Identity{
+				Namespace: "shop", Pod: "web-7f9-abcde", Kind: "Deployment", Name: "web",
+				ContainerID: "4f2d9c1e8a7b", Node: "node-a",
+				Labels: map[string]string{"app": "web", "tier": "front", "canary": ""},
+			},
+			Peer: &workload.Identity{Namespace: "shop", Service: "api"},
 		},
-		Local: &workload.Identity{
-			Namespace: "shop", Pod: "web-7f9-abcde", Kind: "Deployment", Name: "web",
-			ContainerID: "4f2d9c1e8a7b", Node: "node-a",
-			Labels: map[string]string{"app": "web", "tier": "front", "canary": ""},
-		},
-		Remote: &workload.Identity{Namespace: "shop", Service: "api"},
 	}
 }
 
 func host() *flow.Record {
 	return &flow.Record{
-		Sample: flow.Sample{
-			Key: flow.Key{
-				Local: addr("fd00::1"), Remote: addr("fd00:1::2"),
-				LocalPort: 5353, RemotePort: 53, Protocol: flow.UDP,
-			},
+		Header: record.Header{
+			Local: addr("fd00::1"), Remote: addr("fd00:1::2"),
+			LocalPort: 5353, RemotePort: 53, Protocol: record.UDP,
 			PID: 7, Comm: comm("kworker/0:1"),
+			Owner: &workload.Identity{Kind: workload.KindProcess, Name: "kworker/0:1"},
 		},
-		Local: &workload.Identity{Kind: workload.KindProcess, Name: "kworker/0:1"},
 	}
 }
 
@@ -143,7 +140,7 @@ func TestNilSetMatches(t *testing.T) {
 }
 
 func TestRecordWithoutNamesMatchesNoName(t *testing.T) {
-	r := &flow.Record{Local: &workload.Identity{}}
+	r := &flow.Record{Header: record.Header{Owner: &workload.Identity{}}}
 	for _, f := range []*F{
 		{Pods: []string{"*"}}, {Workloads: []string{"*"}}, {Processes: []string{"*"}},
 		{Nodes: []string{"node-a"}}, {Services: []string{"api"}}, {Containers: []string{"abcdef"}},
@@ -279,7 +276,7 @@ func FuzzCompile(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	records := []*flow.Record{pod(), host(), {Local: &workload.Identity{}}}
+	records := []*flow.Record{pod(), host(), {Header: record.Header{Owner: &workload.Identity{}}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var pb F
 		if proto.Unmarshal(b, &pb) != nil {
@@ -308,7 +305,7 @@ func FuzzCompile(f *testing.F) {
 // The server behind a Service is asked for by the same name as its clients.
 func TestServiceOfTheServer(t *testing.T) {
 	r := host()
-	r.Local = &workload.Identity{Namespace: "shop", Pod: "api-0", Service: "api"}
+	r.Owner = &workload.Identity{Namespace: "shop", Pod: "api-0", Service: "api"}
 	for value, want := range map[string]bool{"api": true, "shop/api": true, "test/api": false, "api-0": false} {
 		set, err := filter.Compile([]*F{{Services: []string{value}}})
 		if err != nil {

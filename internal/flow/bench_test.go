@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 func benchTable(maxFlows int) *Table {
 	return NewTable(Config{
-		MaxFlows: maxFlows, IdleTimeout: 30 * time.Second, Resolver: &fixed{}, Losses: new(loss.Counters),
+		MaxFlows: maxFlows, IdleTimeout: 30 * time.Second, Losses: new(loss.Counters),
 	}, func(*Record) {})
 }
 
@@ -20,7 +21,7 @@ func benchTable(maxFlows int) *Table {
 func many(n int) []*Sample {
 	all := make([]*Sample, n)
 	for i := range all {
-		all[i] = sample(0, 1, owner(4, Comm{'b', 'u', 's', 'y', 'b', 'o', 'x', '-', 'w', 'o', 'r', 'k', 'e', 'r', '1'}))
+		all[i] = sample(0, 1, owner(4, record.Comm{'b', 'u', 's', 'y', 'b', 'o', 'x', '-', 'w', 'o', 'r', 'k', 'e', 'r', '1'}))
 		binary.BigEndian.PutUint32(all[i].Remote[12:], uint32(i))
 	}
 	return all
@@ -34,7 +35,7 @@ func update(t *Table, s *Sample) {
 }
 
 func TestUpdateAllocatesNothing(t *testing.T) {
-	table, s := benchTable(10), sample(1, 1, owner(4, Comm{'n', 'g', 'i', 'n', 'x'}))
+	table, s := benchTable(10), sample(1, 1, owner(4, record.Comm{'n', 'g', 'i', 'n', 'x'}))
 	table.Apply(s)
 	if n := testing.AllocsPerRun(1000, func() { update(table, s) }); n != 0 {
 		t.Errorf("%v allocations per update, want 0", n)

@@ -5,67 +5,13 @@
 // BPF, gRPC or Kubernetes.
 package flow
 
-import (
-	"bytes"
-	"net/netip"
-	"strconv"
-	"strings"
-	"time"
-
-	"github.com/Ignoramuss/orb8/internal/workload"
-)
-
-// Addr is an IPv6 address, or an IPv4 address mapped into IPv6, in network
-// order: the form in which the kernel programs hand over both.
-type Addr [16]byte
-
-// IP returns the address; a mapped IPv4 address as IPv4.
-func (a Addr) IP() netip.Addr { return netip.AddrFrom16(a).Unmap() }
-
-// AddrOf is the reverse of IP.
-func AddrOf(ip netip.Addr) Addr { return ip.As16() }
-
-// Protocol is an IP protocol number.
-type Protocol uint8
-
-// The protocols that have a name in output and filters.
-const (
-	ICMP   Protocol = 1
-	TCP    Protocol = 6
-	UDP    Protocol = 17
-	ICMPv6 Protocol = 58
-)
-
-// String returns TCP, UDP, ICMP, ICMPv6 or the number in decimal.
-func (p Protocol) String() string {
-	switch p {
-	case ICMP:
-		return "ICMP"
-	case TCP:
-		return "TCP"
-	case UDP:
-		return "UDP"
-	case ICMPv6:
-		return "ICMPv6"
-	}
-	return strconv.Itoa(int(p))
-}
-
-// Role is the part the local end plays; the numbers are those of the API.
-type Role uint8
-
-// RoleUnknown stands where neither the socket nor the first packet tells.
-const (
-	RoleUnknown Role = iota
-	RoleClient
-	RoleServer
-)
+import "github.com/Ignoramuss/orb8/internal/record"
 
 // Key identifies a flow on one node. Local is the end that the cgroup owns.
 type Key struct {
-	Local, Remote         Addr
+	Local, Remote         record.Addr
 	LocalPort, RemotePort uint16
-	Protocol              Protocol
+	Protocol              record.Protocol
 	// ICMP tells flows of different ICMP types and codes apart, as type<<8|code;
 	// echo replies carry the type of their request. 0 for other protocols.
 	ICMP uint16
@@ -73,16 +19,12 @@ type Key struct {
 	EchoID uint16
 	// ICMPRole separates the asking from the answering end of an echo, which on
 	// loopback share addresses and often the cgroup. RoleUnknown if not an echo.
-	ICMPRole Role
+	ICMPRole record.Role
 	// CgroupID is the inode of the cgroup in the cgroup2 hierarchy.
 	CgroupID uint64
 	// NetNS is the inode of the network namespace, 0 where the probe cannot tell.
 	NetNS uint32
 }
-
-// IsSum reports whether the flow is the sum of those of its cgroup and protocol for
-// whose detail there was no room: neither end has an address.
-func (k *Key) IsSum() bool { return k.Local == Addr{} && k.Remote == Addr{} }
 
 // Counters are cumulative or differences, as the field that holds them says.
 // Bytes are payload bytes or IP bytes, packets TCP segments or IP packets.
@@ -190,20 +132,6 @@ type TCPInfo struct {
 	AckedBytes, RetransBytes uint64
 }
 
-// Comm is a command name as the kernel keeps it, NUL-padded.
-type Comm [16]byte
-
-// String returns the command without its padding, in valid UTF-8: a command is any 15
-// bytes, and the kernel cuts long ones in the middle of a character. What is no
-// character is U+FFFD.
-func (c Comm) String() string {
-	n := bytes.IndexByte(c[:], 0)
-	if n < 0 {
-		n = len(c)
-	}
-	return strings.ToValidUTF8(string(c[:n]), "\uFFFD")
-}
-
 // Sample is one reading of one flow's counters: the boundary between the probes
 // and the table.
 type Sample struct {
@@ -211,7 +139,7 @@ type Sample struct {
 	// Instance tells one use of a key from the next: the start of the
 	// connection, or of the kernel's entry, in boot-time nanoseconds.
 	Instance uint64
-	Role     Role
+	Role     record.Role
 	Unit     ByteUnit
 	Loopback bool
 	// First and Last are when the flow began and when it last had traffic or changed
@@ -222,7 +150,7 @@ type Sample struct {
 	// still takes the right difference.
 	Total, Base Counters
 	PID         uint32
-	Comm        Comm
+	Comm        record.Comm
 	TCP         TCPInfo
 }
 
@@ -240,16 +168,18 @@ const (
 
 // Record is one row of the table, or what happened to it.
 type Record struct {
-	Sample
-	Event Event
-	// Time of the event, by the clock of First and Last.
-	Time int64
+	record.Header
+	// ICMP, EchoID and ICMPRole are those of its Key.
+	ICMP, EchoID uint16
+	ICMPRole     record.Role
+	// Instance and the next ones are as in Sample.
+	Instance uint64
+	Unit     ByteUnit
+	Total    Counters
+	TCP      TCPInfo
+	Event    Event
 	// Delta is what was added since the flow's last record.
 	Delta Counters
-	// Local is never nil. Remote is nil where nothing is known of the peer.
-	Local, Remote *workload.Identity
-	// Self marks orb8's own traffic.
-	Self bool
 	// Connected marks the first record of a TCP connection that says that it is
 	// established, unless it was so before orb8.
 	Connected bool
@@ -261,11 +191,32 @@ type Record struct {
 	RTTDue bool
 }
 
-// Shift moves the record's times by d.
-func (r *Record) Shift(d time.Duration) {
-	for _, t := range []*int64{&r.First, &r.Last, &r.Time} {
-		if *t != 0 {
-			*t += int64(d)
-		}
+// Key returns the flow's key.
+func (r *Record) Key() Key {
+	return Key{
+		Local: r.Local, Remote: r.Remote, LocalPort: r.LocalPort, RemotePort: r.RemotePort, Protocol: r.Protocol,
+		ICMP: r.ICMP, EchoID: r.EchoID, ICMPRole: r.ICMPRole, CgroupID: r.CgroupID, NetNS: r.NetNS,
+	}
+}
+
+// NewRecord returns the first record of a flow.
+func NewRecord(s *Sample) Record {
+	return Record{
+		Header: record.Header{
+			CgroupID: s.CgroupID, NetNS: s.NetNS, PID: s.PID, Comm: s.Comm,
+			Local: s.Local, Remote: s.Remote, LocalPort: s.LocalPort, RemotePort: s.RemotePort, Protocol: s.Protocol,
+			Role: s.Role, Loopback: s.Loopback, Phase: record.Ongoing, Time: s.Last, First: s.First, Last: s.Last,
+		},
+		ICMP: s.ICMP, EchoID: s.EchoID, ICMPRole: s.ICMPRole,
+		Instance: s.Instance, Unit: s.Unit, Total: s.Total, TCP: s.TCP,
+		Event: EventOpen, Delta: s.Total.Sub(s.Base),
+	}
+}
+
+// set makes the record one of an event.
+func (r *Record) set(e Event, time int64, delta Counters) {
+	r.Event, r.Time, r.Delta, r.Phase = e, time, delta, record.Ongoing
+	if e >= EventClose {
+		r.Phase = record.Ended
 	}
 }

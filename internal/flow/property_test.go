@@ -50,7 +50,7 @@ func newModel(seed uint64, maxFlows int) *model {
 		queue: make(map[instanceOf][]*Sample), sums: make(map[instanceOf]Counters), resent: make(map[instanceOf]uint64), wantResent: make(map[instanceOf]uint64), closed: make(map[instanceOf]int),
 	}
 	m.table = NewTable(Config{
-		MaxFlows: maxFlows, IdleTimeout: 30 * time.Second, Resolver: &fixed{}, Losses: &m.losses,
+		MaxFlows: maxFlows, IdleTimeout: 30 * time.Second, Losses: &m.losses,
 	}, m.record)
 	return m
 }
@@ -200,7 +200,7 @@ func checkRing(t *testing.T, table *Table) {
 	t.Helper()
 	n := 0
 	for r := table.head.next; r != &table.head; r = r.next {
-		if r.next.prev != r || r.prev.next != r || table.rows[r.rec.Key] != r {
+		if r.next.prev != r || r.prev.next != r || table.rows[r.rec.Key()] != r {
 			t.Fatal("the ring of rows is broken")
 		}
 		n++

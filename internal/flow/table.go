@@ -3,47 +3,24 @@
 package flow
 
 import (
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/shrink"
-	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-// Resolver names the ends of a flow. It is asked at each change of one and must
-// answer from memory or the local file system.
-type Resolver interface {
-	// Local never returns nil.
-	Local(cgroupID uint64, pid uint32, comm string, addr netip.Addr) *workload.Identity
-	// Remote returns nil where nothing is known.
-	Remote(workload.Peer) *workload.Identity
-	// Backs reports whether a Service sends to an address and port of server; known
-	// is false if it cannot be told.
-	Backs(service, server *workload.Identity, addr netip.Addr, port uint16, protocol uint8) (backs, known bool)
-}
-
-// Config is what a Table needs. Every field but IsSelf is required.
+// Config is what a Table needs.
 type Config struct {
 	// MaxFlows bounds the table. Beyond it the longest idle flow goes.
 	MaxFlows int
 	// IdleTimeout is the time without traffic after which a flow expires.
 	IdleTimeout time.Duration
-	Resolver    Resolver
-	// IsSelf recognises orb8's own traffic; nil if there is none.
-	IsSelf func(*Sample) bool
-	// Awaits says of a local identity that it is a pod's whose name may become
-	// known within seconds; nil if no record shall ever wait for a name. With it,
-	// Flush must be called regularly.
-	Awaits func(*workload.Identity) bool
-	Losses *loss.Counters
+	Losses      *loss.Counters
 	// RTTEvery is the interval of Record.RTTDue; nil for every record.
 	RTTEvery func() time.Duration
-	// Correction is what to add to times of samples for those of the wall clock, by
-	// which peers are found; nil where they are the same.
-	Correction func() time.Duration
 }
 
 // Table holds the current flows. Its methods may be called from any goroutine.
@@ -51,16 +28,18 @@ type Table struct {
 	cfg  Config
 	emit func(*Record)
 
+	// delivering is held while records are handed out, and taken before mu.
+	delivering sync.Mutex
+	spare      []Record // is out when that has been handed out
+
 	mu   sync.Mutex
+	out  []Record // have not been handed out yet
 	rows map[Key]*row
 	peak shrink.Peak
 	// Doubly linked ring through rows, most recently active first; head is
 	// only its anchor.
 	head row
 	free *row // rows to use again, linked by next
-	stub Record
-
-	names names
 }
 
 type row struct {
@@ -72,15 +51,14 @@ type row struct {
 	rttAt          int64 // when its round-trip time was last due
 	done           bool  // the final event has been sent
 	prev, next     *row
-	// Other rows with the same client's address and port, see names.
-	prevEnd, nextEnd *row
 }
 
-// NewTable returns an empty table. emit is called for every change of a flow
-// with the table locked: it must be quick, must not call the table and must not
-// keep the record.
+// NewTable returns an empty table. emit is called for every change of a flow, in their
+// order and one at a time, by the goroutine that made it or another one; what has changed
+// when a method returns has been handed out. The table is not locked meanwhile. emit must
+// not keep the record, nor call a method that changes flows.
 func NewTable(cfg Config, emit func(*Record)) *Table {
-	t := &Table{cfg: cfg, emit: emit, rows: make(map[Key]*row), names: newNames()}
+	t := &Table{cfg: cfg, emit: emit, rows: make(map[Key]*row)}
 	t.head.prev, t.head.next = &t.head, &t.head
 	return t
 }
@@ -98,7 +76,40 @@ func (t *Table) SetIdleTimeout(d time.Duration) {
 // Total.
 func (t *Table) Apply(s *Sample) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.apply(s)
+	news := len(t.out) > 0
+	t.mu.Unlock()
+	if news {
+		t.deliver()
+	}
+}
+
+// tell puts a record on its way. It is called with t.mu held.
+func (t *Table) tell(r *Record) { t.out = append(t.out, *r) }
+
+// maxSpare is how many records room is kept for between deliveries.
+const maxSpare = 1024
+
+// deliver hands out the records that are on their way.
+func (t *Table) deliver() {
+	t.delivering.Lock()
+	defer t.delivering.Unlock()
+	t.mu.Lock()
+	batch := t.out
+	t.out = t.spare
+	t.mu.Unlock()
+	for i := range batch {
+		t.emit(&batch[i])
+	}
+	if cap(batch) > maxSpare {
+		batch = nil
+	}
+	clear(batch)
+	t.spare = batch[:0]
+}
+
+// apply is called with t.mu held.
+func (t *Table) apply(s *Sample) {
 	r := t.rows[s.Key]
 	switch {
 	case r == nil:
@@ -118,17 +129,15 @@ func (t *Table) Apply(s *Sample) {
 
 // open makes r the row of a flow that the table does not know.
 func (t *Table) open(r *row, s *Sample) {
-	t.delist(r)
 	r.done, r.low, r.lowRetransmits = false, s.Base, s.TCP.BaseRetransmits
-	r.rec = Record{Sample: *s, Event: EventOpen, Time: s.Last, Delta: s.Total.Sub(s.Base)}
-	t.identify(&r.rec)
-	t.enlist(r)
+	r.rec = NewRecord(s)
 	r.rec.Connected = connected(s) && !s.TCP.Told && !s.TCP.Preexisting
 	r.rec.Retransmitted = since(s.TCP.Retransmits, s.TCP.BaseRetransmits)
 	r.rttAt = 0
 	t.setRTTDue(r)
 	if s.TCP.End != EndNone {
-		r.rec.Event, r.done = EventClose, true
+		r.rec.set(EventClose, s.Last, r.rec.Delta)
+		r.done = true
 	}
 	t.tell(&r.rec)
 }
@@ -152,13 +161,11 @@ func (t *Table) update(r *row, s *Sample) {
 	delta := total.Sub(rec.Total).Add(late)
 	ended := s.TCP.End != EndNone
 	rec.Total = total
-	if rec.Role == RoleUnknown {
+	if rec.Role == record.RoleUnknown {
 		rec.Role = s.Role
-		t.enlist(r)
 	}
-	renamed := s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm)
-	if renamed {
-		rec.PID, rec.Comm = s.PID, s.Comm
+	if s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm) {
+		rec.PID, rec.Comm, rec.Owner = s.PID, s.Comm, nil // which may go by the command
 	}
 	changed := delta != Counters{} || ended
 	rec.Connected, rec.Retransmitted = false, lateRetransmits+since(s.TCP.Retransmits, rec.TCP.Retransmits)
@@ -172,18 +179,15 @@ func (t *Table) update(r *row, s *Sample) {
 	} else {
 		rec.TCP.Retransmits = max(rec.TCP.Retransmits, s.TCP.Retransmits)
 	}
-	if changed || renamed {
-		t.name(r)
-	}
 	if !changed {
 		return
 	}
-	rec.Event, rec.Delta = EventUpdate, delta
 	rec.Last = max(rec.Last, s.Last)
-	rec.Time = rec.Last
+	event := EventUpdate
 	if ended {
-		rec.Event, r.done = EventClose, true
+		event, r.done = EventClose, true
 	}
+	rec.set(event, rec.Last, delta)
 	t.setRTTDue(r)
 	t.touch(r)
 	t.tell(rec)
@@ -207,10 +211,10 @@ func (t *Table) tellLate(r *row, delta Counters, retransmits uint64) {
 	if delta == (Counters{}) && retransmits == 0 {
 		return
 	}
-	t.stub = r.rec
-	t.stub.Event, t.stub.Delta, t.stub.TCP = EventUpdate, delta, untold(r.rec.TCP)
-	t.stub.Connected, t.stub.Retransmitted, t.stub.RTTDue = false, retransmits, false
-	t.tell(&t.stub)
+	late := r.rec
+	late.Event, late.Delta, late.TCP = EventUpdate, delta, untold(r.rec.TCP)
+	late.Connected, late.Retransmitted, late.RTTDue = false, retransmits, false
+	t.tell(&late)
 }
 
 // since is how much a counter has grown.
@@ -223,20 +227,19 @@ func untold(i TCPInfo) TCPInfo { return TCPInfo{Valid: i.Valid, State: i.State, 
 // applyStale reports a sample of a flow whose key already belongs to a later
 // one: it was read after the next one's begin.
 func (t *Table) applyStale(s *Sample) {
-	t.stub = Record{
-		Sample: *s, Event: EventUpdate, Time: s.Last, Delta: s.Total.Sub(s.Base),
-		Retransmitted: since(s.TCP.Retransmits, s.TCP.BaseRetransmits),
-	}
+	stale := NewRecord(s)
+	stale.Retransmitted = since(s.TCP.Retransmits, s.TCP.BaseRetransmits)
 	switch {
 	case s.TCP.End != EndNone:
-		t.stub.Event = EventClose
-	case t.stub.Delta == Counters{} && t.stub.Retransmitted == 0:
+		stale.set(EventClose, s.Last, stale.Delta)
+	case stale.Delta == Counters{} && stale.Retransmitted == 0:
 		return
 	default:
-		t.stub.TCP = untold(s.TCP)
+		stale.set(EventUpdate, s.Last, stale.Delta)
+		stale.TCP = untold(s.TCP)
+		stale.Phase = record.Ended // of a conversation that is over
 	}
-	t.identify(&t.stub)
-	t.tell(&t.stub)
+	t.tell(&stale)
 }
 
 // finish sends a row's last event, unless it has been sent.
@@ -245,30 +248,39 @@ func (t *Table) finish(r *row, why Event, now int64) {
 		return
 	}
 	r.done = true
-	r.rec.Event, r.rec.Time, r.rec.Delta = why, now, Counters{}
+	r.rec.set(why, now, Counters{})
 	r.rec.Connected, r.rec.Retransmitted, r.rec.RTTDue = false, 0, false
 	t.tell(&r.rec)
 }
 
+// atOnce is how many flows expire before their records are handed out.
+const atOnce = 256
+
 // Expire removes the flows that have been idle for the idle timeout.
 func (t *Table) Expire(now time.Time) {
+	for more := true; more; {
+		more = t.expire(now, atOnce)
+		t.deliver()
+	}
+}
+
+// expire removes at most n flows, and reports whether it has.
+func (t *Table) expire(now time.Time, n int) (more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	limit := now.Add(-t.cfg.IdleTimeout).UnixNano()
 	for r := t.head.prev; r != &t.head && r.rec.Last <= limit; r = t.head.prev {
+		if n--; n < 0 {
+			return true
+		}
 		t.finish(r, EventExpire, now.UnixNano())
 		t.remove(r)
 	}
-	t.giveBack()
-}
-
-// giveBack lets go of memory that a burst of flows took.
-func (t *Table) giveBack() {
 	var shrunk bool
 	if t.rows, shrunk = shrink.Map(t.rows, &t.peak); shrunk {
-		t.free = nil
+		t.free = nil // memory that a burst of flows took
 	}
-	t.names.giveBack()
+	return false
 }
 
 // Keys appends the keys of all rows, most recently active first.
@@ -277,36 +289,37 @@ func (t *Table) Keys(dst []Key) []Key {
 	defer t.mu.Unlock()
 	dst = slices.Grow(dst, len(t.rows))
 	for r := t.head.next; r != &t.head; r = r.next {
-		dst = append(dst, r.rec.Key)
+		dst = append(dst, r.rec.Key())
 	}
 	return dst
 }
 
-// Rows appends copies of the rows with these keys, of those that are still there. Ends
-// that have no name yet are looked up again. The table is locked for all of that, so keys
-// ought to be few at a time.
+// Rows appends copies of the rows with these keys, of those that are still there. The
+// table is locked for all of that, so keys ought to be few at a time. Owners and peers are
+// as Named said last, and may be nil.
 func (t *Table) Rows(keys []Key, dst []Record) []Record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range keys {
-		r := t.rows[keys[i]]
-		if r == nil {
-			continue
+		if r := t.rows[keys[i]]; r != nil {
+			dst = append(dst, r.rec)
 		}
-		if r.rec.Remote == nil || (t.cfg.Awaits != nil && t.cfg.Awaits(r.rec.Local)) {
-			t.name(r)
-		}
-		dst = append(dst, r.rec)
 	}
 	return dst
 }
 
-// wall is a sample's time by the wall clock.
-func (t *Table) wall(ns int64) int64 {
-	if t.cfg.Correction == nil {
-		return ns
+// Named has the row of a record remember how the record was named, until the next time.
+func (t *Table) Named(rec *Record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.rows[rec.Key()]
+	if r == nil || r.rec.Instance != rec.Instance {
+		return
 	}
-	return ns + int64(t.cfg.Correction())
+	r.rec.Peer, r.rec.Self = rec.Peer, rec.Self
+	if r.rec.PID == rec.PID && r.rec.Comm == rec.Comm { // else it goes by another one now
+		r.rec.Owner = rec.Owner
+	}
 }
 
 // Len is the number of rows.
@@ -338,8 +351,7 @@ func (t *Table) insert(s *Sample) *row {
 }
 
 func (t *Table) remove(r *row) {
-	delete(t.rows, r.rec.Key)
-	t.delist(r)
+	delete(t.rows, r.rec.Key())
 	t.unlink(r)
 	*r = row{next: t.free}
 	t.free = r

@@ -3,7 +3,6 @@
 package flow
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,37 +13,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
-
-// namer is a Resolver that names a local end by its cgroup, pid and command.
-type namer struct{}
-
-func (namer) Local(cgroup uint64, pid uint32, comm string, _ netip.Addr) *workload.Identity {
-	return &workload.Identity{Name: fmt.Sprintf("%d/%d/%s", cgroup, pid, comm)}
-}
-
-func (namer) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
-	return false, false
-}
-
-func (namer) Remote(p workload.Peer) *workload.Identity {
-	if p.Addr.IsPrivate() {
-		return &workload.Identity{Name: p.Addr.String()}
-	}
-	return nil
-}
-
-// fixed names nothing and makes nothing.
-type fixed struct{ id workload.Identity }
-
-func (f *fixed) Local(uint64, uint32, string, netip.Addr) *workload.Identity { return &f.id }
-func (f *fixed) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
-	return false, false
-}
-
-func (f *fixed) Remote(workload.Peer) *workload.Identity { return nil }
 
 // told is what a test looks at of one record.
 type told struct {
@@ -65,8 +37,7 @@ type bench struct {
 func newBench(max int) *bench {
 	b := new(bench)
 	b.Table = NewTable(Config{
-		MaxFlows: max, IdleTimeout: 30 * time.Second, Resolver: namer{}, Losses: &b.losses,
-		IsSelf: func(s *Sample) bool { return s.PID == 99 },
+		MaxFlows: max, IdleTimeout: 30 * time.Second, Losses: &b.losses,
 	}, func(r *Record) {
 		b.last = *r
 		b.told = append(b.told, told{r.LocalPort, r.Instance, r.Event, r.Time, r.Total.TxBytes, r.Delta.TxBytes})
@@ -83,19 +54,19 @@ func (b *bench) want(t *testing.T, want ...told) {
 
 type opt func(*Sample)
 
-func base(n uint64) opt       { return func(s *Sample) { s.Base = Counters{TxBytes: n} } }
-func instance(n uint64) opt   { return func(s *Sample) { s.Instance = n } }
-func state(st State) opt      { return func(s *Sample) { s.TCP.State = st } }
-func end(e End) opt           { return func(s *Sample) { s.TCP.End, s.TCP.State = e, StateClose } }
-func retransmits(n int) opt   { return func(s *Sample) { s.TCP.Retransmits = uint64(n) } }
-func at(t int64) opt          { return func(s *Sample) { s.Last = t } }
-func role(r Role) opt         { return func(s *Sample) { s.Role = r } }
-func owner(p int, c Comm) opt { return func(s *Sample) { s.PID, s.Comm = uint32(p), c } }
+func base(n uint64) opt              { return func(s *Sample) { s.Base = Counters{TxBytes: n} } }
+func instance(n uint64) opt          { return func(s *Sample) { s.Instance = n } }
+func state(st State) opt             { return func(s *Sample) { s.TCP.State = st } }
+func end(e End) opt                  { return func(s *Sample) { s.TCP.End, s.TCP.State = e, StateClose } }
+func retransmits(n int) opt          { return func(s *Sample) { s.TCP.Retransmits = uint64(n) } }
+func at(t int64) opt                 { return func(s *Sample) { s.Last = t } }
+func role(r record.Role) opt         { return func(s *Sample) { s.Role = r } }
+func owner(p int, c record.Comm) opt { return func(s *Sample) { s.PID, s.Comm = uint32(p), c } }
 
 // sample of the flow with the local port given, of instance 1, at time total.
 func sample(port uint16, total uint64, opts ...opt) *Sample {
 	s := &Sample{
-		Key:      Key{Local: AddrOf(netip.MustParseAddr("10.0.0.1")), LocalPort: port, Protocol: TCP, CgroupID: 7},
+		Key:      Key{Local: record.AddrOf(netip.MustParseAddr("10.0.0.1")), LocalPort: port, Protocol: record.TCP, CgroupID: 7},
 		Instance: 1, Last: int64(total), Total: Counters{TxBytes: total},
 		TCP: TCPInfo{Valid: true, State: StateEstablished},
 	}
@@ -214,50 +185,40 @@ func TestOlderReadingKeepsTheSocketsState(t *testing.T) {
 	}
 }
 
-func TestIdentity(t *testing.T) {
+// A row remembers how its flow was named, until another process has it.
+func TestNamed(t *testing.T) {
 	b := newBench(10)
-	names := func() [2]string {
-		got := [2]string{b.last.Local.Name}
-		if b.last.Remote != nil {
-			got[1] = b.last.Remote.Name
-		}
-		return got
-	}
-	s := sample(1, 1, owner(0, Comm{}))
-	s.Remote = AddrOf(netip.MustParseAddr("10.0.0.2"))
-	step := func(want [2]string, self bool, changes ...opt) {
+	sh, peer := &workload.Identity{Name: "sh"}, &workload.Identity{Name: "peer"}
+	check := func(owner, peer *workload.Identity) {
 		t.Helper()
-		s.Total.TxBytes++
-		s.Last++
-		for _, o := range changes {
-			o(s)
-		}
-		b.Apply(s)
-		if got := names(); got != want {
-			t.Errorf("identities = %q, want %q", got, want)
-		}
-		if b.last.Self != self {
-			t.Errorf("self = %v, want %v", b.last.Self, self)
+		if r := b.Snapshot(nil)[0]; r.Owner != owner || r.Peer != peer {
+			t.Errorf("owner %v, peer %v, want %v and %v", r.Owner, r.Peer, owner, peer)
 		}
 	}
-	step([2]string{"7/0/", "10.0.0.2"}, false)
-	step([2]string{"7/40/sh", "10.0.0.2"}, false, owner(40, Comm{'s', 'h'}))
-	step([2]string{"7/40/curl", "10.0.0.2"}, false, owner(40, Comm{'c', 'u', 'r', 'l'}))
-	step([2]string{"7/40/curl", "10.0.0.2"}, false, owner(0, Comm{})) // not known any more
-	step([2]string{"7/99/orb8", "10.0.0.2"}, true, owner(99, Comm{'o', 'r', 'b', '8'}))
-	if got := b.Snapshot(nil)[0]; got.PID != 99 || got.Comm.String() != "orb8" {
-		t.Errorf("row's process = %d %s", got.PID, got.Comm)
+	b.Apply(sample(1, 1, owner(40, record.Comm{'s', 'h'})))
+	check(nil, nil)
+	r := b.last
+	r.Owner, r.Peer = sh, peer
+	b.Named(&r)
+	check(sh, peer)
+	b.Apply(sample(1, 2))
+	if b.last.Owner != sh || b.last.Peer != peer {
+		t.Errorf("the next record comes with %v and %v", b.last.Owner, b.last.Peer)
 	}
-	b.Apply(sample(2, 1))
-	if b.last.Remote != nil || b.last.Local == nil {
-		t.Errorf("ends of a flow with an unknown peer: %v, %v", b.last.Local, b.last.Remote)
-	}
+	b.Apply(sample(1, 2, owner(40, record.Comm{'c', 'u', 'r', 'l'})))
+	check(nil, peer)
+	b.Named(&r) // late
+	check(nil, peer)
+	b.Apply(sample(1, 3, instance(2)))
+	check(nil, nil)
+	b.Named(&r) // of the flow before
+	check(nil, nil)
 }
 
 func TestRoleIsKeptOnceKnown(t *testing.T) {
 	b := newBench(10)
-	for _, c := range []struct{ told, want Role }{
-		{RoleUnknown, RoleUnknown}, {RoleServer, RoleServer}, {RoleUnknown, RoleServer}, {RoleClient, RoleServer},
+	for _, c := range []struct{ told, want record.Role }{
+		{record.RoleUnknown, record.RoleUnknown}, {record.RoleServer, record.RoleServer}, {record.RoleUnknown, record.RoleServer}, {record.RoleClient, record.RoleServer},
 	} {
 		b.Apply(sample(1, 1, role(c.told)))
 		if got := b.Snapshot(nil)[0].Role; got != c.want {
@@ -367,18 +328,24 @@ func TestRowsAreReused(t *testing.T) {
 
 func TestRecord(t *testing.T) {
 	b := newBench(10)
-	s := sample(1, 10, role(RoleClient))
+	s := sample(1, 10, role(record.RoleClient))
 	s.RemotePort, s.Loopback, s.Unit, s.First, s.NetNS = 443, true, BytesPayload, 3, 4
 	s.Total = Counters{TxBytes: 10, TxPackets: 2, RxBytes: 30, RxPackets: 4}
 	s.Base = Counters{TxBytes: 1, TxPackets: 1, RxBytes: 2, RxPackets: 3}
 	s.TCP.Told = true
 	b.Apply(s)
 	want := Record{
-		Sample: *s, Event: EventOpen, Time: 10,
+		Header: record.Header{
+			CgroupID: 7, NetNS: 4, Local: s.Local, LocalPort: 1, RemotePort: 443, Protocol: record.TCP,
+			Role: record.RoleClient, Loopback: true, Phase: record.Ongoing, Time: 10, First: 3, Last: 10,
+		},
+		Instance: 1, Unit: BytesPayload, Total: s.Total, TCP: s.TCP, Event: EventOpen,
 		Delta: Counters{TxBytes: 9, TxPackets: 1, RxBytes: 28, RxPackets: 1},
-		Local: &workload.Identity{Name: "7/0/"},
 	}
-	if d := cmp.Diff(want, b.last, cmpopts.EquateComparable(Addr{})); d != "" {
+	if got := b.last.Key(); got != s.Key {
+		t.Errorf("key %+v, want %+v", got, s.Key)
+	}
+	if d := cmp.Diff(want, b.last, cmpopts.EquateComparable(record.Addr{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
 	}
 	if d := cmp.Diff([]Record{want}, b.Snapshot(nil)); d != "" {
@@ -389,9 +356,9 @@ func TestRecord(t *testing.T) {
 func TestConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	var losses loss.Counters
-	sums := make(map[Key]uint64) // written under the table's lock
-	table := NewTable(Config{MaxFlows: 50, IdleTimeout: time.Minute, Resolver: &fixed{}, Losses: &losses},
-		func(r *Record) { sums[r.Key] += r.Delta.TxBytes })
+	sums := make(map[Key]uint64) // written one at a time
+	table := NewTable(Config{MaxFlows: 50, IdleTimeout: time.Minute, Losses: &losses},
+		func(r *Record) { sums[r.Key()] += r.Delta.TxBytes })
 	const flows, rounds = 40, 200
 	for g := range 4 {
 		wg.Go(func() {
@@ -437,7 +404,7 @@ func TestConcurrentUse(t *testing.T) {
 // Retransmitted is what is new in each record, and growth alone makes one.
 func TestRetransmitted(t *testing.T) {
 	var got []uint64
-	table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters)}, func(r *Record) {
+	table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Losses: new(loss.Counters)}, func(r *Record) {
 		got = append(got, r.Retransmitted)
 	})
 	for _, s := range []*Sample{
@@ -468,7 +435,7 @@ func TestRTTDue(t *testing.T) {
 	for name, every := range map[string]time.Duration{"each interval": 5 * time.Second, "each second": time.Second} {
 		due := 0
 		table := NewTable(Config{
-			MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters),
+			MaxFlows: 10, IdleTimeout: time.Minute, Losses: new(loss.Counters),
 			RTTEvery: func() time.Duration { return 5 * time.Second },
 		}, func(r *Record) {
 			if r.RTTDue {
@@ -505,7 +472,7 @@ func TestConnectedOnce(t *testing.T) {
 		"short":  {[]*Sample{sample(1, 1, end(EndFIN))}, []bool{true}},
 	} {
 		var got []bool
-		table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Resolver: namer{}, Losses: new(loss.Counters)}, func(r *Record) {
+		table := NewTable(Config{MaxFlows: 10, IdleTimeout: time.Minute, Losses: new(loss.Counters)}, func(r *Record) {
 			got = append(got, r.Connected)
 		})
 		for _, s := range tt.samples {

@@ -17,6 +17,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // TestPacketTakesTCPOver: where the tcp probe cannot start (here because its ring
@@ -30,7 +31,7 @@ func TestPacketTakesTCPOver(t *testing.T) {
 	apply := func(s *flow.Sample) {
 		mu.Lock()
 		defer mu.Unlock()
-		if s.Protocol == flow.TCP && s.Role == flow.RoleClient {
+		if s.Protocol == record.TCP && s.Role == record.RoleClient {
 			got[s.RemotePort] = s.Total
 		}
 	}

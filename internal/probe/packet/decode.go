@@ -2,7 +2,10 @@
 
 package packet
 
-import "github.com/Ignoramuss/orb8/internal/flow"
+import (
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
+)
 
 // clock converts boot time to Unix nanoseconds.
 type clock interface{ Unix(boot uint64) int64 }
@@ -16,9 +19,9 @@ func counters(f *bpfPacketFlow) flow.Counters {
 func decode(k *bpfPacketKey, f *bpfPacketFlow, base flow.Counters, s *flow.Sample, c clock) {
 	*s = flow.Sample{
 		Key: flow.Key{
-			Local: flow.Addr(k.Local.B), Remote: flow.Addr(k.Remote.B),
+			Local: record.Addr(k.Local.B), Remote: record.Addr(k.Remote.B),
 			LocalPort: k.LocalPort, RemotePort: k.RemotePort,
-			Protocol: flow.Protocol(k.Protocol), ICMP: k.Icmp, CgroupID: k.CgroupId,
+			Protocol: record.Protocol(k.Protocol), ICMP: k.Icmp, CgroupID: k.CgroupId,
 		},
 		Instance: f.StartNs,
 		Role:     role(f.Role),
@@ -30,25 +33,25 @@ func decode(k *bpfPacketKey, f *bpfPacketFlow, base flow.Counters, s *flow.Sampl
 		Total: counters(f),
 		Base:  base,
 		PID:   f.Pid,
-		Comm:  flow.Comm(f.Comm),
+		Comm:  record.Comm(f.Comm),
 	}
 	switch {
 	case k.Flags&uint8(bpfPacketFlagFLAG_ECHO_CLIENT) != 0:
-		s.ICMPRole = flow.RoleClient
+		s.ICMPRole = record.RoleClient
 	case k.Flags&uint8(bpfPacketFlagFLAG_ECHO_SERVER) != 0:
-		s.ICMPRole = flow.RoleServer
+		s.ICMPRole = record.RoleServer
 	default:
 		return
 	}
 	s.EchoID, s.LocalPort = s.LocalPort, 0
 }
 
-func role(r uint8) flow.Role {
+func role(r uint8) record.Role {
 	switch bpfRole(r) {
 	case bpfRoleROLE_CLIENT:
-		return flow.RoleClient
+		return record.RoleClient
 	case bpfRoleROLE_SERVER:
-		return flow.RoleServer
+		return record.RoleServer
 	}
-	return flow.RoleUnknown
+	return record.RoleUnknown
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -43,7 +44,7 @@ func entry(raw []byte) (k bpfPacketKey, f bpfPacketFlow, err error) {
 
 const entrySize = 48 + 80
 
-func addr(a string) (b [16]byte) { return flow.AddrOf(netip.MustParseAddr(a)) }
+func addr(a string) (b [16]byte) { return record.AddrOf(netip.MustParseAddr(a)) }
 
 func golden() map[string]struct {
 	k bpfPacketKey
@@ -172,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 		if s.Total != counters(&v) || s.Base != base || s.Instance != v.StartNs || s.Unit != flow.BytesIP || s.TCP != (flow.TCPInfo{}) {
 			t.Errorf("%+v from %+v", s, v)
 		}
-		if s.Role > flow.RoleServer || s.ICMPRole > flow.RoleServer || !s.Local.IP().IsValid() || !s.Remote.IP().IsValid() {
+		if s.Role > record.RoleServer || s.ICMPRole > record.RoleServer || !s.Local.IP().IsValid() || !s.Remote.IP().IsValid() {
 			t.Errorf("%+v from %+v", s, k)
 		}
 		_ = describe(&s)

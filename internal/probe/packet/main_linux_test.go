@@ -29,8 +29,8 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/testwait"
-	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 const childEnv = "ORB8_PACKET_TEST_CHILD"
@@ -92,7 +92,7 @@ func (r *rig) collect() {
 }
 
 // find returns the only flow with these ends; a zero port or address is any.
-func (r *rig) find(p flow.Protocol, local, remote netip.AddrPort, cgroup uint64) *seen {
+func (r *rig) find(p record.Protocol, local, remote netip.AddrPort, cgroup uint64) *seen {
 	r.t.Helper()
 	var found []*seen
 	for k, f := range r.got {
@@ -109,7 +109,7 @@ func (r *rig) find(p flow.Protocol, local, remote netip.AddrPort, cgroup uint64)
 	return found[0]
 }
 
-func isEnd(want netip.AddrPort, a flow.Addr, port uint16) bool {
+func isEnd(want netip.AddrPort, a record.Addr, port uint16) bool {
 	return (!want.Addr().IsValid() || want.Addr().Unmap() == a.IP()) && (want.Port() == 0 || want.Port() == port)
 }
 
@@ -472,15 +472,3 @@ func sendTruncated(to netip.Addr) error {
 	copy(p[16:], dst[:])
 	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst})
 }
-
-// nobody names no end of a flow.
-type nobody struct{}
-
-func (nobody) Local(uint64, uint32, string, netip.Addr) *workload.Identity {
-	return new(workload.Identity)
-}
-func (nobody) Backs(_, _ *workload.Identity, _ netip.Addr, _ uint16, _ uint8) (backs, known bool) {
-	return false, false
-}
-
-func (nobody) Remote(workload.Peer) *workload.Identity { return nil }

@@ -26,6 +26,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
@@ -69,12 +70,12 @@ func TestUDP(t *testing.T) {
 				r.collect()
 				n := uint64(len(sizes))
 				want := both(n, n*c.headers+0+1+100+1472+9000+60000)
-				for end, f := range map[flow.Role]*seen{
-					flow.RoleClient: r.find(flow.UDP, client, server, own),
-					flow.RoleServer: r.find(flow.UDP, server, client, own),
+				for end, f := range map[record.Role]*seen{
+					record.RoleClient: r.find(record.UDP, client, server, own),
+					record.RoleServer: r.find(record.UDP, server, client, own),
 				} {
 					f.want(t, fmt.Sprint("role ", end), want)
-					if f.Role != end || f.Unit != flow.BytesIP || !f.Loopback || f.TCP.Valid || f.ICMPRole != flow.RoleUnknown {
+					if f.Role != end || f.Unit != flow.BytesIP || !f.Loopback || f.TCP.Valid || f.ICMPRole != record.RoleUnknown {
 						t.Errorf("%+v, want role %v", f.Sample, end)
 					}
 					if f.First > f.Last || time.Since(time.Unix(0, f.First)).Abs() > time.Minute {
@@ -132,7 +133,7 @@ func TestUDPMapped(t *testing.T) {
 	}
 	r.collect()
 	client := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sa.(*unix.SockaddrInet6).Port))
-	f := r.find(flow.UDP, client, server, ownCgroup(t))
+	f := r.find(record.UDP, client, server, ownCgroup(t))
 	f.want(t, "client", both(1, udp4+10))
 	if got := f.Key.Remote.IP(); !got.Is4() {
 		t.Errorf("remote %v, want IPv4", got)
@@ -146,14 +147,14 @@ func TestProcess(t *testing.T) {
 	c := newChild(t, dir, nil)
 	client := c.addr("exchange 3 100 %v", server)
 	r.collect()
-	f := r.find(flow.UDP, client, server, id)
+	f := r.find(record.UDP, client, server, id)
 	f.want(t, "client", both(3, 3*(udp4+100)))
 	t.Log("orb8-feature: UDP flows by cgroup: works")
 	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := r.find(flow.UDP, server, client, ownCgroup(t))
+	old := r.find(record.UDP, server, client, ownCgroup(t))
 	for _, d := range r.Degraded() {
 		switch {
 		case strings.Contains(d, "sock_create"):
@@ -171,7 +172,7 @@ func TestProcess(t *testing.T) {
 	if old == nil {
 		return
 	}
-	if old.PID != uint32(os.Getpid()) || old.Comm == (flow.Comm{}) {
+	if old.PID != uint32(os.Getpid()) || old.Comm == (record.Comm{}) {
 		t.Errorf("process of the older socket: %d %q, want %d", old.PID, old.Comm, os.Getpid())
 	}
 	t.Log("orb8-feature: process of a UDP socket older than orb8: works")
@@ -198,7 +199,7 @@ func TestPingsAtOnce(t *testing.T) {
 	pings := 0
 	for k, f := range r.got {
 		// Until ping has set its filter it may get another's request as well.
-		if k.CgroupID != id || k.Protocol != flow.ICMP || k.ICMPRole != flow.RoleClient {
+		if k.CgroupID != id || k.Protocol != record.ICMP || k.ICMPRole != record.RoleClient {
 			continue
 		}
 		pings++
@@ -214,14 +215,14 @@ func TestPing(t *testing.T) {
 	root := probetest.CgroupID(t, probetest.CgroupRoot(t))
 	for _, c := range []struct {
 		to, from string
-		proto    flow.Protocol
+		proto    record.Protocol
 		bytes    uint64
 		kind     uint16
 		exact    bool // nobody else pings this address
 	}{
-		{"127.0.0.1", "127.0.0.1", flow.ICMP, 20 + 8 + 56, 8 << 8, false},
-		{lonely(77).String(), "127.0.0.1", flow.ICMP, 20 + 8 + 56, 8 << 8, true},
-		{"::1", "::1", flow.ICMPv6, 40 + 8 + 56, 128 << 8, false},
+		{"127.0.0.1", "127.0.0.1", record.ICMP, 20 + 8 + 56, 8 << 8, false},
+		{lonely(77).String(), "127.0.0.1", record.ICMP, 20 + 8 + 56, 8 << 8, true},
+		{"::1", "::1", record.ICMPv6, 40 + 8 + 56, 128 << 8, false},
 	} {
 		t.Run(c.to, func(t *testing.T) {
 			r.t = t
@@ -236,15 +237,15 @@ func TestPing(t *testing.T) {
 			from, to := netip.AddrPortFrom(netip.MustParseAddr(c.from), 0), netip.AddrPortFrom(netip.MustParseAddr(c.to), 0)
 			client := r.find(c.proto, from, to, id)
 			client.want(t, "client", both(5, 5*c.bytes))
-			if client.Role != flow.RoleClient || client.ICMPRole != flow.RoleClient || client.ICMP != c.kind || !client.Loopback {
+			if client.Role != record.RoleClient || client.ICMPRole != record.RoleClient || client.ICMP != c.kind || !client.Loopback {
 				t.Errorf("client: %+v", client.Sample)
 			}
 			// The kernel's answers belong to no process.
 			answers := r.got[flow.Key{
 				Local: client.Remote, Remote: client.Local, Protocol: c.proto, ICMP: c.kind,
-				ICMPRole: flow.RoleServer, EchoID: client.EchoID, CgroupID: root,
+				ICMPRole: record.RoleServer, EchoID: client.EchoID, CgroupID: root,
 			}]
-			if answers == nil || answers.Role != flow.RoleServer || answers.PID != 0 {
+			if answers == nil || answers.Role != record.RoleServer || answers.PID != 0 {
 				t.Fatalf("the kernel's answers: %+v", answers)
 			}
 			want := flow.Counters{TxPackets: 5, TxBytes: 5 * c.bytes}
@@ -278,11 +279,11 @@ func TestUnreachable(t *testing.T) {
 		t.Fatalf("read: %v, want connection refused", err)
 	}
 	r.collect()
-	f := r.find(flow.UDP, addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()), ownCgroup(t))
+	f := r.find(record.UDP, addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()), ownCgroup(t))
 	f.want(t, "datagram", flow.Counters{TxPackets: 1, TxBytes: udp4 + 100})
-	answer := r.find(flow.ICMP, netip.AddrPortFrom(local, 0), anyEnd, probetest.CgroupID(t, probetest.CgroupRoot(t)))
+	answer := r.find(record.ICMP, netip.AddrPortFrom(local, 0), anyEnd, probetest.CgroupID(t, probetest.CgroupRoot(t)))
 	answer.want(t, "answer", flow.Counters{TxPackets: 1, TxBytes: 20 + 8 + udp4 + 100})
-	if answer.ICMP != 3<<8|3 || answer.ICMPRole != flow.RoleUnknown {
+	if answer.ICMP != 3<<8|3 || answer.ICMPRole != record.RoleUnknown {
 		t.Errorf("answer: %+v", answer.Sample)
 	}
 }
@@ -298,8 +299,8 @@ func TestTwoNamespaces(t *testing.T) {
 	r.collect()
 	for _, e := range []struct {
 		f    *seen
-		role flow.Role
-	}{{r.find(flow.UDP, client, server, idA), flow.RoleClient}, {r.find(flow.UDP, server, client, idB), flow.RoleServer}} {
+		role record.Role
+	}{{r.find(record.UDP, client, server, idA), record.RoleClient}, {r.find(record.UDP, server, client, idB), record.RoleServer}} {
 		e.f.want(t, fmt.Sprint("role ", e.role), both(4, 4*(udp4+1000)))
 		if e.f.Role != e.role || e.f.Loopback {
 			t.Errorf("%+v, want role %d", e.f.Sample, e.role)
@@ -307,7 +308,7 @@ func TestTwoNamespaces(t *testing.T) {
 	}
 	// Either end is seen once, and by nobody in between.
 	for k, f := range r.got {
-		if k.Protocol == flow.UDP && (k.LocalPort == client.Port() || k.RemotePort == client.Port()) && k.CgroupID != idA && k.CgroupID != idB {
+		if k.Protocol == record.UDP && (k.LocalPort == client.Port() || k.RemotePort == client.Port()) && k.CgroupID != idA && k.CgroupID != idB {
 			t.Errorf("a third view of the flow: %+v", f.Sample)
 		}
 	}
@@ -387,8 +388,8 @@ func TestHeaders(t *testing.T) {
 			}
 			client := addrPort(conn.LocalAddr())
 			there, back := 2*c.headers+30, 2*plain+30
-			r.find(flow.UDP, client, server, own).want(t, "client", flow.Counters{TxPackets: 2, TxBytes: there, RxPackets: 2, RxBytes: back})
-			r.find(flow.UDP, server, client, own).want(t, "server", flow.Counters{TxPackets: 2, TxBytes: back, RxPackets: 2, RxBytes: there})
+			r.find(record.UDP, client, server, own).want(t, "client", flow.Counters{TxPackets: 2, TxBytes: there, RxPackets: 2, RxBytes: back})
+			r.find(record.UDP, server, client, own).want(t, "server", flow.Counters{TxPackets: 2, TxBytes: back, RxPackets: 2, RxBytes: there})
 			family, _, _ := strings.Cut(strings.ReplaceAll(name, ",", ""), " ")
 			t.Logf("orb8-feature: %s with extra headers: works", family)
 		})
@@ -417,8 +418,8 @@ func TestFragments(t *testing.T) {
 			client := c.addr("exchange 2 20000 %v", server)
 			r.collect()
 			want := both(2, 2*(f.headers+20000))
-			r.find(flow.UDP, client, server, id).want(t, "client", want)
-			r.find(flow.UDP, server, client, id).want(t, "server", want)
+			r.find(record.UDP, client, server, id).want(t, "client", want)
+			r.find(record.UDP, server, client, id).want(t, "server", want)
 			t.Log("orb8-feature: fragmented UDP: works: counted as one packet")
 		})
 	}
@@ -473,8 +474,8 @@ func TestSegmentationOffload(t *testing.T) {
 			r.collect()
 			from, to := addrPort(client.LocalAddr()), addrPort(server.LocalAddr())
 			bytes := payload + 6*c.headers
-			r.find(flow.UDP, from, to, own).want(t, "sender", flow.Counters{TxPackets: 6, TxBytes: bytes})
-			r.find(flow.UDP, to, from, own).want(t, "receiver", flow.Counters{RxPackets: 6, RxBytes: bytes})
+			r.find(record.UDP, from, to, own).want(t, "sender", flow.Counters{TxPackets: 6, TxBytes: bytes})
+			r.find(record.UDP, to, from, own).want(t, "receiver", flow.Counters{RxPackets: 6, RxBytes: bytes})
 			t.Log("orb8-feature: UDP segmentation offload: works")
 		})
 	}
@@ -516,9 +517,9 @@ func TestTranslated(t *testing.T) {
 				client := p.addr("%s 3 100 %v", how, to)
 				r.collect()
 				// One flow of the client, not one per direction.
-				f := r.find(flow.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
+				f := r.find(record.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
 				f.want(t, "client", both(3, 3*(udp4+100)))
-				if f != r.find(flow.UDP, client, to, id) || f.Role != flow.RoleClient {
+				if f != r.find(record.UDP, client, to, id) || f.Role != record.RoleClient {
 					t.Errorf("%s: client: %+v, want %v -> %v", how, f.Sample, client, to)
 				}
 			}
@@ -585,9 +586,9 @@ func TestRolesAfterSilence(t *testing.T) {
 	c.do("push 10")
 	r.collect()
 	for k, f := range r.got {
-		want := flow.RoleClient
+		want := record.RoleClient
 		if k.LocalPort == server.Port() {
-			want = flow.RoleUnknown // another client may have come to the server
+			want = record.RoleUnknown // another client may have come to the server
 		}
 		if f.instances != 2 || f.Role != want {
 			t.Errorf("%d -> %d: role %v in its instance %d, want %v", k.LocalPort, k.RemotePort, f.Role, f.instances, want)
@@ -607,20 +608,20 @@ func TestTCP(t *testing.T) {
 			r.collect()
 			if !on {
 				for k := range r.got {
-					if k.Protocol == flow.TCP {
+					if k.Protocol == record.TCP {
 						t.Errorf("TCP counted: %+v", k)
 					}
 				}
 				return
 			}
 			own := ownCgroup(t)
-			c, s := r.find(flow.TCP, client, server, own), r.find(flow.TCP, server, client, own)
+			c, s := r.find(record.TCP, client, server, own), r.find(record.TCP, server, client, own)
 			for _, e := range []struct {
 				name    string
 				f       *seen
-				role    flow.Role
+				role    record.Role
 				payload uint64 // sent
-			}{{"client", c, flow.RoleClient, n}, {"server", s, flow.RoleServer, n / 2}} {
+			}{{"client", c, record.RoleClient, n}, {"server", s, record.RoleServer, n / 2}} {
 				f, low := e.f, e.payload
 				if f.Role != e.role || f.Unit != flow.BytesIP || f.TCP.Valid {
 					t.Errorf("%s: %+v", e.name, f.Sample)
@@ -745,12 +746,12 @@ func (r *rig) checkSum(t *testing.T, n int) {
 	var sums []flow.Key
 	var in uint64
 	for k, f := range r.got {
-		if k.IsSum() {
+		if (k.Local == record.Addr{} && k.Remote == record.Addr{}) {
 			sums = append(sums, k)
 			in += f.sum.TxPackets + f.sum.RxPackets
 		}
 	}
-	if len(sums) != n || sums[0].CgroupID == 0 || sums[0].Protocol != flow.UDP {
+	if len(sums) != n || sums[0].CgroupID == 0 || sums[0].Protocol != record.UDP {
 		t.Errorf("sums %+v, want %d", sums, n)
 	}
 	if said := r.losses.Get(loss.PacketSummed); said != in || in == 0 {
@@ -888,7 +889,7 @@ func TestIdle(t *testing.T) {
 	const idle = 300 * time.Millisecond
 	r, c, goIdle := aging(t, func(*Config) {})
 	table := flow.NewTable(flow.Config{
-		MaxFlows: 100, IdleTimeout: idle, Resolver: nobody{}, Losses: &r.losses,
+		MaxFlows: 100, IdleTimeout: idle, Losses: &r.losses,
 	}, func(*flow.Record) {})
 	inner := r.drainer.cfg.Apply
 	r.drainer.cfg.Apply = func(s *flow.Sample) { inner(s); table.Apply(s) }

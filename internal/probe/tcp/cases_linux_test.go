@@ -16,6 +16,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // Who connected is known of older connections too, and their past counts for nobody.
@@ -54,7 +55,7 @@ func TestPreexistingRoles(t *testing.T) {
 	w := start(t, Config{})
 	w.needOlder(t)
 	for _, c := range conns {
-		for role, a := range map[flow.Role]*net.TCPConn{flow.RoleClient: c.client, flow.RoleServer: c.server} {
+		for role, a := range map[record.Role]*net.TCPConn{record.RoleClient: c.client, record.RoleServer: c.server} {
 			f := w.find(t, c.name, func(f *seen) bool { return is(f, addrOf(a.LocalAddr()), addrOf(a.RemoteAddr())) })
 			if f.Role != role || f.deltas != (flow.Counters{}) || !f.TCP.Preexisting {
 				t.Errorf("%s: role %v, want %v; since the start %+v", c.name, f.Role, role, f.deltas)

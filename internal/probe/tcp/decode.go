@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 const recordSize = int(unsafe.Sizeof(bpfTcpRecord{}))
@@ -25,9 +26,9 @@ func decode(raw []byte, s *flow.Sample, c clock) error {
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), recordSize), raw)
 	*s = flow.Sample{
 		Key: flow.Key{
-			Local: flow.Addr(r.Local.B), Remote: flow.Addr(r.Remote.B),
+			Local: record.Addr(r.Local.B), Remote: record.Addr(r.Remote.B),
 			LocalPort: r.LocalPort, RemotePort: r.RemotePort,
-			Protocol: flow.TCP, CgroupID: r.CgroupId, NetNS: r.Netns,
+			Protocol: record.TCP, CgroupID: r.CgroupId, NetNS: r.Netns,
 		},
 		Instance: r.StartNs,
 		Role:     role(r.Role),
@@ -39,7 +40,7 @@ func decode(raw []byte, s *flow.Sample, c clock) error {
 			TxBytes: r.BaseTxBytes, TxPackets: r.BaseTxSegs, RxBytes: r.BaseRxBytes, RxPackets: r.BaseRxSegs,
 		},
 		PID:  r.Pid,
-		Comm: flow.Comm(r.Comm),
+		Comm: record.Comm(r.Comm),
 		TCP:  info(&r),
 	}
 	s.Loopback = isLoopback(s.Local) || isLoopback(s.Remote) || s.Local == s.Remote
@@ -52,7 +53,7 @@ func decodeSum(k *bpfTcpSumKey, sum, before *bpfTcpSum, s *flow.Sample, c clock)
 		return flow.Counters{TxBytes: t.TxBytes, TxPackets: t.TxSegs, RxBytes: t.RxBytes, RxPackets: t.RxSegs}
 	}
 	*s = flow.Sample{
-		Key:      flow.Key{Protocol: flow.TCP, CgroupID: k.CgroupId},
+		Key:      flow.Key{Protocol: record.TCP, CgroupID: k.CgroupId},
 		Instance: sum.StartNs,
 		Unit:     flow.BytesPayload,
 		Loopback: k.Loopback != 0,
@@ -64,20 +65,20 @@ func decodeSum(k *bpfTcpSumKey, sum, before *bpfTcpSum, s *flow.Sample, c clock)
 	}
 }
 
-func role(r uint8) flow.Role {
+func role(r uint8) record.Role {
 	switch bpfRole(r) {
 	case bpfRoleROLE_CLIENT:
-		return flow.RoleClient
+		return record.RoleClient
 	case bpfRoleROLE_SERVER:
-		return flow.RoleServer
+		return record.RoleServer
 	}
-	return flow.RoleUnknown
+	return record.RoleUnknown
 }
 
 // isLoopback does without netip, whose methods would cost more than all of
 // decode.
-func isLoopback(a flow.Addr) bool {
-	v6 := flow.Addr{15: 1}
+func isLoopback(a record.Addr) bool {
+	v6 := record.Addr{15: 1}
 	mapped := [12]byte{10: 0xff, 11: 0xff}
 	return a == v6 || [12]byte(a[:12]) == mapped && a[12] == 127
 }

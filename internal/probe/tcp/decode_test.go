@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // ahead is a clock that is 1000 s ahead of boot time.
@@ -41,11 +42,11 @@ func TestDecodeGolden(t *testing.T) {
 	}
 	want := flow.Sample{
 		Key: flow.Key{
-			Local: flow.Addr{15: 1}, Remote: flow.Addr{15: 1},
+			Local: record.Addr{15: 1}, Remote: record.Addr{15: 1},
 			LocalPort: got.LocalPort, RemotePort: got.RemotePort,
-			Protocol: flow.TCP, CgroupID: got.CgroupID, NetNS: got.NetNS,
+			Protocol: record.TCP, CgroupID: got.CgroupID, NetNS: got.NetNS,
 		},
-		Instance: got.Instance, Role: flow.RoleClient, Unit: flow.BytesPayload, Loopback: true,
+		Instance: got.Instance, Role: record.RoleClient, Unit: flow.BytesPayload, Loopback: true,
 		First: int64(got.Instance) + 1000e9, Last: got.Last,
 		Total: flow.Counters{TxBytes: 100, TxPackets: got.Total.TxPackets, RxBytes: 50, RxPackets: got.Total.RxPackets},
 		PID:   got.PID, Comm: got.Comm,
@@ -118,18 +119,18 @@ func TestEnd(t *testing.T) {
 }
 
 func TestLoopback(t *testing.T) {
-	v4 := func(a, b, c, d byte) flow.Addr { return flow.Addr{10: 0xff, 11: 0xff, 12: a, 13: b, 14: c, 15: d} }
+	v4 := func(a, b, c, d byte) record.Addr { return record.Addr{10: 0xff, 11: 0xff, 12: a, 13: b, 14: c, 15: d} }
 	for _, tc := range []struct {
-		local, remote flow.Addr
+		local, remote record.Addr
 		want          bool
 	}{
 		{v4(127, 0, 0, 1), v4(127, 0, 0, 1), true},
 		{v4(127, 3, 2, 1), v4(127, 0, 0, 1), true},
 		{v4(10, 0, 0, 1), v4(10, 0, 0, 1), true}, // a host to its own address
 		{v4(10, 0, 0, 1), v4(10, 0, 0, 2), false},
-		{flow.Addr{15: 1}, flow.Addr{15: 1}, true},
-		{flow.Addr{0: 0xfd, 15: 1}, flow.Addr{0: 0xfd, 15: 2}, false},
-		{flow.Addr{12: 127, 15: 1}, flow.Addr{15: 2}, false}, // not a mapped address
+		{record.Addr{15: 1}, record.Addr{15: 1}, true},
+		{record.Addr{0: 0xfd, 15: 1}, record.Addr{0: 0xfd, 15: 2}, false},
+		{record.Addr{12: 127, 15: 1}, record.Addr{15: 2}, false}, // not a mapped address
 	} {
 		r := bpfTcpRecord{}
 		r.Local.B, r.Remote.B = tc.local, tc.remote
@@ -151,7 +152,7 @@ func FuzzDecode(f *testing.F) {
 		var s flow.Sample
 		if err := decode(b, &s, ahead{}); (err != nil) != (len(b) < recordSize) {
 			t.Fatalf("%d bytes: %v", len(b), err)
-		} else if err == nil && (s.Protocol != flow.TCP || !s.TCP.Valid || s.TCP.AckedBytes > s.Total.TxBytes) {
+		} else if err == nil && (s.Protocol != record.TCP || !s.TCP.Valid || s.TCP.AckedBytes > s.Total.TxBytes) {
 			t.Fatalf("%+v", s)
 		}
 	})

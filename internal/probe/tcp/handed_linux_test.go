@@ -11,8 +11,8 @@ import (
 	"os/exec"
 	"testing"
 
-	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 const (
@@ -91,7 +91,7 @@ func TestListenerHandedOver(t *testing.T) {
 	}
 	check := func(s *seen) {
 		t.Helper()
-		if s.CgroupID != cgroup || s.PID != uint32(cmd.Process.Pid) || s.Role != flow.RoleServer || s.Total.TxBytes != served {
+		if s.CgroupID != cgroup || s.PID != uint32(cmd.Process.Pid) || s.Role != record.RoleServer || s.Total.TxBytes != served {
 			t.Errorf("cgroup %d, pid %d, role %v, %d bytes, want %d, %d, server and %d", s.CgroupID, s.PID, s.Role, s.Total.TxBytes,
 				cgroup, cmd.Process.Pid, served)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // option sets a TCP socket option before a socket connects or listens.
@@ -105,8 +106,8 @@ func TestFastOpen(t *testing.T) {
 		checkBytes(t, s, down, up)
 		for _, end := range []struct {
 			f    *seen
-			role flow.Role
-		}{{c, flow.RoleClient}, {s, flow.RoleServer}} {
+			role record.Role
+		}{{c, record.RoleClient}, {s, record.RoleServer}} {
 			f := end.f
 			if f.Role != end.role || f.TCP.Preexisting || f.TCP.End != flow.EndFIN || f.PID != uint32(os.Getpid()) {
 				t.Errorf("role %v pid %d %+v, want role %v and a FIN", f.Role, f.PID, f.TCP, end.role)
@@ -181,7 +182,7 @@ func TestSimultaneousOpen(t *testing.T) {
 	for i, want := range []struct{ tx, rx uint64 }{{3000, 200}, {200, 3000}} {
 		f := w.only(t, ends[i], ends[1-i])
 		checkBytes(t, f, want.tx, want.rx)
-		if f.Role != flow.RoleClient || f.TCP.ConnectNanos == 0 || f.TCP.AckedBytes != want.tx {
+		if f.Role != record.RoleClient || f.TCP.ConnectNanos == 0 || f.TCP.AckedBytes != want.tx {
 			t.Errorf("end %d: role %v, connected in %d ns, acknowledged %d", i, f.Role, f.TCP.ConnectNanos, f.TCP.AckedBytes)
 		}
 		if f.PID != uint32(os.Getpid()) || f.TCP.End != flow.EndFIN {

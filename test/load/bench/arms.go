@@ -14,9 +14,11 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/naming"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -88,9 +90,11 @@ const collectEvery = time.Second
 // attach starts the arm's probes and what an agent does with them.
 func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	losses := new(loss.Counters)
-	t := flow.NewTable(flow.Config{
-		MaxFlows: 100_000, IdleTimeout: 30 * time.Second, Resolver: h.resolver, Losses: losses,
-	}, func(*flow.Record) {})
+	var lane *naming.Lane[flow.Record]
+	t := flow.NewTable(flow.Config{MaxFlows: 100_000, IdleTimeout: 30 * time.Second, Losses: losses},
+		func(r *flow.Record) { lane.Submit(r) })
+	lane = naming.NewLane(naming.New(naming.Config{Resolver: h.resolver, Losses: losses}),
+		func(r *flow.Record) *record.Header { return &r.Header }, func(*flow.Record) {}, t.Named)
 	at := &attached{arm: a, table: t}
 	if a.tcp {
 		cfg := tcp.Config{Apply: t.Apply, Losses: losses, Clock: h.clock, CgroupRoot: h.cgroupRoot()}

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package naming
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -41,27 +46,44 @@ type named struct {
 	Local, LocalService, Remote, RemoteService string
 }
 
-func nameOf(r *Record) named {
-	n := named{Local: r.Local.Pod, LocalService: r.Local.Service}
-	if r.Remote != nil {
-		n.Remote, n.RemoteService = r.Remote.Pod, r.Remote.Service
+func nameOf(r *flow.Record) named {
+	n := named{Local: r.Owner.Pod, LocalService: r.Owner.Service}
+	if r.Peer != nil {
+		n.Remote, n.RemoteService = r.Peer.Pod, r.Peer.Service
 	}
 	return n
 }
 
 type nameBench struct {
-	*Table
+	*flow.Table
+	*Stage
 	cluster
 	told []named
 }
 
 func newNameBench() *nameBench {
 	b := &nameBench{cluster: cluster{local: map[uint64]*workload.Identity{}, remote: map[netip.Addr]*workload.Identity{}}}
-	b.Table = NewTable(Config{
-		MaxFlows: 100, IdleTimeout: 30 * time.Second, Resolver: &b.cluster, Losses: new(loss.Counters),
-		Awaits: func(id *workload.Identity) bool { return id.Pod == "" },
-	}, func(r *Record) { b.told = append(b.told, nameOf(r)) })
+	losses := new(loss.Counters)
+	b.Stage = New(Config{
+		Resolver: &b.cluster, Losses: losses, Awaits: func(id *workload.Identity) bool { return id.Pod == "" },
+	})
+	var lane *Lane[flow.Record]
+	b.Table = flow.NewTable(flow.Config{MaxFlows: 2 * maxEnded, IdleTimeout: 30 * time.Second, Losses: losses},
+		func(r *flow.Record) { lane.Submit(r) })
+	lane = NewLane(b.Stage, func(r *flow.Record) *record.Header { return &r.Header },
+		func(r *flow.Record) { b.told = append(b.told, nameOf(r)) }, b.Named)
 	return b
+}
+
+// rows are those of the table as somebody sees them who asks.
+func (b *nameBench) rows() []flow.Record {
+	rows := b.Rows(b.Keys(nil), nil)
+	for i := range rows {
+		if b.Refresh(&rows[i].Header) {
+			b.Named(&rows[i])
+		}
+	}
+	return rows
 }
 
 func (b *nameBench) want(t *testing.T, want ...named) {
@@ -78,25 +100,25 @@ var (
 	backendIP = netip.MustParseAddr("10.244.1.3")
 )
 
-func tcpSample(cgroup uint64, role Role, local, remote netip.AddrPort, bytes uint64) *Sample {
-	return &Sample{
-		Key: Key{
-			Local: AddrOf(local.Addr()), Remote: AddrOf(remote.Addr()), LocalPort: local.Port(), RemotePort: remote.Port(),
-			Protocol: TCP, CgroupID: cgroup,
+func tcpSample(cgroup uint64, role record.Role, local, remote netip.AddrPort, bytes uint64) *flow.Sample {
+	return &flow.Sample{
+		Key: flow.Key{
+			Local: record.AddrOf(local.Addr()), Remote: record.AddrOf(remote.Addr()), LocalPort: local.Port(), RemotePort: remote.Port(),
+			Protocol: record.TCP, CgroupID: cgroup,
 		},
-		Instance: 1, Role: role, First: 1, Last: int64(bytes), Total: Counters{TxBytes: bytes},
+		Instance: 1, Role: role, First: 1, Last: int64(bytes), Total: flow.Counters{TxBytes: bytes},
 	}
 }
 
 func at443(ip netip.Addr) netip.AddrPort  { return netip.AddrPortFrom(ip, 443) }
 func at5000(ip netip.Addr) netip.AddrPort { return netip.AddrPortFrom(ip, 5000) }
 
-func asClient(bytes uint64) *Sample {
-	return tcpSample(1, RoleClient, at5000(clientIP), at443(serviceIP), bytes)
+func asClient(bytes uint64) *flow.Sample {
+	return tcpSample(1, record.RoleClient, at5000(clientIP), at443(serviceIP), bytes)
 }
 
-func asServer(bytes uint64) *Sample {
-	return tcpSample(2, RoleServer, at443(backendIP), at5000(clientIP), bytes)
+func asServer(bytes uint64) *flow.Sample {
+	return tcpSample(2, record.RoleServer, at443(backendIP), at5000(clientIP), bytes)
 }
 
 // joined is a table whose client and server are known pods of one node.
@@ -127,8 +149,8 @@ func TestJoinClientFirst(t *testing.T) {
 	b.Flush(time.Now())
 	b.want(t, named{"client", "", "server", "web"})
 
-	for _, r := range b.Snapshot(nil) {
-		if r.Role == RoleClient && r.Remote.Pod != "server" {
+	for _, r := range b.rows() {
+		if r.Role == record.RoleClient && r.Peer.Pod != "server" {
 			t.Errorf("the client's row has %+v", nameOf(&r))
 		}
 	}
@@ -144,7 +166,8 @@ func TestJoinNothing(t *testing.T) {
 	b.want(t, named{"client", "", "", "web"})
 	// Ended rows are forgotten as ends too.
 	b.Expire(time.Unix(1000, 0))
-	if n := len(b.names.clients) + len(b.names.servers); n != 0 {
+	b.Sweep(time.Now().Add(keepEnded))
+	if n := len(b.clients) + len(b.servers); n != 0 {
 		t.Errorf("%d ends of flows that are gone", n)
 	}
 }
@@ -166,9 +189,9 @@ func TestJoinHostNetwork(t *testing.T) {
 	b := joined()
 	node := netip.MustParseAddr("192.0.2.1")
 	b.remote[node] = &workload.Identity{Kind: "Node", Name: "n1"}
-	b.Apply(tcpSample(2, RoleServer, at443(node), at5000(node), 1))
-	b.Apply(tcpSample(1, RoleClient, at5000(node), at443(node), 1))
-	b.Apply(tcpSample(2, RoleServer, at443(node), at5000(node), 2))
+	b.Apply(tcpSample(2, record.RoleServer, at443(node), at5000(node), 1))
+	b.Apply(tcpSample(1, record.RoleClient, at5000(node), at443(node), 1))
+	b.Apply(tcpSample(2, record.RoleServer, at443(node), at5000(node), 2))
 	b.want(t, named{Local: "server"}, named{Local: "client", Remote: "server"}, named{Local: "server", Remote: "client"})
 }
 
@@ -182,11 +205,11 @@ func TestRecordsWaitForTheirPod(t *testing.T) {
 	if b.Waiting() != 2 {
 		t.Errorf("%d records wait, want 2", b.Waiting())
 	}
-	if got := b.Snapshot(nil)[0].Local.Pod; got != "" {
+	if got := b.rows()[0].Owner.Pod; got != "" {
 		t.Errorf("the row has pod %q already", got)
 	}
 	b.local[2] = &workload.Identity{Pod: "server"}
-	if got := b.Snapshot(nil)[0].Local.Pod; got != "server" {
+	if got := b.rows()[0].Owner.Pod; got != "server" {
 		t.Errorf("the row has pod %q", got)
 	}
 	b.Apply(asServer(3)) // named, but behind the others
@@ -236,23 +259,23 @@ func TestRemoteNameStays(t *testing.T) {
 func TestJoinNotByPortAlone(t *testing.T) {
 	second := int64(time.Second)
 	outside := netip.MustParseAddr("192.0.2.99")
-	for name, change := range map[string]func(b *nameBench, client, server *Sample){
-		"the server ended before": func(_ *nameBench, client, server *Sample) {
-			server.TCP, server.Last = TCPInfo{Valid: true, End: EndFIN}, second
+	for name, change := range map[string]func(b *nameBench, client, server *flow.Sample){
+		"the server ended before": func(_ *nameBench, client, server *flow.Sample) {
+			server.TCP, server.Last = flow.TCPInfo{Valid: true, End: flow.EndFIN}, second
 			client.First, client.Last = 2*second, 2*second
 		},
-		"the client ended before": func(_ *nameBench, client, server *Sample) {
-			client.TCP, client.Last = TCPInfo{Valid: true, End: EndFIN}, second
+		"the client ended before": func(_ *nameBench, client, server *flow.Sample) {
+			client.TCP, client.Last = flow.TCPInfo{Valid: true, End: flow.EndFIN}, second
 			server.First, server.Last = 2*second, 2*second
 		},
-		"a Service of another namespace": func(b *nameBench, _, _ *Sample) {
+		"a Service of another namespace": func(b *nameBench, _, _ *flow.Sample) {
 			b.local[2] = &workload.Identity{Namespace: "other", Pod: "server"}
 		},
-		"a Service of another pod": func(b *nameBench, _, _ *Sample) {
+		"a Service of another pod": func(b *nameBench, _, _ *flow.Sample) {
 			b.remote[serviceIP] = &workload.Identity{Namespace: "ns", Pod: "another", Service: "web"}
 		},
-		"somebody outside": func(_ *nameBench, client, _ *Sample) {
-			client.Key.Remote = AddrOf(outside)
+		"somebody outside": func(_ *nameBench, client, _ *flow.Sample) {
+			client.Remote = record.AddrOf(outside)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -287,17 +310,16 @@ func TestJoinUDPByEndpoints(t *testing.T) {
 		b.backs = backs
 		b.local[3] = &workload.Identity{Namespace: "ns", Pod: "second"}
 		b.remote[otherIP] = &workload.Identity{Namespace: "ns", Service: "dns"}
-		samples := []*Sample{
-			asClient(10), tcpSample(1, RoleClient, at5000(clientIP), at443(otherIP), 10),
-			asServer(10), tcpSample(3, RoleServer, at443(otherBackend), at5000(clientIP), 10),
+		samples := []*flow.Sample{
+			asClient(10), tcpSample(1, record.RoleClient, at5000(clientIP), at443(otherIP), 10),
+			asServer(10), tcpSample(3, record.RoleServer, at443(otherBackend), at5000(clientIP), 10),
 		}
 		for _, s := range samples {
-			s.Protocol = UDP
+			s.Protocol = record.UDP
 			b.Apply(s)
 		}
 		got := make(map[named]bool)
-		for _, r := range b.Snapshot(nil) {
-			b.identify(&r)
+		for _, r := range b.rows() {
 			got[nameOf(&r)] = true
 		}
 		return got
@@ -345,42 +367,183 @@ func TestServiceKnownLate(t *testing.T) {
 	service := b.remote[serviceIP]
 	delete(b.remote, serviceIP)
 	client, server := asClient(10), asServer(10)
-	client.TCP, server.TCP = TCPInfo{Valid: true, End: EndFIN}, TCPInfo{Valid: true, End: EndFIN}
+	client.TCP, server.TCP = flow.TCPInfo{Valid: true, End: flow.EndFIN}, flow.TCPInfo{Valid: true, End: flow.EndFIN}
 	b.Apply(server)
 	b.Apply(client)
 	b.remote[serviceIP] = service
-	for _, r := range b.Snapshot(nil) {
-		if r.Role == RoleServer && r.Local.Service != "web" || r.Role == RoleClient && nameOf(&r) != (named{"client", "", "server", "web"}) {
+	for _, r := range b.rows() {
+		if r.Role == record.RoleServer && r.Owner.Service != "web" || r.Role == record.RoleClient && nameOf(&r) != (named{"client", "", "server", "web"}) {
 			t.Errorf("%+v", nameOf(&r))
 		}
 	}
 }
 
-// Rows of one client's port are found and forgotten in any order.
+// Ends of one client's port are found and forgotten in any order.
 func TestEndsAreForgotten(t *testing.T) {
-	const n = maxEnds + 4
+	const n = maxEnds
+	at := side{record.TCP, record.AddrOf(clientIP), 5000}
 	for first := range n {
 		b := joined()
-		var rows []*row
+		var ends []*end
 		for i := range n {
 			s := asClient(uint64(i + 1))
 			s.RemotePort = uint16(1000 + i)
 			b.Apply(s)
-			rows = append(rows, b.rows[s.Key])
+			ends = append(ends, b.clients[at])
 		}
 		for i := range n {
-			b.delist(rows[(first+i*7)%n]) // 7 and n have no common divisor
+			b.forget(ends[(first+i*7)%n], at) // 7 and n have no common divisor
 			count := 0
-			for r := b.names.clients[side{TCP, AddrOf(clientIP), 5000}]; r != nil; r = r.nextEnd {
+			for e := b.clients[at]; e != nil; e = e.next {
 				count++
 			}
 			if count != n-1-i {
-				t.Fatalf("%d rows left after %d were taken out", count, i+1)
+				t.Fatalf("%d ends left after %d were taken out", count, i+1)
 			}
 		}
-		if len(b.names.clients) != 0 {
-			t.Fatalf("%d ends of flows that are gone", len(b.names.clients))
+		if len(b.clients) != 0 {
+			t.Fatalf("%d ends of flows that are gone", len(b.clients))
 		}
+	}
+}
+
+// Of the conversations of one port some are kept, and those that are over make room.
+func TestEndsAreBounded(t *testing.T) {
+	b := joined()
+	at := side{record.TCP, record.AddrOf(clientIP), 5000}
+	open := func(i int, e flow.End) {
+		s := asClient(uint64(i + 1))
+		s.RemotePort, s.TCP = uint16(1000+i), flow.TCPInfo{Valid: true, End: e}
+		b.Apply(s)
+	}
+	count := func() (n int) {
+		for e := b.clients[at]; e != nil; e = e.next {
+			n++
+		}
+		return n
+	}
+	for i := range maxEnds + 3 {
+		open(i, flow.EndNone)
+	}
+	if n := count(); n != maxEnds {
+		t.Errorf("%d ends are kept, want %d", n, maxEnds)
+	}
+	open(3, flow.EndFIN)
+	open(maxEnds+9, flow.EndNone)
+	if e := b.clients[at]; count() != maxEnds || e.port != 1000+maxEnds+9 {
+		t.Errorf("of %d ends the latest is that of port %d", count(), e.port)
+	}
+	for i := range maxEnded + 10 {
+		s := asClient(1)
+		s.LocalPort, s.TCP = uint16(6000+i), flow.TCPInfo{Valid: true, End: flow.EndFIN}
+		b.Apply(s)
+	}
+	if n := len(b.Stage.ended); n != maxEnded || len(b.clients) > maxEnded+1 {
+		t.Errorf("%d that are over are kept, with %d ports, want %d", n, len(b.clients), maxEnded)
+	}
+	b.Sweep(time.Now().Add(keepEnded))
+	if n := len(b.clients); n != 1 || len(b.Stage.ended) != 0 {
+		t.Errorf("%d ports are kept after a while, want that of the connections that go on", n)
+	}
+}
+
+// A flow that was idle for so long that it expired is one conversation all the same.
+func TestEndComesBack(t *testing.T) {
+	b := joined()
+	b.Apply(asServer(10))
+	b.Expire(time.Unix(1000, 0))
+	b.Apply(asServer(20))
+	b.Sweep(time.Now().Add(keepEnded))
+	b.told = nil
+	b.Apply(asClient(10))
+	b.want(t, named{"client", "", "server", "web"})
+}
+
+// byProcess is a Resolver that names an owner by its cgroup, pid and command.
+type byProcess struct{ *cluster }
+
+func (byProcess) Local(cgroup uint64, pid uint32, comm string, _ netip.Addr) *workload.Identity {
+	return &workload.Identity{Name: fmt.Sprintf("%d/%d/%s", cgroup, pid, comm)}
+}
+
+func (byProcess) Remote(p workload.Peer) *workload.Identity {
+	if p.Addr.IsPrivate() {
+		return &workload.Identity{Name: p.Addr.String()}
+	}
+	return nil
+}
+
+// An owner that goes by its process changes with it.
+func TestIdentity(t *testing.T) {
+	var last flow.Record
+	var lane *Lane[flow.Record]
+	table := flow.NewTable(flow.Config{MaxFlows: 10, IdleTimeout: time.Minute, Losses: new(loss.Counters)},
+		func(r *flow.Record) { lane.Submit(r) })
+	stage := New(Config{
+		Resolver: byProcess{new(cluster)}, Losses: new(loss.Counters),
+		IsSelf: func(h *record.Header) bool { return h.PID == 99 },
+	})
+	lane = NewLane(stage, func(r *flow.Record) *record.Header { return &r.Header }, func(r *flow.Record) { last = *r }, table.Named)
+	s := asClient(1)
+	s.Remote = record.AddrOf(netip.MustParseAddr("10.0.0.2"))
+	step := func(owner, peer string, self bool, pid uint32, comm string) {
+		t.Helper()
+		s.Total.TxBytes++
+		s.Last++
+		s.PID, s.Comm = pid, record.Comm{}
+		copy(s.Comm[:], comm)
+		table.Apply(s)
+		row := table.Rows(table.Keys(nil), nil)[0]
+		for what, r := range map[string]*flow.Record{"record": &last, "row": &row} {
+			if r.Owner.Name != owner || r.Peer.Name != peer || r.Self != self {
+				t.Errorf("%s: owner %s, peer %s, self %v, want %s, %s and %v", what, r.Owner.Name, r.Peer.Name, r.Self, owner, peer, self)
+			}
+		}
+	}
+	step("1/0/", "10.0.0.2", false, 0, "")
+	step("1/40/sh", "10.0.0.2", false, 40, "sh")
+	step("1/40/curl", "10.0.0.2", false, 40, "curl")
+	step("1/40/curl", "10.0.0.2", false, 0, "") // not known any more
+	step("1/99/orb8", "10.0.0.2", true, 99, "orb8")
+	other := asClient(1)
+	other.Remote = record.AddrOf(netip.MustParseAddr("192.0.2.1"))
+	table.Apply(other)
+	if last.Peer != nil || last.Owner == nil {
+		t.Errorf("ends of a flow with an unknown peer: %v, %v", last.Owner, last.Peer)
+	}
+}
+
+// slow is a Resolver that takes as long as it is let.
+type slow struct {
+	cluster
+	asked, done chan struct{}
+}
+
+func (s *slow) Local(cgroup uint64, pid uint32, comm string, ip netip.Addr) *workload.Identity {
+	s.asked <- struct{}{}
+	<-s.done
+	return s.cluster.Local(cgroup, pid, comm, ip)
+}
+
+// Whoever looks at the table does not wait for names, nor does what comes in meanwhile.
+func TestTableIsFreeWhileNaming(t *testing.T) {
+	r := &slow{asked: make(chan struct{}, 8), done: make(chan struct{})}
+	stage := New(Config{Resolver: r, Losses: new(loss.Counters)})
+	emitted := 0
+	var lane *Lane[flow.Record]
+	table := flow.NewTable(flow.Config{MaxFlows: 10, IdleTimeout: time.Minute, Losses: new(loss.Counters)},
+		func(rec *flow.Record) { lane.Submit(rec) })
+	lane = NewLane(stage, func(rec *flow.Record) *record.Header { return &rec.Header }, func(*flow.Record) { emitted++ }, table.Named)
+	var wg sync.WaitGroup
+	wg.Go(func() { table.Apply(asClient(1)) })
+	testwait.Receive(t, "a question for the name", r.asked)
+	second := asServer(1)
+	wg.Go(func() { table.Apply(second) })
+	testwait.True(t, "both flows are in the table", func() bool { return len(table.Rows(table.Keys(nil), nil)) == 2 })
+	close(r.done)
+	testwait.Return(t, "both are applied", wg.Wait)
+	if emitted != 2 {
+		t.Errorf("%d records", emitted)
 	}
 }
 

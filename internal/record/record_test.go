@@ -1,8 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package record
 
-import "testing"
+import (
+	"net/netip"
+	"testing"
+)
+
+func TestAddr(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "::ffff:192.0.2.1": "192.0.2.1", "2001:db8::1": "2001:db8::1", "::": "::", "0.0.0.0": "0.0.0.0",
+	} {
+		if got := AddrOf(netip.MustParseAddr(in)).IP().String(); got != want {
+			t.Errorf("%s became %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestProtocolString(t *testing.T) {
+	for p, want := range map[Protocol]string{TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPv6: "ICMPv6", 0: "0", 132: "132", 255: "255"} {
+		if got := p.String(); got != want {
+			t.Errorf("Protocol(%d) = %q, want %q", uint8(p), got, want)
+		}
+	}
+}
 
 func TestCommString(t *testing.T) {
 	for in, want := range map[string]string{
