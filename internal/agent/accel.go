@@ -10,7 +10,8 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/filter"
-	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -34,7 +35,7 @@ func (a *Agent) newAccelerators(newCollector Accelerators) *accelerators {
 
 // acceleratorInterval is the time between two samples as things are.
 func (a *Agent) acceleratorInterval() time.Duration {
-	if a.hub.wanted(func(i *interest) bool { return i.accelerators }) {
+	if a.hub.Any(func(s *hub.Subscription) bool { return interestOf(s).accelerators() }) {
 		return min(a.config().GPUInterval, followInterval)
 	}
 	return a.config().GPUInterval
@@ -45,32 +46,21 @@ func (a *Agent) reportAccelerators(reports []accel.Report) {
 	for i := range reports {
 		r := &reports[i]
 		a.accel.ledger.Add(r)
-		var whole *orb8v1.Event // that of all who did not ask for a part
-		a.hub.tellEach(func(i *interest) *orb8v1.Event {
-			switch {
-			case !i.accelerators:
-				return nil
-			case !i.filters.Empty():
-				return a.filteredEvent(r, i.filters)
-			case whole == nil:
-				whole = a.acceleratorEvent(r, r.Shares)
-			}
-			return whole
-		})
+		a.accelLane.Publish(r)
 	}
 }
 
 // latestAccelerators are the events of a snapshot.
 func (a *Agent) latestAccelerators(i *interest) []*orb8v1.Event {
-	if a.accel == nil || !i.accelerators {
+	if a.accel == nil || !i.accelerators() {
 		return nil
 	}
 	var all []*orb8v1.Event
 	for _, r := range a.accel.ledger.Reports() {
-		ev := a.filteredEvent(&r, i.filters)
-		if ev == nil {
+		if !wantsAccelerator(i, &r) {
 			continue
 		}
+		ev := a.filteredEvent(&r, i.filters)
 		for _, e := range a.accel.ledger.Errors(r.Device.ID) {
 			if matchesOwner(i.filters, e.Owner, nil) {
 				ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, errorPB(e.DeviceError, e.Owner))
@@ -81,8 +71,16 @@ func (a *Agent) latestAccelerators(i *interest) []*orb8v1.Event {
 	return all
 }
 
-// filteredEvent has those shares of a device that the filters match; nil if there are
-// none. A device without any is matched as one of nobody's.
+// wantsAccelerator reports whether the filters match one of a device's shares. A device
+// without any is matched as one of nobody's.
+func wantsAccelerator(i *interest, r *accel.Report) bool {
+	if len(r.Shares) == 0 {
+		return matchesOwner(i.filters, nil, nil)
+	}
+	return slices.ContainsFunc(r.Shares, func(s accel.Share) bool { return matchesOwner(i.filters, s.Owner, s.Processes) })
+}
+
+// filteredEvent has those shares of a device, and those errors, that the filters match.
 func (a *Agent) filteredEvent(r *accel.Report, filters *filter.Set) *orb8v1.Event {
 	if filters.Empty() {
 		return a.acceleratorEvent(r, r.Shares)
@@ -92,9 +90,6 @@ func (a *Agent) filteredEvent(r *accel.Report, filters *filter.Set) *orb8v1.Even
 		if matchesOwner(filters, r.Shares[i].Owner, r.Shares[i].Processes) {
 			shares = append(shares, r.Shares[i])
 		}
-	}
-	if len(shares) == 0 && (len(r.Shares) > 0 || !matchesOwner(filters, nil, nil)) {
-		return nil
 	}
 	some := *r
 	some.Errors = nil
@@ -107,22 +102,19 @@ func (a *Agent) filteredEvent(r *accel.Report, filters *filter.Set) *orb8v1.Even
 }
 
 // matchesOwner reports whether the filters match an owner with one of its processes,
-// which is to them like a flow without addresses.
+// which is to them like a record without addresses.
 func matchesOwner(filters *filter.Set, owner *workload.Identity, processes []accel.Process) bool {
-	if filters.Empty() {
-		return true
-	}
-	rec := flow.Record{Header: record.Header{Owner: owner}}
-	if rec.Owner == nil {
-		rec.Owner = new(workload.Identity)
+	h := record.Header{Owner: owner}
+	if h.Owner == nil {
+		h.Owner = new(workload.Identity)
 	}
 	if len(processes) == 0 {
-		return filters.Match(&rec)
+		return filters.Match(&h, nil)
 	}
 	return slices.ContainsFunc(processes, func(p accel.Process) bool {
-		rec.PID, rec.Comm = p.PID, record.Comm{}
-		copy(rec.Comm[:len(rec.Comm)-1], p.Command)
-		return filters.Match(&rec)
+		h.PID, h.Comm = p.PID, record.Comm{}
+		copy(h.Comm[:len(h.Comm)-1], p.Command)
+		return filters.Match(&h, nil)
 	})
 }
 
@@ -146,7 +138,7 @@ func (a *Agent) acceleratorEvent(r *accel.Report, shares []accel.Share) *orb8v1.
 func errorPB(e accel.DeviceError, owner *workload.Identity) *orb8v1.AcceleratorError {
 	return &orb8v1.AcceleratorError{
 		Code: e.Code, Pid: e.PID, Message: strings.ToValidUTF8(e.Message, "\uFFFD"), TimeNs: e.Time.UnixNano(),
-		Workload: workloadPB(owner),
+		Workload: kind.Workload(owner),
 	}
 }
 
@@ -159,7 +151,7 @@ func acceleratorPB(d *accel.Device) *orb8v1.Accelerator {
 
 func (a *Agent) sharePB(r *accel.Report, s *accel.Share) *orb8v1.AcceleratorShare {
 	out := &orb8v1.AcceleratorShare{
-		Workload: workloadPB(s.Owner), Held: s.Held, Shared: s.Shared, Resource: s.Resource,
+		Workload: kind.Workload(s.Owner), Held: s.Held, Shared: s.Shared, Resource: s.Resource,
 		Values: valuesPB(&s.Values), Idle: string(s.Idle),
 	}
 	for _, p := range s.Processes {

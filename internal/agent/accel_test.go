@@ -14,6 +14,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -162,12 +163,13 @@ func TestAccelerators(t *testing.T) {
 // Other streams do not get them, and while nobody follows nothing is made of them.
 func TestAcceleratorsOnlyWhereAskedFor(t *testing.T) {
 	r := startRig(t, withGPUs(new(gpus)))
-	sub, _ := r.hub.subscribe(interest{flows: true, status: true, losses: true}, 16, past{})
+	i := new(interest)
+	sub, _ := r.hub.Subscribe(hub.Options{Tag: i, Select: r.selections(i), Queue: 16})
 	r.await(t, "readings", func() bool { return r.accel.collector.Status()[0].Reads > 3 })
-	r.hub.unsubscribe(sub)
-	for len(sub.queue) > 0 {
-		if q := <-sub.queue; q.update.other.GetAccelerator() != nil {
-			t.Error("a sample that nobody asked for")
+	sub.Close()
+	for item, ok := sub.Next(t.Context()); ok; item, ok = sub.Next(t.Context()) {
+		if item.Record != nil {
+			t.Errorf("nobody asked for %+v", item)
 		}
 	}
 }

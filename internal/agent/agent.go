@@ -22,8 +22,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
+	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/naming"
@@ -137,7 +139,10 @@ type Agent struct {
 	names     *naming.Stage
 	flows     *naming.Lane[flow.Record]
 	manager   *probe.Manager
-	hub       *hub
+	hub       *hub.Hub
+	flowLane  *hub.Lane[flow.Record]
+	accelLane *hub.Lane[accel.Report]
+	kinds     []streamKind
 	metrics   *metrics
 	collector *collector
 	accel     *accelerators
@@ -178,7 +183,8 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		reloaded: make(chan struct{}, 1),
 	}
 	a.cfg.Store(&cfg)
-	a.hub = newHub(node, cfg.History, a.losses)
+	a.hub = hub.New(a.losses)
+	a.kinds = a.newKinds(cfg.History)
 	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout, Losses: a.losses,
@@ -260,13 +266,28 @@ func (a *Agent) record(r *flow.Record) {
 		corrected.Shift(d)
 		r = &corrected
 	}
-	a.hub.publish(r)
+	a.flowLane.Publish(r)
 }
 
 func (a *Agent) collect() {
-	begin := time.Now()
+	begin, before := time.Now(), a.deps.Clock.Now()
 	a.manager.Collect()
 	a.metrics.observePass(time.Since(begin))
+	a.advance(before)
+}
+
+// clockGrain is how far the kernel's clocks may be behind that by which a reading began:
+// some of them move with its tick.
+const clockGrain = 20 * time.Millisecond
+
+// advance tells that the kernel has been read to a point in time: nothing that is older is
+// on its way, but for what waits for a name.
+func (a *Agent) advance(read time.Time) {
+	low := read.Add(-clockGrain).UnixNano()
+	if oldest, ok := a.names.Oldest(); ok {
+		low = min(low, oldest)
+	}
+	a.hub.Advance(low + int64(a.deps.Clock.Correction()))
 }
 
 // rowsAtOnce is for how many rows the table is locked at a time.

@@ -25,6 +25,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
@@ -108,11 +109,11 @@ func TestSamplingInterval(t *testing.T) {
 		if got := r.interval(); got != 5*time.Second {
 			t.Errorf("interval %v", got)
 		}
-		s, _ := r.hub.subscribe(everything, 1, past{})
+		s, _ := r.hub.Subscribe(hub.Options{Queue: 1})
 		if n := during(30 * time.Second); n < 29 || n > 31 {
 			t.Errorf("%d samples in 30 s while somebody follows, want 30", n)
 		}
-		r.hub.unsubscribe(s)
+		s.Close()
 		if n := during(30 * time.Second); n < 6 || n > 7 {
 			t.Errorf("%d samples in 30 s after that, want 6", n)
 		}

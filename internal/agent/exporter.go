@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -127,23 +128,23 @@ func (s scrape) workloads(f *facts) {
 	s.gauge(agentSeriesMax, float64(limit))
 }
 
-func (s scrape) workload(w *series, flows [numProtocols]int) {
+func (s scrape) workload(w *series, active [numProtocols]int) {
 	values := func(extra ...string) []string { return w.labels.values(s.metrics.pod, extra...) }
 	for i, protocol := range protocolLabels() {
 		c := w.cells[cellTraffic+i]
 		if c == nil {
 			continue
 		}
-		s.counter(networkBytes, c.TxBytes, values(egress, protocol)...)
-		s.counter(networkBytes, c.RxBytes, values(ingress, protocol)...)
-		s.counter(networkPackets, c.TxPackets, values(egress, protocol)...)
-		s.counter(networkPackets, c.RxPackets, values(ingress, protocol)...)
-		s.gauge(activeFlows, float64(flows[i]), values(protocol)...)
+		s.counter(networkBytes, c.TxBytes, values(flows.DirEgress, protocol)...)
+		s.counter(networkBytes, c.RxBytes, values(flows.DirIngress, protocol)...)
+		s.counter(networkPackets, c.TxPackets, values(flows.DirEgress, protocol)...)
+		s.counter(networkPackets, c.RxPackets, values(flows.DirIngress, protocol)...)
+		s.gauge(activeFlows, float64(active[i]), values(protocol)...)
 	}
 	for i, zone := range []string{"same", "cross"} {
 		if c := w.cells[cellZoneSame+i]; c != nil {
-			s.counter(networkZoneBytes, c.TxBytes, values(egress, zone)...)
-			s.counter(networkZoneBytes, c.RxBytes, values(ingress, zone)...)
+			s.counter(networkZoneBytes, c.TxBytes, values(flows.DirEgress, zone)...)
+			s.counter(networkZoneBytes, c.RxBytes, values(flows.DirIngress, zone)...)
 		}
 	}
 	if c := w.cells[cellRTT]; c != nil {
@@ -161,10 +162,10 @@ func (s scrape) workload(w *series, flows [numProtocols]int) {
 		s.counter(tcpRetransmits, c.n, values()...)
 	}
 	if c := w.cells[cellResetSent]; c != nil {
-		s.counter(tcpResets, c.n, values(egress)...)
+		s.counter(tcpResets, c.n, values(flows.DirEgress)...)
 	}
 	if c := w.cells[cellResetRecv]; c != nil {
-		s.counter(tcpResets, c.n, values(ingress)...)
+		s.counter(tcpResets, c.n, values(flows.DirIngress)...)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/testwait"
@@ -84,7 +85,7 @@ func TestRecordsWaitForPods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.await(t, "subscription", func() bool { return r.hub.subscribers() > 0 })
+		r.await(t, "subscription", func() bool { return r.hub.Subscribers() > 0 })
 		s := udpSample(5000, 10, 0)
 		r.apply(&s)
 		time.Sleep(3 * flushEvery)
@@ -106,6 +107,62 @@ func TestRecordsWaitForPods(t *testing.T) {
 	})
 }
 
+// The low watermark never passes a record that waits for its pod, and it is told to those
+// who ask for it.
+func TestLowWatermark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeCluster{}
+		r := startRig(t, inCluster(f))
+		stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Progress: true})
+		plain := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
+		for name, s := range map[string]interface{ Recv() (*orb8v1.Event, error) }{"asked": stream, "plain": plain} {
+			greeting, err := s.Recv()
+			if err != nil || (greeting.GetLowWatermarkNs() != 0) != (name == "asked") {
+				t.Errorf("%s: greeting %v, %v", name, greeting, err)
+			}
+		}
+		waits := udpSample(5000, 10, 0)
+		waits.Last = time.Now().UnixNano()
+		r.probe.feed(waits)
+		for range 3 {
+			time.Sleep(500 * time.Millisecond)
+			r.collect()
+		}
+		r.resolver.mu.Lock()
+		r.resolver.local[waits.CgroupID] = &workload.Identity{Namespace: "default", Pod: "web-1"}
+		r.resolver.mu.Unlock()
+		f.changed <- struct{}{}
+		lows := 0
+		for {
+			ev, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.GetFlow() != nil {
+				break
+			}
+			if lows++; ev.GetLowWatermarkNs() > waits.Last {
+				t.Errorf("the watermark is %v past a record that waits", time.Duration(ev.GetLowWatermarkNs()-waits.Last))
+			}
+		}
+		if lows == 0 {
+			t.Error("no watermark before the record")
+		}
+		if ev, err := plain.Recv(); err != nil || ev.GetTimeNs() != waits.Last {
+			t.Errorf("the plain stream has %v, %v", ev, err)
+		}
+		before := time.Now()
+		r.collect()
+		for low := int64(0); low < before.Add(-clockGrain).UnixNano(); {
+			ev, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			low = ev.GetLowWatermarkNs()
+		}
+	})
+}
+
 func TestZoneMetrics(t *testing.T) {
 	m := newMetrics(false, 100, new(loss.Counters))
 	send := func(remote *workload.Identity, n uint64) {
@@ -121,7 +178,7 @@ func TestZoneMetrics(t *testing.T) {
 	send(nil, 1000)
 	base := "namespace=ns,workload=web,workload_kind=Deployment"
 	got := strings.Join(gather(t, exporterOf(m), "orb8_network_zone"), "\n")
-	for direction, want := range map[string][2]string{egress: {"1", "110"}, ingress: {"2", "220"}} {
+	for direction, want := range map[string][2]string{flows.DirEgress: {"1", "110"}, flows.DirIngress: {"2", "220"}} {
 		for i, zone := range []string{"same", "cross"} {
 			line := "network_zone_bytes_total{direction=" + direction + "," + base + ",zone=" + zone + "} " + want[i]
 			if !strings.Contains(got, line) {

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -46,7 +48,7 @@ func FuzzNames(f *testing.F) {
 		r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: s.Comm.String(), CgroupID: 5}
 		other := recordOf(flow.EventOpen, udpSample(2, 30, 40), flow.Counters{TxBytes: 30, TxPackets: 1})
 		other.Owner = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web"}
-		for _, m := range []proto.Message{flowEvent(r, "node-a"), processPB(&r.Header)} {
+		for _, m := range []proto.Message{flows.Event(r, "node-a"), kind.Process(&r.Header)} {
 			if _, err := proto.Marshal(m); err != nil {
 				t.Errorf("%q: %v", command, err)
 			}

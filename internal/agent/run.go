@@ -181,7 +181,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
 	a.names.FlushAll()
-	a.hub.close()
+	a.hub.Close()
 }
 
 // flush hands out the records that waited for a name, as names become known.
@@ -201,7 +201,7 @@ func (a *Agent) flush(ctx context.Context) {
 
 // stopServers lets calls end by themselves for a while, then ends them.
 func (a *Agent) stopServers(ls *listeners) {
-	a.hub.close()
+	a.hub.Close()
 	setHealth(a.health, false)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
@@ -236,7 +236,7 @@ func (a *Agent) stopGRPC(ctx context.Context) {
 
 // interval is the time between two samples as things are.
 func (a *Agent) interval() time.Duration {
-	if a.hub.subscribers() > 0 {
+	if a.hub.Subscribers() > 0 {
 		return min(a.config().Interval, followInterval)
 	}
 	return a.config().Interval
@@ -251,7 +251,7 @@ func (a *Agent) sample(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.hub.changed:
+		case <-a.hub.Changed():
 		case <-a.reloaded:
 		case <-timer.C:
 			last = time.Now()

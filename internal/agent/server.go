@@ -20,6 +20,9 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kinds"
 	"github.com/Ignoramuss/orb8/internal/loss"
 )
 
@@ -55,11 +58,11 @@ func (s *server) interest(filters []*orb8v1.Filter, namespaces, pods []string, s
 	if len(namespaces) > 0 || len(pods) > 0 {
 		all = append(all, &orb8v1.Filter{Namespaces: namespaces, Pods: pods})
 	}
-	set, err := filter.Compile(all, filter.WithNode(s.agent.node))
+	set, err := kinds.Compile(all, filter.WithNode(s.agent.node))
 	if err != nil {
 		return interest{}, status.Error(codes.InvalidArgument, err.Error())
 	}
-	return interest{filters: set, self: self || s.agent.config().IncludeSelf, flows: true}, nil
+	return interest{filters: set, self: self || s.agent.config().IncludeSelf}, nil
 }
 
 // QueryFlows implements the API.
@@ -134,10 +137,10 @@ func (k *ranking) cut() []ranked {
 func (s *server) selectHalves(i *interest, since int64, limit int) *ranking {
 	k := &ranking{limit: limit}
 	s.agent.eachRow(func(r *flow.Record) {
-		if r.Last < since || !i.wants(r) {
+		if r.Last < since || !wantsFlow(i, r) {
 			return
 		}
-		tx, rx := directions(r.Total)
+		tx, rx := flows.Directions(r.Total)
 		if tx {
 			k.add(ranked{key: r.Key(), egress: true, by: r.Total.TxBytes})
 		}
@@ -154,11 +157,11 @@ func (s *server) queryResponse(k *ranking) *orb8v1.QueryFlowsResponse {
 	const overhead = 16 // of a row within the response, and of total
 	size := overhead
 	for ref, r := range s.rowsOf(k.all) {
-		h := ingressOf(r)
+		h := flows.Ingress(r)
 		if ref.egress {
-			h = egressOf(r)
+			h = flows.Egress(r)
 		}
-		f := networkFlow(r, h, s.agent.node)
+		f := flows.NetworkFlow(r, h, s.agent.node)
 		if size += proto.Size(f) + overhead; size > maxResponse {
 			break
 		}
@@ -208,12 +211,14 @@ func (s *server) StreamEvents(req *orb8v1.StreamEventsRequest, stream grpc.Serve
 			stream.SetTrailer(metadata.Pairs(lostTrailer, strconv.FormatUint(lost, 10)))
 		}
 	}()
-	return s.follow(stream.Context(), following{interest: i}, nil, func(q queued) error {
-		lost += q.lost
-		if q.update == nil {
+	i.kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
+	return s.follow(stream.Context(), hub.Options{Tag: &i}, nil, func(item hub.Item) error {
+		lost += item.Lost
+		r, ok := item.Record.(*flow.Record)
+		if !ok {
 			return nil
 		}
-		for _, e := range q.update.networkEvents() {
+		for _, e := range flows.NetworkEvents(r) {
 			if err := stream.Send(e); err != nil {
 				return err
 			}
@@ -228,9 +233,12 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	i.setKinds(req.GetKinds())
+	i.kinds = req.GetKinds()
 	greeting := s.agent.nodeEvent()
-	greeting.Sequence = s.agent.hub.place()
+	greeting.Sequence = s.agent.hub.Sequence()
+	if req.GetFollow() && req.GetProgress() {
+		greeting.LowWatermarkNs = max(s.agent.hub.Low(), 1)
+	}
 	if err := stream.Send(greeting); err != nil {
 		return err
 	}
@@ -239,52 +247,40 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 			return status.FromContextError(err).Err()
 		}
 	}
-	f := following{interest: i, past: s.agent.pastOf(req, greeting.Sequence)}
-	begin := func(h history) error { return s.begin(req, &i, h, stream) }
+	o := hub.Options{Tag: &i, Past: s.agent.pastOf(req, greeting.Sequence)}
+	begin := func(h hub.History) error { return s.begin(req, &i, h, stream) }
 	if !req.GetFollow() {
-		return begin(s.agent.hub.past(&i, f.past))
+		o.Select = s.agent.selections(&i)
+		past := s.agent.hub.Past(o)
+		past.Sort() // who follows goes on by the sequence
+		return begin(past)
 	}
 	if req.GetProgress() {
-		f.idle = progressEvery
+		o.Idle, o.Low = progressEvery, true
 	}
-	return s.follow(stream.Context(), f, begin, func(q queued) error { return s.send(stream, &i, q) })
+	return s.follow(stream.Context(), o, begin, func(item hub.Item) error { return s.send(stream, &i, item) })
 }
 
 // pastOf returns what of the past a request wants; now is the place that its
 // stream was told of. What happens from then on belongs to a stream that only
 // follows.
-func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) past {
-	p := past{since: req.GetSinceNs(), last: int(req.GetLast())}
+func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) hub.Past {
+	p := hub.Past{Since: req.GetSinceNs(), Last: int(req.GetLast())}
 	r := req.GetResume()
 	switch {
 	case r == nil:
-		if p == (past{}) && req.GetFollow() && !req.GetSnapshot() {
-			return past{resume: true, after: now}
+		if p == (hub.Past{}) && req.GetFollow() && !req.GetSnapshot() {
+			return hub.Past{Resume: true, After: now}
 		}
 		return p
 	case r.GetStartedNs() == a.started.UnixNano():
-		return past{resume: true, after: r.GetAfter()}
+		return hub.Past{Resume: true, After: r.GetAfter()}
 	}
-	return past{resume: true, since: p.since} // all since this agent's start
+	return hub.Past{Resume: true, Since: p.Since} // all since this agent's start
 }
-
-// setKinds takes over a request's kinds. Losses and node states come unless
-// other kinds were asked for.
-func (i *interest) setKinds(kinds []orb8v1.EventKind) {
-	has := func(k orb8v1.EventKind) bool { return len(kinds) == 0 || slices.Contains(kinds, k) }
-	i.flows = has(orb8v1.EventKind_EVENT_KIND_FLOW)
-	i.connections = has(orb8v1.EventKind_EVENT_KIND_CONNECTION)
-	i.status = has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS)
-	i.losses = has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS)
-	i.accelerators = slices.Contains(kinds, orb8v1.EventKind_EVENT_KIND_ACCELERATOR)
-}
-
-// onlyAccelerators: of flows nothing is wanted, not even in a snapshot, which
-// otherwise has flows of any kind.
-func (i *interest) onlyAccelerators() bool { return i.accelerators && !i.flows && !i.connections }
 
 // begin sends the snapshot and the history that were asked for.
-func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	if req.GetSnapshot() {
 		for _, ev := range s.agent.latestAccelerators(i) {
 			if err := stream.Send(ev); err != nil {
@@ -292,18 +288,18 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h history, strea
 			}
 		}
 	}
-	if req.GetSnapshot() && !i.onlyAccelerators() {
+	if req.GetSnapshot() && i.table() {
 		if err := s.sendSnapshot(req, i, stream); err != nil {
 			return err
 		}
 	}
-	if h.missing > 0 {
-		if err := stream.Send(s.agent.lostEvent(loss.ResumeGap, h.missing)); err != nil {
+	if h.Missing > 0 {
+		if err := stream.Send(s.agent.lostEvent(loss.ResumeGap, h.Missing)); err != nil {
 			return err
 		}
 	}
-	for _, u := range h.updates {
-		if err := stream.Send(u.event(i)); err != nil {
+	for n := range h.Items {
+		if err := stream.Send(s.agent.eventOf(&h.Items[n], i)); err != nil {
 			return err
 		}
 	}
@@ -317,16 +313,16 @@ func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *interest, stream gr
 		return err
 	}
 	defer release()
-	kind := *i
-	kind.flows = true
+	rows := *i
+	rows.kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
 	k := &ranking{limit: int(req.GetLimit())}
 	s.agent.eachRow(func(r *flow.Record) {
-		if kind.wants(r) {
+		if wantsFlow(&rows, r) {
 			k.add(ranked{key: r.Key(), by: sortKey(r, req.GetSort())})
 		}
 	})
 	for _, r := range s.rowsOf(k.cut()) {
-		if err := stream.Send(flowEvent(r, s.agent.node)); err != nil {
+		if err := stream.Send(flows.Event(r, s.agent.node)); err != nil {
 			return err
 		}
 	}
@@ -347,41 +343,40 @@ func sortKey(r *flow.Record, by orb8v1.Sort) uint64 {
 	return r.Total.TxBytes + r.Total.RxBytes
 }
 
-// send sends what was queued: first how much was lost before it.
-func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *interest, q queued) error {
-	if q.lost > 0 {
-		if err := stream.Send(s.agent.lostEvent(loss.SubscriberSlow, q.lost)); err != nil {
+// send sends an item: first how much was lost before it.
+func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *interest, item hub.Item) error {
+	if item.Lost > 0 {
+		if err := stream.Send(s.agent.lostEvent(loss.SubscriberSlow, item.Lost)); err != nil {
 			return err
 		}
 	}
-	switch {
-	case q.update != nil:
-		return stream.Send(q.update.event(i))
-	case q.reached > 0:
-		return stream.Send(s.agent.event(&orb8v1.Event{Sequence: q.reached}))
+	if item.Record != nil {
+		return stream.Send(s.agent.eventOf(&item, i))
+	}
+	if notice, ok := item.Notice.(*orb8v1.Event); ok {
+		return stream.Send(notice)
+	}
+	if item.Sequence > 0 || item.Low > 0 {
+		return stream.Send(s.agent.event(&orb8v1.Event{Sequence: item.Sequence, LowWatermarkNs: item.Low}))
 	}
 	return nil
 }
 
 var errStopping = errors.New("the agent is stopping")
 
-// following is what a stream that follows is to bring.
-type following struct {
-	interest
-	past past
-	idle time.Duration
-}
-
 // follow subscribes, calls begin, if there is one, with the part of the history
 // that is asked for, and then send with whatever happens, until ctx is done or the
 // agent stops.
-func (s *server) follow(ctx context.Context, f following, begin func(history) error, send func(queued) error) error {
-	if s.agent.hub.subscribers() >= maxStreams {
+func (s *server) follow(ctx context.Context, o hub.Options, begin func(hub.History) error, send func(hub.Item) error) error {
+	if s.agent.hub.Subscribers() >= maxStreams {
 		return status.Errorf(codes.ResourceExhausted, "%d streams are being served, which is the most", maxStreams)
 	}
-	sub, recent := s.agent.hub.subscribe(f.interest, s.agent.config().SubscriberQueue, f.past)
-	sub.idle = f.idle
-	defer s.agent.hub.unsubscribe(sub)
+	if i, ok := o.Tag.(*interest); ok {
+		o.Select = s.agent.selections(i)
+	}
+	o.Queue = s.agent.config().SubscriberQueue
+	sub, recent := s.agent.hub.Subscribe(o)
+	defer sub.Close()
 	var lost uint64
 	defer func() {
 		if lost > 0 {
@@ -394,12 +389,12 @@ func (s *server) follow(ctx context.Context, f following, begin func(history) er
 		}
 	}
 	for {
-		q, ok := sub.next(ctx)
+		item, ok := sub.Next(ctx)
 		if !ok {
 			break
 		}
-		lost += q.lost
-		if err := send(q); err != nil {
+		lost += item.Lost
+		if err := send(item); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,8 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -43,7 +45,7 @@ func (r *rig) query(t *testing.T, req *orb8v1.QueryFlowsRequest) (rows []row, to
 	}
 	for _, f := range resp.GetFlows() {
 		port := f.GetSrcPort()
-		if f.GetDirection() == ingress {
+		if f.GetDirection() == flows.DirIngress {
 			port = f.GetDstPort()
 		}
 		rows = append(rows, row{port, f.GetDirection(), f.GetBytes()})
@@ -73,8 +75,8 @@ func podRig(t *testing.T) *rig {
 
 func TestQueryFlows(t *testing.T) {
 	r := podRig(t)
-	webOut, webIn := row{1, egress, 500}, row{1, ingress, 100}
-	dbIn, loOut := row{2, ingress, 300}, row{4, egress, 50}
+	webOut, webIn := row{1, flows.DirEgress, 500}, row{1, flows.DirIngress, 100}
+	dbIn, loOut := row{2, flows.DirIngress, 300}, row{4, flows.DirEgress, 50}
 	tests := []struct {
 		name  string
 		req   *orb8v1.QueryFlowsRequest
@@ -90,7 +92,7 @@ func TestQueryFlows(t *testing.T) {
 		{"filter and pods", &orb8v1.QueryFlowsRequest{PodNames: []string{"web"}, Filters: []*orb8v1.Filter{{Protocols: []string{"udp"}}}}, nil, 0},
 		{"node", &orb8v1.QueryFlowsRequest{Filters: []*orb8v1.Filter{{Nodes: []string{"node-b"}}}}, nil, 0},
 		{"since", &orb8v1.QueryFlowsRequest{SinceNs: second(11)}, []row{dbIn}, 1},
-		{"own traffic", &orb8v1.QueryFlowsRequest{IncludeSelf: true, Limit: 1}, []row{{3, egress, 900}}, 6},
+		{"own traffic", &orb8v1.QueryFlowsRequest{IncludeSelf: true, Limit: 1}, []row{{3, flows.DirEgress, 900}}, 6},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -107,7 +109,7 @@ func TestQueryFlowsReadsTheKernelFirst(t *testing.T) {
 	for n := uint64(1); n <= 3; n++ {
 		r.probe.feed(udpSample(1, n*100, 0))
 		got, _ := r.query(t, &orb8v1.QueryFlowsRequest{Limit: 1})
-		if diff := cmp.Diff([]row{{1, egress, n * 100}}, got); diff != "" {
+		if diff := cmp.Diff([]row{{1, flows.DirEgress, n * 100}}, got); diff != "" {
 			t.Fatalf("(-want +got)\n%s", diff)
 		}
 	}
@@ -205,13 +207,13 @@ func until[T any](t *testing.T, what string, recv func() (*T, error), done func(
 // follow opens an Observe stream and waits until it is subscribed.
 func (r *rig) follow(ctx context.Context, t *testing.T, req *orb8v1.ObserveRequest) grpc.ServerStreamingClient[orb8v1.Event] {
 	t.Helper()
-	before := r.hub.subscribers()
+	before := r.hub.Subscribers()
 	req.Follow = true
 	stream, err := r.client.Observe(ctx, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(t, "subscription", func() bool { return r.hub.subscribers() > before })
+	r.await(t, "subscription", func() bool { return r.hub.Subscribers() > before })
 	return stream
 }
 
@@ -226,7 +228,7 @@ func TestStreamEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.await(t, "subscription", func() bool { return r.hub.subscribers() == 1 })
+	r.await(t, "subscription", func() bool { return r.hub.Subscribers() == 1 })
 	s := tcpSample(7, 100, 0)
 	s.Total.RxPackets = 0
 	own := s
@@ -242,7 +244,7 @@ func TestStreamEvents(t *testing.T) {
 	var bytes []uint32
 	for _, e := range got {
 		bytes = append(bytes, e.GetBytes())
-		if e.GetSrcPort() != 7 || e.GetDirection() != egress || e.GetTimestampNs() != second(1) {
+		if e.GetSrcPort() != 7 || e.GetDirection() != flows.DirEgress || e.GetTimestampNs() != second(1) {
 			t.Errorf("unexpected event %v", e)
 		}
 	}
@@ -396,7 +398,8 @@ func TestSlowClientIsTold(t *testing.T) {
 func TestStreamsAreBounded(t *testing.T) {
 	r := startRig(t)
 	for range maxStreams {
-		_, _ = r.hub.subscribe(interest{}, 1, past{})
+		sub, _ := r.hub.Subscribe(hub.Options{Queue: 1})
+		defer sub.Close()
 	}
 	stream, err := r.client.Observe(t.Context(), &orb8v1.ObserveRequest{Follow: true})
 	if err != nil {
@@ -413,7 +416,7 @@ func TestClientThatGoesIsForgotten(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r.follow(ctx, t, &orb8v1.ObserveRequest{})
 	cancel()
-	r.await(t, "end of the subscription", func() bool { return r.hub.subscribers() == 0 })
+	r.await(t, "end of the subscription", func() bool { return r.hub.Subscribers() == 0 })
 }
 
 func TestPanicEndsOneCall(t *testing.T) {

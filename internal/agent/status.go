@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -84,7 +85,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		Probes:        probesPB(probes), Losses: lossesPB(a.losses),
 		KernelRelease: a.deps.KernelRelease, CgroupRoot: a.deps.CgroupRoot,
 		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
-		Subscribers: uint32(a.hub.subscribers()),
+		Subscribers: uint32(a.hub.Subscribers()),
 		StartedNs:   a.started.UnixNano(),
 		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
 		Accelerators: a.acceleratorStatus(),
@@ -173,9 +174,9 @@ func (a *Agent) facts() facts {
 		interval: a.interval(),
 		events:   a.processed.Load(), panics: a.panics.Load(),
 		reloads: a.reloads.Load(), reloadsFailed: a.failedReloads.Load(),
-		subscribers: a.hub.subscribers(),
+		subscribers: a.hub.Subscribers(),
 		flows:       a.table.Len(), maxFlows: cfg.MaxFlows,
-		history: a.hub.kept(), maxHistory: cfg.History,
+		history: a.flowLane.Kept(), maxHistory: cfg.History,
 		probes:      a.manager.Status(),
 		includeSelf: cfg.IncludeSelf,
 		waiting:     a.names.Waiting(), cluster: cluster,
@@ -233,7 +234,7 @@ func (w *watch) look() {
 	if !proto.Equal(now, w.status) {
 		w.status = now
 		setHealth(w.agent.health, now.State != orb8v1.NodeState_NODE_STATE_UNAVAILABLE)
-		w.agent.hub.tell(w.agent.nodeEvent(), func(i *interest) bool { return i.status })
+		w.agent.hub.Notify(w.agent.nodeEvent(), func(s *hub.Subscription) bool { return interestOf(s).status() })
 	}
 	for _, s := range loss.Stages() {
 		n := w.agent.losses.Get(s) - w.lost[s]
@@ -241,7 +242,7 @@ func (w *watch) look() {
 			continue
 		}
 		w.lost[s] += n
-		w.agent.hub.tell(w.agent.lostEvent(s, n), func(i *interest) bool { return i.losses })
+		w.agent.hub.Notify(w.agent.lostEvent(s, n), func(s *hub.Subscription) bool { return interestOf(s).losses() })
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kinds"
 )
 
 // filterFlags collect filters in the order of the command line: what --not
@@ -74,7 +76,7 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
 		{name: "node", placeholder: "NAME", usage: "node; of a cluster, the nodes whose agents are asked",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
-		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(filter.Types(), ", "), event: true,
+		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(flows.Types(), ", "), event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 		{name: "failed", placeholder: "bool", usage: "connections that could not be established, with the reason", event: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
@@ -134,7 +136,7 @@ func (f *filterFlags) filters() ([]*orb8v1.Filter, error) {
 	}
 	all = append(all, f.selectors...)
 	all = append(all, f.negative...)
-	if _, err := filter.Compile(all); err != nil {
+	if _, err := kinds.Compile(all); err != nil {
 		return nil, usagef("filters: %w", err)
 	}
 	return all, nil
@@ -224,7 +226,7 @@ func (v *filterValue) check(value string) error {
 	if err := v.kind.set(alone, value); err != nil {
 		return err
 	}
-	_, err := filter.Compile([]*orb8v1.Filter{alone})
+	_, err := kinds.Compile([]*orb8v1.Filter{alone})
 	var wrong *filter.Error
 	if !errors.As(err, &wrong) {
 		return err

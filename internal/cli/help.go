@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/Ignoramuss/orb8/internal/cli/render"
-	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 )
 
 // flagGroup is a titled part of a command's flags in its help.
@@ -52,7 +52,7 @@ func completeValues(cmd *cobra.Command) {
 		"packet":   {"auto", "on", "off"},
 		"protocol": {"tcp", "udp", "icmp", "icmpv6"},
 		"sort":     sortNames(),
-		"type":     filter.Types(),
+		"type":     flows.Types(),
 	}
 	for flag, words := range values {
 		if cmd.Flags().Lookup(flag) == nil {

@@ -14,21 +14,27 @@ import (
 )
 
 const (
-	// liveWindow is how long an event waits for earlier ones of other nodes.
+	// liveWindow is how long an event waits for earlier ones of nodes that tell no low
+	// watermark.
 	liveWindow = 200 * time.Millisecond
 	// replayTime is how long the nodes' pasts are merged exactly before a node
 	// that says nothing is no longer waited for.
 	replayTime = time.Second
-	// laneSize is how many events of one node may wait here. What waits longer
-	// waits in its agent, which counts what it cannot keep.
+	// stallTime is how long a node is waited for that tells low watermarks and has told
+	// none.
+	stallTime = 3 * time.Second
+	// laneSize is how many events of one node may wait here, and deepLane that of one
+	// that tells low watermarks. What waits longer waits in its agent, which counts
+	// what it cannot keep.
 	laneSize = 256
+	deepLane = 2048
 )
 
 // first ranks before every event.
 const first = math.MinInt64
 
-// merge puts the events of several nodes into one order, the lowest rank first;
-// those of one node stay in theirs. It holds at most laneSize events a node.
+// merge puts the events of several nodes into one order, the lowest rank first. Nodes that
+// tell a low watermark come in exactly that order; the events of others stay in theirs.
 type merge struct {
 	// window bounds how long an event waits for a node that says nothing; 0 is
 	// for ever, which is right where every node comes to an end.
@@ -49,8 +55,13 @@ type lane struct {
 	room  chan struct{}
 
 	// Guarded by merge.mu.
-	queue []queued
+	queue []queued // by rank
 	last  int64
+	// tells: the node tells low watermarks. No event ranks below low that is still on
+	// its way; told is when it said so.
+	tells bool
+	low   int64
+	told  time.Time
 	// due: the node is expected to send more; without that nobody waits for it.
 	due bool
 	// removed: it goes once it is empty.
@@ -77,14 +88,13 @@ func (m *merge) lane(name string) *lane {
 	return l
 }
 
-// push adds an event, as soon as there is room. An event never ranks before
-// the one that its node sent before it.
+// push adds an event, as soon as there is room. An event of a node that tells no low
+// watermarks never ranks before the one that its node sent before it.
 func (l *lane) push(ctx context.Context, rank int64, ev *orb8v1.Event) error {
 	for {
 		l.merge.mu.Lock()
-		if len(l.queue) < laneSize {
-			l.last = max(l.last, rank)
-			l.queue = append(l.queue, queued{l.last, time.Now(), ev})
+		if len(l.queue) < l.size() {
+			l.insert(rank, ev)
 			l.merge.mu.Unlock()
 			token(l.merge.changed)
 			return nil
@@ -96,6 +106,51 @@ func (l *lane) push(ctx context.Context, rank int64, ev *orb8v1.Event) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// size is called with the merge's lock held, as is insert.
+func (l *lane) size() int {
+	if l.tells {
+		return deepLane
+	}
+	return laneSize
+}
+
+func (l *lane) insert(rank int64, ev *orb8v1.Event) {
+	l.last = max(l.last, rank)
+	if !l.tells {
+		rank = l.last
+	}
+	at := len(l.queue)
+	for at > 0 && l.queue[at-1].rank > rank {
+		at--
+	}
+	l.queue = slices.Insert(l.queue, at, queued{rank, time.Now(), ev})
+}
+
+// begin takes note of whether the node's stream, which begins now, tells low watermarks.
+func (l *lane) begin(tells bool) {
+	l.merge.mu.Lock()
+	l.tells, l.low, l.told = tells, first, time.Now()
+	l.merge.mu.Unlock()
+	token(l.merge.changed)
+}
+
+// advance takes a low watermark.
+func (l *lane) advance(low int64) {
+	l.merge.mu.Lock()
+	l.low, l.told = max(l.low, low), time.Now()
+	l.merge.mu.Unlock()
+	token(l.merge.changed)
+}
+
+// missing reports whether an event may still come from the node that ranks before another.
+// It is called with the merge's lock held.
+func (l *lane) missing(rank int64, now time.Time) bool {
+	if !l.tells {
+		return l.due && len(l.queue) == 0
+	}
+	return l.due && l.low < rank && now.Sub(l.told) < stallTime
 }
 
 // expect says whether the node is about to send more.
@@ -129,10 +184,9 @@ func (m *merge) next(now time.Time, flush bool) (*orb8v1.Event, time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var best, oldest *lane
-	missing, full := false, false
+	full := false
 	for _, l := range m.lanes {
 		if len(l.queue) == 0 {
-			missing = missing || l.due
 			continue
 		}
 		if best == nil || l.queue[0].rank < best.queue[0].rank {
@@ -141,11 +195,13 @@ func (m *merge) next(now time.Time, flush bool) (*orb8v1.Event, time.Duration) {
 		if oldest == nil || l.queue[0].arrived.Before(oldest.queue[0].arrived) {
 			oldest = l
 		}
-		full = full || len(l.queue) == laneSize
+		full = full || len(l.queue) == l.size()
 	}
-	switch {
-	case best == nil:
+	if best == nil {
 		return nil, 0
+	}
+	missing, window := m.missing(best.queue[0].rank, now)
+	switch {
 	case !missing || flush:
 		return best.pop(), 0
 	case m.window == 0:
@@ -154,13 +210,29 @@ func (m *merge) next(now time.Time, flush bool) (*orb8v1.Event, time.Duration) {
 		return nil, m.exactUntil.Sub(now)
 	}
 	switch waited := now.Sub(oldest.queue[0].arrived); {
-	case waited >= 2*m.window: // a clock that runs ahead must not starve its node
+	case waited >= 2*window: // a clock that runs ahead must not starve its node
 		return oldest.pop(), 0
-	case waited >= m.window, full:
+	case waited >= window, full:
 		return best.pop(), 0
 	default:
-		return nil, m.window - waited
+		return nil, window - waited
 	}
+}
+
+// missing reports whether an event may still come that ranks before another, and for how
+// long to wait for that. It is called with m.mu held.
+func (m *merge) missing(rank int64, now time.Time) (missing bool, window time.Duration) {
+	window = stallTime
+	for _, l := range m.lanes {
+		if !l.missing(rank, now) {
+			continue
+		}
+		missing = true
+		if !l.tells {
+			window = m.window
+		}
+	}
+	return missing, window
 }
 
 // pop is called with the merge's lock held.

@@ -79,6 +79,69 @@ func TestMergeWindow(t *testing.T) {
 	})
 }
 
+// Nodes that tell low watermarks come in the exact order of time, whatever order they send
+// in and however late the others' watermarks come.
+func TestMergeByWatermark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		check := func(m *merge, want ...int64) {
+			t.Helper()
+			got, _ := take(m)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		}
+		m := newMerge(200 * time.Millisecond)
+		a, b := m.lane("a"), m.lane("b")
+		a.begin(true)
+		b.begin(true)
+		put(t, a, 7, 5, 9) // 5 has waited for the name of its pod
+		check(m)
+		time.Sleep(time.Second) // longer than any window
+		put(t, b, 6)
+		b.advance(8)
+		check(m) // a may still send one before 5
+		a.advance(9)
+		check(m, 5, 6, 7)
+		put(t, b, 8, 10)
+		check(m, 8)
+		b.advance(11)
+		check(m, 9)
+		a.advance(10)
+		b.advance(3) // watermarks do not go back
+		check(m, 10)
+
+		// A node that is stuck is not waited for, but those that go on are.
+		time.Sleep(stallTime)
+		c := m.lane("c")
+		c.begin(true)
+		put(t, a, 12, 11)
+		a.advance(13)
+		check(m)
+		c.advance(12)
+		check(m, 11, 12)
+
+		// An event that waits in vain goes out all the same.
+		b.begin(true)
+		a.advance(15)
+		put(t, a, 14)
+		for range 5 {
+			time.Sleep(stallTime / 5)
+			c.advance(13)
+			b.advance(13)
+		}
+		check(m, 14)
+
+		// Another agent on the node begins anew, and may be one that tells none.
+		b.begin(false)
+		c.expect(false)
+		put(t, a, 20)
+		a.advance(30)
+		check(m)
+		time.Sleep(200 * time.Millisecond)
+		check(m, 20)
+	})
+}
+
 // TestMergeExact: without a window nothing goes out before all have spoken.
 func TestMergeExact(t *testing.T) {
 	m := newMerge(0)

@@ -66,7 +66,8 @@ type place struct {
 
 // Observe asks every agent for its events and merges them: a snapshot exactly
 // by its sort key, its limit counted over all nodes; the past exactly by time;
-// what happens, by time as far as it comes within 200 ms. A node that cannot be
+// what happens exactly by time too, up to the nodes' low watermarks, unless one says
+// nothing for 3 s. A node that cannot be
 // asked, or whose stream breaks, is a NodeStatus event with state UNAVAILABLE and
 // the reason, once until the reason changes. With follow it is tried again, and
 // what it kept meanwhile is fetched; agents that come later are taken in. With
@@ -356,12 +357,16 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 		if !greeted { // dated now, but what follows may be the past
 			n.reason, rank = "", first
 			started = ev.GetNodeStatus().GetStartedNs()
+			n.lane.begin(ev.GetLowWatermarkNs() != 0 && s.req.GetFollow())
 			n.lane.expect(true)
 		}
 		if ev.GetEvent() != nil { // else it only tells how far things have gone
 			if err := n.lane.push(ctx, rank, ev); err != nil {
 				return err
 			}
+		}
+		if low := ev.GetLowWatermarkNs(); low != 0 && greeted {
+			n.lane.advance(low)
 		}
 		n.reached(s, started, ev, !greeted)
 		if !s.req.GetFollow() {

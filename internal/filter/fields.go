@@ -4,50 +4,13 @@ package filter
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/record"
 )
-
-// types are what events may say, by name.
-var types = map[string]predicate{
-	"connect": func(r *flow.Record) bool { return r.Connected || failed(r) },
-	"failed":  failed,
-	"close":   func(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Valid && !r.TCP.Failed },
-	"reset": func(r *flow.Record) bool {
-		return r.Event == flow.EventClose && (r.TCP.ResetSent || r.TCP.ResetReceived)
-	},
-	"retransmit": func(r *flow.Record) bool { return r.Retransmitted > 0 },
-}
-
-func failed(r *flow.Record) bool { return r.Event == flow.EventClose && r.TCP.Failed }
-
-// Types lists what an event may be filtered by, in order.
-func Types() []string { return slices.Sorted(maps.Keys(types)) }
-
-func compileTypes(values []string) (predicate, *Error) {
-	var all []predicate
-	for _, v := range values {
-		p, ok := types[strings.ToLower(v)]
-		if !ok {
-			return nil, &Error{Value: v, Want: strings.Join(Types(), ", ")}
-		}
-		all = append(all, p)
-	}
-	return func(r *flow.Record) bool {
-		for _, p := range all {
-			if p(r) {
-				return true
-			}
-		}
-		return false
-	}, nil
-}
 
 const (
 	wantNamespace = "the name of a namespace"
@@ -101,7 +64,7 @@ func compileNamespaces(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool { return slices.Contains(names, r.Owner.Namespace) }, nil
+	return func(r *record.Header, _ any) bool { return slices.Contains(names, r.Owner.Namespace) }, nil
 }
 
 func (c *compiler) compileNodes(values []string) (predicate, *Error) {
@@ -110,7 +73,7 @@ func (c *compiler) compileNodes(values []string) (predicate, *Error) {
 		return nil, err
 	}
 	own := slices.Contains(names, c.node)
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		if r.Owner.Node == "" {
 			return own
 		}
@@ -179,7 +142,7 @@ func compilePods(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool { return matchAny(pods, r.Owner.Namespace, r.Owner.Pod) }, nil
+	return func(r *record.Header, _ any) bool { return matchAny(pods, r.Owner.Namespace, r.Owner.Pod) }, nil
 }
 
 // compileServices: a client's flow has the Service at its remote end, that of
@@ -189,7 +152,7 @@ func compileServices(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		return matchAny(services, r.Owner.Namespace, r.Owner.Service) ||
 			r.Peer != nil && matchAny(services, r.Peer.Namespace, r.Peer.Service)
 	}, nil
@@ -202,7 +165,7 @@ func compileWorkloads(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		if r.Owner.Name == "" {
 			return false
 		}
@@ -224,7 +187,7 @@ func compileSelector(values []string) (predicate, *Error) {
 	if err != nil {
 		return nil, &Error{Value: values[0], Want: wantSelector, Err: err}
 	}
-	return func(r *flow.Record) bool { return sel.match(r.Owner.Labels) }, nil
+	return func(r *record.Header, _ any) bool { return sel.match(r.Owner.Labels) }, nil
 }
 
 func compileIPs(values []string) (predicate, *Error) {
@@ -236,7 +199,7 @@ func compileIPs(values []string) (predicate, *Error) {
 		}
 		prefixes = append(prefixes, p)
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		local, remote := r.Local.IP(), r.Remote.IP()
 		for _, p := range prefixes {
 			if p.Contains(local) || p.Contains(remote) {
@@ -289,7 +252,7 @@ func compilePorts(values []string) (predicate, *Error) {
 		}
 		ports = append(ports, uint16(p))
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		return slices.Contains(ports, r.LocalPort) || slices.Contains(ports, r.RemotePort)
 	}, nil
 }
@@ -303,7 +266,7 @@ func compileProtocols(values []string) (predicate, *Error) {
 		}
 		wanted[p] = true
 	}
-	return func(r *flow.Record) bool { return wanted[r.Protocol] }, nil
+	return func(r *record.Header, _ any) bool { return wanted[r.Protocol] }, nil
 }
 
 func parseProtocol(s string) (record.Protocol, bool) {
@@ -338,7 +301,7 @@ func compileProcesses(values []string) (predicate, *Error) {
 		}
 		comms = append(comms, g)
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		return slices.Contains(pids, r.PID) || matchComm(comms, &r.Comm)
 	}, nil
 }
@@ -366,7 +329,7 @@ func compileContainers(values []string) (predicate, *Error) {
 		}
 		ids = append(ids, id)
 	}
-	return func(r *flow.Record) bool {
+	return func(r *record.Header, _ any) bool {
 		for _, id := range ids {
 			if strings.HasPrefix(r.Owner.ContainerID, id) {
 				return true

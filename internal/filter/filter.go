@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package filter decides which flows a client asked for. It compiles the
-// filters of the API once and then matches records without allocating. It knows
-// nothing of where records come from or what becomes of them, and builds on
-// every platform, so that the CLI can check a filter before it sends it.
+// Package filter decides which records a client asked for. It compiles the
+// filters of the API once and then matches records, by their headers, without
+// allocating. It knows nothing of where records come from, of what their kinds tell or
+// what becomes of them, and builds on every platform, so that the CLI can check a filter
+// before it sends it.
 package filter
 
 import (
 	"fmt"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
-	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // A request may hold so many filters, and a field so many values: each record
@@ -65,14 +66,31 @@ type compiled struct {
 	fields []predicate
 }
 
-// predicate is one field of a filter: true if one of its values matches.
-type predicate func(*flow.Record) bool
+// predicate is one field of a filter: true if one of its values matches. The second
+// argument is the record as its kind has it.
+type predicate func(*record.Header, any) bool
+
+// Field is a field of the API's filter that asks for what only some kinds of records tell.
+type Field struct {
+	// Name is that in orb8.proto.
+	Name   string
+	Values func(*orb8v1.Filter) []string
+	// Compile returns what tells whether one of the values is the record's, which is
+	// a pointer as its kind has it; no record of another kind matches. An Error says
+	// no more than Value and Want.
+	Compile func(values []string) (func(record any) bool, *Error)
+}
 
 // Option changes how filters are compiled.
 type Option func(*compiler)
 
 // WithNode names the node that records belong to whose workload names none.
 func WithNode(name string) Option { return func(c *compiler) { c.node = name } }
+
+// WithFields adds those of kinds. Without it they match no record.
+func WithFields(fields ...Field) Option {
+	return func(c *compiler) { c.fields = append(c.fields, fields...) }
+}
 
 // Compile prepares filters for matching. The error is an *Error.
 func Compile(filters []*orb8v1.Filter, opts ...Option) (*Set, error) {
@@ -98,22 +116,23 @@ func Compile(filters []*orb8v1.Filter, opts ...Option) (*Set, error) {
 // Empty reports whether there are no filters.
 func (s *Set) Empty() bool { return s == nil || len(s.filters) == 0 }
 
-// Match reports whether every filter matches r. It does not allocate.
-func (s *Set) Match(r *flow.Record) bool {
+// Match reports whether every filter matches a record with this header; body is a pointer
+// to it as its kind has it, nil for a header alone. It does not allocate.
+func (s *Set) Match(h *record.Header, body any) bool {
 	if s == nil {
 		return true
 	}
 	for i := range s.filters {
-		if s.filters[i].match(r) == s.filters[i].negate {
+		if s.filters[i].match(h, body) == s.filters[i].negate {
 			return false
 		}
 	}
 	return true
 }
 
-func (f *compiled) match(r *flow.Record) bool {
+func (f *compiled) match(h *record.Header, body any) bool {
 	for _, field := range f.fields {
-		if !field(r) {
+		if !field(h, body) {
 			return false
 		}
 	}
@@ -121,7 +140,8 @@ func (f *compiled) match(r *flow.Record) bool {
 }
 
 type compiler struct {
-	node string
+	node   string
+	fields []Field
 }
 
 // field is one set field of a filter on its way to a predicate.
@@ -148,7 +168,12 @@ func (c *compiler) compile(f *orb8v1.Filter) ([]predicate, *Error) {
 		{"processes", f.GetProcesses(), compileProcesses},
 		{"containers", f.GetContainers(), compileContainers},
 		{"services", f.GetServices(), compileServices},
-		{"types", f.GetTypes(), compileTypes},
+	}
+	for _, k := range c.fields {
+		fields = append(fields, field{k.Name, k.Values(f), func(values []string) (predicate, *Error) {
+			match, err := k.Compile(values)
+			return func(_ *record.Header, body any) bool { return match(body) }, err
+		}})
 	}
 	var predicates []predicate
 	for _, fd := range fields {

@@ -14,7 +14,6 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
-	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -28,30 +27,26 @@ func comm(s string) (c record.Comm) {
 
 // pod is a TCP flow of a pod to a service; host one of a process outside
 // Kubernetes to a peer of which nothing is known.
-func pod() *flow.Record {
-	return &flow.Record{
-		Header: record.Header{
-			Local: addr("10.0.1.7"), Remote: addr("10.96.0.10"),
-			LocalPort: 41000, RemotePort: 443, Protocol: record.TCP,
-			PID: 4242, Comm: comm("prometheus-node"),
-			Owner: &workload.Identity{
-				Namespace: "shop", Pod: "web-7f9-abcde", Kind: "Deployment", Name: "web",
-				ContainerID: "4f2d9c1e8a7b", Node: "node-a",
-				Labels: map[string]string{"app": "web", "tier": "front", "canary": ""},
-			},
-			Peer: &workload.Identity{Namespace: "shop", Service: "api"},
+func pod() *record.Header {
+	return &record.Header{
+		Local: addr("10.0.1.7"), Remote: addr("10.96.0.10"),
+		LocalPort: 41000, RemotePort: 443, Protocol: record.TCP,
+		PID: 4242, Comm: comm("prometheus-node"),
+		Owner: &workload.Identity{
+			Namespace: "shop", Pod: "web-7f9-abcde", Kind: "Deployment", Name: "web",
+			ContainerID: "4f2d9c1e8a7b", Node: "node-a",
+			Labels: map[string]string{"app": "web", "tier": "front", "canary": ""},
 		},
+		Peer: &workload.Identity{Namespace: "shop", Service: "api"},
 	}
 }
 
-func host() *flow.Record {
-	return &flow.Record{
-		Header: record.Header{
-			Local: addr("fd00::1"), Remote: addr("fd00:1::2"),
-			LocalPort: 5353, RemotePort: 53, Protocol: record.UDP,
-			PID: 7, Comm: comm("kworker/0:1"),
-			Owner: &workload.Identity{Kind: workload.KindProcess, Name: "kworker/0:1"},
-		},
+func host() *record.Header {
+	return &record.Header{
+		Local: addr("fd00::1"), Remote: addr("fd00:1::2"),
+		LocalPort: 5353, RemotePort: 53, Protocol: record.UDP,
+		PID: 7, Comm: comm("kworker/0:1"),
+		Owner: &workload.Identity{Kind: workload.KindProcess, Name: "kworker/0:1"},
 	}
 }
 
@@ -122,10 +117,10 @@ func TestMatch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := set.Match(pod()); got != tt.pod {
+			if got := set.Match(pod(), nil); got != tt.pod {
 				t.Errorf("pod: got %v, want %v", got, tt.pod)
 			}
-			if got := set.Match(host()); got != tt.host {
+			if got := set.Match(host(), nil); got != tt.host {
 				t.Errorf("host: got %v, want %v", got, tt.host)
 			}
 		})
@@ -134,13 +129,13 @@ func TestMatch(t *testing.T) {
 
 func TestNilSetMatches(t *testing.T) {
 	var set *filter.Set
-	if !set.Match(pod()) {
+	if !set.Match(pod(), nil) {
 		t.Error("a nil Set must match everything")
 	}
 }
 
 func TestRecordWithoutNamesMatchesNoName(t *testing.T) {
-	r := &flow.Record{Header: record.Header{Owner: &workload.Identity{}}}
+	r := &record.Header{Owner: &workload.Identity{}}
 	for _, f := range []*F{
 		{Pods: []string{"*"}}, {Workloads: []string{"*"}}, {Processes: []string{"*"}},
 		{Nodes: []string{"node-a"}}, {Services: []string{"api"}}, {Containers: []string{"abcdef"}},
@@ -149,7 +144,7 @@ func TestRecordWithoutNamesMatchesNoName(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if set.Match(r) {
+		if set.Match(r, nil) {
 			t.Errorf("%v matches a record without names", f)
 		}
 	}
@@ -232,7 +227,7 @@ func fullSet(tb testing.TB) *filter.Set {
 			Namespaces: []string{"bank", "shop"}, Pods: []string{"shop/web-*"}, LabelSelector: "app=web,tier in (front,back),!x",
 			Workloads: []string{"Deployment/web"}, Nodes: []string{"node-a"}, Ips: []string{"192.0.2.0/24", "10.0.0.0/8"},
 			Ports: []uint32{80, 443}, Protocols: []string{"tcp"}, Processes: []string{"1", "prom*"},
-			Containers: []string{"4f2d9c"}, Services: []string{"api"}, Types: []string{"close", "retransmit"},
+			Containers: []string{"4f2d9c"}, Services: []string{"api"},
 		},
 		{Negate: true, Ports: []uint32{53}},
 	})
@@ -244,11 +239,10 @@ func fullSet(tb testing.TB) *filter.Set {
 
 func TestMatchDoesNotAllocate(t *testing.T) {
 	set, r := fullSet(t), pod()
-	r.Retransmitted = 1
-	if !set.Match(r) {
+	if !set.Match(r, nil) {
 		t.Fatal("the record must pass every field")
 	}
-	if n := testing.AllocsPerRun(100, func() { set.Match(r) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { set.Match(r, nil) }); n != 0 {
 		t.Errorf("%v allocations per Match", n)
 	}
 }
@@ -257,7 +251,7 @@ func BenchmarkMatch(b *testing.B) {
 	set, r := fullSet(b), pod()
 	b.ReportAllocs()
 	for b.Loop() {
-		set.Match(r)
+		set.Match(r, nil)
 	}
 }
 
@@ -276,7 +270,7 @@ func FuzzCompile(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	records := []*flow.Record{pod(), host(), {Header: record.Header{Owner: &workload.Identity{}}}}
+	records := []*record.Header{pod(), host(), {Owner: &workload.Identity{}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var pb F
 		if proto.Unmarshal(b, &pb) != nil {
@@ -295,7 +289,7 @@ func FuzzCompile(f *testing.F) {
 			t.Fatalf("negated: %v", err)
 		}
 		for _, r := range records {
-			if set.Match(r) == negated.Match(r) {
+			if set.Match(r, nil) == negated.Match(r, nil) {
 				t.Fatalf("negate changes nothing for %v", &pb)
 			}
 		}
@@ -311,53 +305,8 @@ func TestServiceOfTheServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := set.Match(r); got != want {
+		if got := set.Match(r, nil); got != want {
 			t.Errorf("services %s: %v, want %v", value, got, want)
 		}
-	}
-}
-
-// TestTypes: each kind of record is what it says, and nothing else.
-func TestTypes(t *testing.T) {
-	tcp := func(event flow.Event, change func(*flow.Record)) *flow.Record {
-		r := pod()
-		r.Event, r.TCP.Valid = event, true
-		change(r)
-		return r
-	}
-	datagrams := host()
-	datagrams.Event = flow.EventClose
-	for name, c := range map[string]struct {
-		r    *flow.Record
-		want string
-	}{
-		"opened":            {tcp(flow.EventOpen, func(r *flow.Record) { r.Connected = true }), "connect"},
-		"traffic":           {tcp(flow.EventUpdate, func(*flow.Record) {}), ""},
-		"sent again":        {tcp(flow.EventUpdate, func(r *flow.Record) { r.Retransmitted = 2 }), "retransmit"},
-		"refused":           {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.ResetReceived = true, true }), "connect failed reset"},
-		"timed out":         {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.Retransmitted = true, 6 }), "connect failed retransmit"},
-		"closed":            {tcp(flow.EventClose, func(*flow.Record) {}), "close"},
-		"opened and closed": {tcp(flow.EventClose, func(r *flow.Record) { r.Connected = true }), "close connect"},
-		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent = true }), "close reset"},
-		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), ""},
-		"datagrams":         {datagrams, ""},
-	} {
-		var got []string
-		for _, kind := range filter.Types() {
-			set, err := filter.Compile([]*F{{Types: []string{strings.ToUpper(kind)}}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if set.Match(c.r) {
-				got = append(got, kind)
-			}
-		}
-		if s := strings.Join(got, " "); s != c.want {
-			t.Errorf("%s: %q, want %q", name, s, c.want)
-		}
-	}
-	_, err := filter.Compile([]*F{{Types: []string{"drop"}}})
-	if err == nil || !strings.Contains(err.Error(), `types: "drop": want close, connect, failed, reset, retransmit`) {
-		t.Errorf("%v", err)
 	}
 }

@@ -49,7 +49,7 @@ var stages = [numStages]struct {
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},
 	FlowTableFull:      {"flow_table_full", "flows that had not ended but were pushed out of the full flow table, the longest idle first; their final event was sent", false},
 	NameWaitFull:       {"name_wait_full", "records that went out before the name of their pod was known, since 8192 later ones waited as well", true},
-	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time", false},
+	SubscriberSlow:     {"subscriber_slow", "events that a client did not take in time, or that were overwritten before its filters had looked at them", false},
 	ResumeGap:          {"resume_gap", "events that were no longer kept when a client came back for them, whether it had asked for such or not", false},
 	MetricSeriesCapped: {"metric_series_capped", "workloads counted under \"other\" because the cap on metric series was reached", true},
 }

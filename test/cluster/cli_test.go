@@ -200,29 +200,18 @@ func (l *lab) startTrace(t *testing.T) (out *output, end func()) {
 	return &stdout, end
 }
 
-// outOfOrder is how far events of several nodes may be out of the order of time. An
-// event waits 200 ms for earlier ones of other nodes, counted from when it arrives,
-// and its agent may have held it back for 2 s before, for the name of its pod.
-const outOfOrder = 5 * time.Second
-
-// inOrder checks that the events of each node are in the order of time, and those
-// of several nodes as nearly as is promised.
+// inOrder checks that the events of all nodes together are in the order of time.
 func inOrder(t *testing.T, events []*orb8v1.Event) {
 	t.Helper()
-	last := map[string]int64{}
-	var latest int64
+	var last *orb8v1.Event
 	for _, e := range events {
 		if _, is := flowOf(e); !is {
 			continue
 		}
-		node, at := e.GetNodeName(), e.GetTimeNs()
-		if at < last[node] {
-			t.Errorf("events of %s are not in the order of time: %d after %d", node, at, last[node])
+		if last.GetTimeNs() > e.GetTimeNs() {
+			t.Errorf("an event of %s comes %v after a later one of %s", e.GetNodeName(), time.Duration(last.GetTimeNs()-e.GetTimeNs()), last.GetNodeName())
 		}
-		if behind := time.Duration(latest - at); latest > 0 && behind > outOfOrder {
-			t.Errorf("an event of %s comes %v after a later one of another node", node, behind)
-		}
-		last[node], latest = at, max(latest, at)
+		last = e
 	}
 }
 

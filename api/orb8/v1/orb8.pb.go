@@ -1790,7 +1790,7 @@ type ObserveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of these must match, see Filter.
 	Filters []*Filter `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
-	// Empty means FLOW and CONNECTION.
+	// Empty means FLOW and CONNECTION, with NODE_STATUS and LOST_EVENTS.
 	Kinds []EventKind `protobuf:"varint,2,rep,packed,name=kinds,proto3,enum=orb8.v1.EventKind" json:"kinds,omitempty"`
 	// After snapshot and history, go on with what happens.
 	Follow bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -1807,9 +1807,9 @@ type ObserveRequest struct {
 	Sort        Sort `protobuf:"varint,9,opt,name=sort,proto3,enum=orb8.v1.Sort" json:"sort,omitempty"`
 	// Instead of history: go on where another stream of the same request broke.
 	Resume *Resume `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
-	// With follow: when nothing has matched for ten seconds, send an event with
-	// nothing but a time and the sequence reached, so that a later resume does not
-	// ask for what cannot match.
+	// With follow: send events with nothing but a time, the sequence reached, so that a
+	// later resume does not ask for what cannot match, and the low watermark: after each
+	// reading of the kernel, and when nothing has matched for ten seconds.
 	Progress      bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2140,11 +2140,15 @@ type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TimeNs   int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
 	NodeName string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	// Flow and connection events as they happen count from 1 in the order in which
-	// their agent told of them, which is not always that of their times: a record
+	// Events of all kinds, but for node states and losses, count from 1 in the order in
+	// which their agent told of them, which is not always that of their times: a record
 	// may wait for the name of its pod. The opening NodeStatus has the number of the
 	// latest. 0 for all else.
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// No event of this stream will come that is older than this, in Unix nanoseconds; 0
+	// where that is not told. It is only with events that hold nothing else, and on the
+	// opening NodeStatus of a stream that will tell.
+	LowWatermarkNs int64 `protobuf:"varint,20,opt,name=low_watermark_ns,json=lowWatermarkNs,proto3" json:"low_watermark_ns,omitempty"`
 	// Types that are valid to be assigned to Event:
 	//
 	//	*Event_Flow
@@ -2204,6 +2208,13 @@ func (x *Event) GetNodeName() string {
 func (x *Event) GetSequence() uint64 {
 	if x != nil {
 		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Event) GetLowWatermarkNs() int64 {
+	if x != nil {
+		return x.LowWatermarkNs
 	}
 	return 0
 }
@@ -3909,11 +3920,12 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
 	"\bservices\x18\f \x03(\tR\bservices\x12\x14\n" +
-	"\x05types\x18\r \x03(\tR\x05types\"\xee\x02\n" +
+	"\x05types\x18\r \x03(\tR\x05types\"\x98\x03\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12#\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12(\n" +
+	"\x10low_watermark_ns\x18\x14 \x01(\x03R\x0elowWatermarkNs\x12#\n" +
 	"\x04flow\x18\n" +
 	" \x01(\v2\r.orb8.v1.FlowH\x00R\x04flow\x125\n" +
 	"\n" +

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/hub"
+)
+
+const (
+	ofFlows       = orb8v1.EventKind_EVENT_KIND_FLOW
+	ofConnections = orb8v1.EventKind_EVENT_KIND_CONNECTION
+)
+
+func asking(kinds ...orb8v1.EventKind) interest { return interest{kinds: kinds} }
+
+func TestWants(t *testing.T) {
+	open := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
+	update := recordOf(flow.EventUpdate, tcpSample(1, 1, 1), flow.Counters{})
+	own := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
+	own.Self = true
+	withOwn := asking(ofFlows)
+	withOwn.self = true
+	tests := []struct {
+		name              string
+		i                 interest
+		open, update, own bool
+	}{
+		{"nothing", asking(orb8v1.EventKind_EVENT_KIND_UNSPECIFIED), false, false, false},
+		{"flows", asking(ofFlows), true, true, false},
+		{"flows with own", withOwn, true, true, true},
+		{"connections", asking(ofConnections), true, false, false},
+		{"status", asking(orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS), false, false, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := newRig(t)
+			for _, r := range []*flow.Record{open, update, own} {
+				a.flowLane.Publish(r)
+			}
+			got := []bool{false, false, false}
+			for _, i := range a.hub.Past(hub.Options{Select: a.selections(&tt.i), Past: hub.Past{Since: 1}}).Items {
+				got[i.Sequence-1] = true
+			}
+			if diff := cmp.Diff([]bool{tt.open, tt.update, tt.own}, got); diff != "" {
+				t.Errorf("open, update, own (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestUpdateForm(t *testing.T) {
+	open := recordOf(flow.EventOpen, tcpSample(1, 0, 0), flow.Counters{})
+	change := recordOf(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{})
+	tests := []struct {
+		name   string
+		r      *flow.Record
+		i      interest
+		asConn bool
+	}{
+		{"open, both kinds", open, asking(ofFlows, ofConnections), true},
+		{"open, connections", open, asking(ofConnections), true},
+		{"open, flows", open, asking(ofFlows), false},
+		{"update, both kinds", change, asking(ofFlows, ofConnections), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ev := newRig(t).eventOf(&hub.Item{Sequence: 7, Record: tt.r}, &tt.i)
+			if got := ev.GetConnection() != nil; got != tt.asConn || ev.GetSequence() != 7 {
+				t.Errorf("as connection: got %v, want %v", got, tt.asConn)
+			}
+		})
+	}
+}

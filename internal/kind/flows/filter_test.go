@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+import (
+	"strings"
+	"testing"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/flow"
+)
+
+// TestTypes: each kind of record is what it says, and nothing else.
+func TestTypes(t *testing.T) {
+	tcp := func(event flow.Event, change func(*flow.Record)) *flow.Record {
+		r := fullRecord()
+		r.TCP = flow.TCPInfo{}
+		r.Event, r.TCP.Valid = event, true
+		change(r)
+		return r
+	}
+	datagrams := fullRecord()
+	datagrams.TCP = flow.TCPInfo{}
+	datagrams.Event = flow.EventClose
+	for name, c := range map[string]struct {
+		r    *flow.Record
+		want string
+	}{
+		"opened":            {tcp(flow.EventOpen, func(r *flow.Record) { r.Connected = true }), "connect"},
+		"traffic":           {tcp(flow.EventUpdate, func(*flow.Record) {}), ""},
+		"sent again":        {tcp(flow.EventUpdate, func(r *flow.Record) { r.Retransmitted = 2 }), "retransmit"},
+		"refused":           {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.ResetReceived = true, true }), "connect failed reset"},
+		"timed out":         {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.Retransmitted = true, 6 }), "connect failed retransmit"},
+		"closed":            {tcp(flow.EventClose, func(*flow.Record) {}), "close"},
+		"opened and closed": {tcp(flow.EventClose, func(r *flow.Record) { r.Connected = true }), "close connect"},
+		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent = true }), "close reset"},
+		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), ""},
+		"datagrams":         {datagrams, ""},
+	} {
+		var got []string
+		for _, kind := range Types() {
+			set, err := compile(strings.ToUpper(kind))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if set.Match(&c.r.Header, c.r) {
+				got = append(got, kind)
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%s: %q, want %q", name, s, c.want)
+		}
+	}
+	if set, err := compile("close"); err != nil || set.Match(&datagrams.Header, nil) {
+		t.Errorf("a record of another kind matches, %v", err)
+	}
+	_, err := compile("drop")
+	if err == nil || !strings.Contains(err.Error(), `types: "drop": want close, connect, failed, reset, retransmit`) {
+		t.Errorf("%v", err)
+	}
+}
+
+func compile(kind string) (*filter.Set, error) {
+	return filter.Compile([]*orb8v1.Filter{{Types: []string{kind}}}, filter.WithFields(Fields()...))
+}
+
+func TestMatchDoesNotAllocate(t *testing.T) {
+	set, err := compile("close")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := fullRecord()
+	if !set.Match(&r.Header, r) {
+		t.Fatal("a close does not match")
+	}
+	if n := testing.AllocsPerRun(100, func() { set.Match(&r.Header, r) }); n != 0 {
+		t.Errorf("%v allocations per Match", n)
+	}
+}
