@@ -14,15 +14,6 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// OrClose returns err, the outcome of starting a probe; if there is one, what the
-// start has left behind is closed first.
-func OrClose(err error, closeAll func() error) error {
-	if err != nil {
-		err = errors.Join(err, closeAll())
-	}
-	return err
-}
-
 // Only returns spec with all its maps and no programs but those named, so that
 // a probe can load its optional programs one at a time.
 func Only(spec *ebpf.CollectionSpec, names ...string) *ebpf.CollectionSpec {

@@ -12,13 +12,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"slices"
 	"time"
 	"unsafe"
-
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -37,33 +33,25 @@ type Config struct {
 
 // Probe implements probe.Probe.
 type Probe struct {
-	cfg     Config
-	closers []io.Closer // in the order in which they were made
-	hooks   []string
-	ring    *ringbuf.Reader
-	stats   *ebpf.Map
-	tracing probe.Tracing
-	lost    [bpfCgroupStatSTAT_MAX]uint64 // as last read from the kernel
+	probe.Object
+	cfg  Config
+	ring *probe.Ring
 }
 
+const name = "cgroup"
+
 // New returns a probe that is not started.
-func New(cfg Config) *Probe { return &Probe{cfg: cfg} }
+func New(cfg Config) *Probe { return &Probe{cfg: cfg, Object: probe.NewObject(name, cfg.Losses)} }
 
 // Name returns "cgroup".
-func (p *Probe) Name() string { return "cgroup" }
-
-// Hooks lists what is attached.
-func (p *Probe) Hooks() []string { return p.hooks }
-
-// Degraded returns nil: there are no optional parts.
-func (p *Probe) Degraded() []string { return nil }
+func (p *Probe) Name() string { return name }
 
 // Start loads and attaches the program.
 func (p *Probe) Start() error {
 	if p.cfg.Ready != nil {
 		defer p.cfg.Ready()
 	}
-	return probe.OrClose(p.start(), p.Close)
+	return p.Undo(p.start())
 }
 
 func (p *Probe) start() error {
@@ -71,49 +59,29 @@ func (p *Probe) start() error {
 	if err != nil {
 		return fmt.Errorf("read the cgroup probe's program: %w", err)
 	}
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
+	if err := p.Load(spec, bpfProgCgroupMkdir); err != nil {
 		return probe.Explain("the kernel does not take the cgroup probe's program", err)
 	}
-	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	p.stats = coll.Maps[bpfMapCgroupStats]
-	if p.ring, err = ringbuf.NewReader(coll.Maps[bpfMapCgroupRing]); err != nil {
-		return fmt.Errorf("open the cgroup probe's ring buffer: %w", err)
+	p.Counts(p.Core.Maps[bpfMapCgroupStats], slices.Repeat([]loss.Stage{loss.CgroupUntold}, int(bpfCgroupStatSTAT_MAX))...)
+	if p.ring, err = p.Ring(p.Core.Maps[bpfMapCgroupRing], wakeEvery, p.take); err != nil {
+		return err
 	}
-	p.closers = append(p.closers, p.ring)
-	const hook = "tp_btf/cgroup_mkdir"
-	l, err := p.tracing.Attach(coll.Programs[bpfProgCgroupMkdir])
-	if err != nil {
-		return probe.Explain("attach "+hook, err)
-	}
-	p.closers = append(p.closers, l)
-	p.hooks = append(p.hooks, hook)
-	return nil
+	return p.AttachTracing(p.Core.Programs[bpfProgCgroupMkdir], "tp_btf/cgroup_mkdir")
 }
 
 // wakeEvery bounds how long Run goes on after its context is done.
 const wakeEvery = 200 * time.Millisecond
 
 // Run tells of new cgroups, as they are made, until ctx is done.
-func (p *Probe) Run(ctx context.Context) error {
-	var rec ringbuf.Record
-	for ctx.Err() == nil {
-		p.ring.SetDeadline(time.Now().Add(wakeEvery))
-		err := p.ring.ReadInto(&rec)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read the cgroup probe's ring buffer: %w", err)
-		}
-		id, path, err := decode(rec.RawSample)
-		if err != nil {
-			p.cfg.Losses.Add(loss.DecodeFailed, 1)
-			continue
-		}
-		p.cfg.Made(id, path)
+func (p *Probe) Run(ctx context.Context) error { return p.ring.Run(ctx) }
+
+func (p *Probe) take(raw []byte) {
+	id, path, err := decode(raw)
+	if err != nil {
+		p.cfg.Losses.Add(loss.DecodeFailed, 1)
+		return
 	}
-	return nil
+	p.cfg.Made(id, path)
 }
 
 // decode reads one record of the ring.
@@ -132,25 +100,6 @@ func decode(raw []byte) (id uint64, path string, err error) {
 
 // Collect reads the loss counters.
 func (p *Probe) Collect() error {
-	skips, err := p.tracing.Skips()
-	if err != nil {
-		return err
-	}
-	p.cfg.Losses.Add(loss.ProgramSkipped, skips)
-	var total [bpfCgroupStatSTAT_MAX]uint64
-	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
-		return fmt.Errorf("read the cgroup probe's loss counters: %w", err)
-	}
-	for i := range total {
-		p.cfg.Losses.Add(loss.CgroupUntold, total[i]-p.lost[i])
-	}
-	p.lost = total
-	return nil
-}
-
-// Close detaches and unloads everything.
-func (p *Probe) Close() error {
-	err := probe.CloseAll(p.closers)
-	p.closers, p.hooks = nil, nil
+	_, err := p.ReadLosses()
 	return err
 }

@@ -11,13 +11,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
@@ -63,21 +61,16 @@ type Config struct {
 
 // Probe implements probe.Probe.
 type Probe struct {
+	probe.Object
 	cfg Config
 
-	closers  []io.Closer // in the order in which they were made
-	hooks    []string
-	degraded []string
-
 	flows      *ebpf.Map
-	stats      *ebpf.Map
 	bootOffset *ebpf.Variable
 	inserted   *ebpf.Variable // entries ever made
 
 	mu       sync.Mutex // of all below, but for what is set at the start
 	drainer  drainer
-	seen     uint64                        // inserted, as of the last drain
-	lost     [bpfPacketStatSTAT_MAX]uint64 // as last read from the kernel
+	seen     uint64 // inserted, as of the last drain
 	tcp      bool
 	received atomic.Uint64
 }
@@ -93,17 +86,13 @@ func New(cfg Config) *Probe {
 	if cfg.Idle == nil {
 		cfg.Idle = func() time.Duration { return 30 * time.Second }
 	}
-	return &Probe{cfg: cfg}
+	return &Probe{cfg: cfg, Object: probe.NewObject(name, cfg.Losses)}
 }
 
+const name = "packet"
+
 // Name returns "packet".
-func (p *Probe) Name() string { return "packet" }
-
-// Hooks lists what is attached.
-func (p *Probe) Hooks() []string { return p.hooks }
-
-// Degraded lists the optional parts that this kernel lacks.
-func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...) }
+func (p *Probe) Name() string { return name }
 
 // Received is the number of flow readings that had news.
 func (p *Probe) Received() uint64 { return p.received.Load() }
@@ -112,7 +101,7 @@ func (p *Probe) Received() uint64 { return p.received.Load() }
 func (p *Probe) CountsTCP() bool { return p.tcp }
 
 // Start loads and attaches the programs.
-func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
+func (p *Probe) Start() error { return p.Undo(p.start()) }
 
 func (p *Probe) start() error {
 	if p.cfg.CgroupRoot == "" {
@@ -129,12 +118,12 @@ func (p *Probe) start() error {
 	if err := p.configure(spec); err != nil {
 		return err
 	}
-	core, err := ebpf.NewCollection(probe.Only(spec, bpfProgPacketIngress, bpfProgPacketEgress))
-	if err != nil {
+	if err := p.Load(spec, bpfProgPacketIngress, bpfProgPacketEgress); err != nil {
 		return probe.Explain("the kernel does not take the packet probe's programs", err)
 	}
-	p.closers = append(p.closers, probe.CloseFunc(core.Close))
-	p.flows, p.stats = core.Maps[bpfMapPacketFlows], core.Maps[bpfMapPacketStats]
+	core := p.Core
+	p.flows = core.Maps[bpfMapPacketFlows]
+	p.Counts(core.Maps[bpfMapPacketStats], lossStages()...)
 	p.bootOffset, p.inserted = core.Variables[bpfVarBootOffset], core.Variables[bpfVarInserted]
 	if err := p.setBootOffset(); err != nil {
 		return err
@@ -143,17 +132,17 @@ func (p *Probe) start() error {
 	if err != nil {
 		return probe.Explain("wait for the packet probe's programs", err)
 	}
-	p.closers = append(p.closers, settle)
+	p.Keep(settle)
 	p.drainer = newDrainer(kernel{
 		flows: p.flows, late: core.Maps[bpfMapPacketLate], others: core.Maps[bpfMapPacketOthers],
 		retireBefore: core.Variables[bpfVarRetireBefore], settle: settle.Settle,
 	}, p.cfg)
 	// Owners first, so that the first packet's flow already has one.
-	p.startOwners(spec, core)
-	if err := p.attach(core.Programs[bpfProgPacketIngress], ebpf.AttachCGroupInetIngress, "cgroup_skb/ingress"); err != nil {
+	p.startOwners()
+	if err := p.AttachCgroup(core.Programs[bpfProgPacketIngress], ebpf.AttachCGroupInetIngress, p.cfg.CgroupRoot, "cgroup_skb/ingress"); err != nil {
 		return err
 	}
-	return p.attach(core.Programs[bpfProgPacketEgress], ebpf.AttachCGroupInetEgress, "cgroup_skb/egress")
+	return p.AttachCgroup(core.Programs[bpfProgPacketEgress], ebpf.AttachCGroupInetEgress, p.cfg.CgroupRoot, "cgroup_skb/egress")
 }
 
 func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
@@ -198,25 +187,11 @@ func (p *Probe) setBootOffset() error {
 	return nil
 }
 
-func (p *Probe) attach(prog *ebpf.Program, at ebpf.AttachType, hook string) error {
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: p.cfg.CgroupRoot, Attach: at, Program: prog})
-	if err != nil {
-		return probe.Explain(fmt.Sprintf("attach %s at %s", hook, p.cfg.CgroupRoot), err)
-	}
-	p.closers = append(p.closers, l)
-	p.hooks = append(p.hooks, hook)
-	return nil
-}
-
 // startOwners attaches what names the process behind a flow.
-func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
-	coll, err := probe.LoadOne(spec, core, bpfProgPacketSockCreate)
-	if err == nil {
-		p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-		err = p.attach(coll.Programs[bpfProgPacketSockCreate], ebpf.AttachCGroupInetSockCreate, "cgroup/sock_create")
-	}
-	if err != nil {
-		p.degraded = append(p.degraded, fmt.Sprintf("flows other than TCP have no process (cgroup/sock_create: %v)", err))
+func (p *Probe) startOwners() {
+	const owners = "cgroup/sock_create"
+	if err := p.attachOne(bpfProgPacketSockCreate, ebpf.AttachCGroupInetSockCreate, owners); err != nil {
+		p.Lacks("flows other than TCP have no process", owners, err)
 		return
 	}
 	for _, s := range []struct {
@@ -226,25 +201,23 @@ func (p *Probe) startOwners(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
 		{bpfProgPacketSendmsg4, "cgroup/sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
 		{bpfProgPacketSendmsg6, "cgroup/sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
 	} {
-		if err := p.startSending(spec, core, s.prog, s.hook, s.at); err != nil {
-			p.degraded = append(p.degraded, fmt.Sprintf("datagrams to another address than their socket's peer are shown as the peer's, "+
-				"and those that are translated and have no peer as two flows (%s: %v)", s.hook, err))
-		}
+		p.Lacks("datagrams to another address than their socket's peer are shown as the peer's, "+
+			"and those that are translated and have no peer as two flows", s.hook, p.attachOne(s.prog, s.at, s.hook))
 	}
-	if err := probe.RunOnce(spec, core, bpfProgPacketSeed); err != nil {
-		p.degraded = append(p.degraded, fmt.Sprintf("sockets older than orb8 have no process, except TCP's (iter/task_file: %v)", err))
-	}
+	p.Lacks("sockets older than orb8 have no process, except TCP's", "iter/task_file", p.seed())
 }
 
-// startSending attaches what is told where datagrams go.
-func (p *Probe) startSending(spec *ebpf.CollectionSpec, core *ebpf.Collection, prog, hook string, at ebpf.AttachType) error {
-	coll, err := probe.LoadOne(spec, core, prog)
+// attachOne loads and attaches an optional program.
+func (p *Probe) attachOne(name string, at ebpf.AttachType, hook string) error {
+	prog, err := p.LoadOne(name)
 	if err != nil {
 		return err
 	}
-	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	return p.attach(coll.Programs[prog], at, hook)
+	return p.AttachCgroup(prog, at, p.cfg.CgroupRoot, hook)
 }
+
+// seed finds the owners of sockets that are there already.
+func (p *Probe) seed() error { return p.RunOnce(bpfProgPacketSeed) }
 
 // Run reads the flows, until ctx is done, whenever so many have come since the last
 // reading that the map might be full before the next one.
@@ -296,15 +269,17 @@ func (p *Probe) Collect() error {
 }
 
 func (p *Probe) readStats() error {
-	var total [bpfPacketStatSTAT_MAX]uint64
-	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
-		return fmt.Errorf("read the packet probe's loss counters: %w", err)
+	_, err := p.ReadLosses()
+	return err
+}
+
+// lossStages are what the kernel's counters count.
+func lossStages() []loss.Stage {
+	stages := make([]loss.Stage, bpfPacketStatSTAT_MAX)
+	for i := range stages {
+		stages[i] = lossStage(bpfPacketStat(i))
 	}
-	for i := range total {
-		p.cfg.Losses.Add(lossStage(bpfPacketStat(i)), total[i]-p.lost[i])
-	}
-	p.lost = total
-	return nil
+	return stages
 }
 
 func lossStage(s bpfPacketStat) loss.Stage {
@@ -317,11 +292,4 @@ func lossStage(s bpfPacketStat) loss.Stage {
 		return loss.PacketStorageFull
 	}
 	return loss.PacketUnreadable
-}
-
-// Close detaches and unloads everything.
-func (p *Probe) Close() error {
-	err := probe.CloseAll(p.closers)
-	p.closers, p.hooks = nil, nil
-	return err
 }

@@ -1109,8 +1109,8 @@ func TestNoCgroupMount(t *testing.T) {
 		if _, ok := errors.AsType[*probe.Unsupported](err); !ok {
 			t.Errorf("root %q: %v, want an Unsupported", root, err)
 		}
-		if len(p.closers) != 0 || len(p.Hooks()) != 0 {
-			t.Errorf("root %q: something was left: %v %v", root, p.closers, p.Hooks())
+		if p.Core != nil || len(p.Hooks()) != 0 {
+			t.Errorf("root %q: something was left: %v %v", root, p.Core, p.Hooks())
 		}
 		if err := p.Close(); err != nil {
 			t.Error(err)

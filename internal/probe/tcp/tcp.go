@@ -12,14 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -52,19 +49,14 @@ type Config struct {
 
 // Probe implements probe.Probe.
 type Probe struct {
+	probe.Object
 	cfg Config
 
-	closers  []io.Closer // in the order in which they were made
-	hooks    []string
-	degraded []string
-
-	ring       *ringbuf.Reader
+	ring       *probe.Ring
 	drainEvery time.Duration
 	iter       *link.Iter
-	stats      *ebpf.Map
 	sums       *ebpf.Map
 	summed     map[bpfTcpSumKey]bpfTcpSum // as last reported
-	tracing    probe.Tracing              // all but the next one
 	states     probe.Tracing              // the program at the socket's states
 	hasOps     bool
 
@@ -78,30 +70,26 @@ type Probe struct {
 
 	byFiles bool // sockets are found by open files; a test may want it so
 
-	mu       sync.Mutex
-	flushed  chan struct{} // closed by Run when a requested flush is through
-	running  bool
-	lost     [bpfTcpStatSTAT_MAX]uint64 // as last read from the kernel
 	buf      []byte
+	sample   flow.Sample // of the ring's last record
 	received atomic.Uint64
 }
+
+const name = "tcp"
 
 // New returns a probe that is not started.
 func New(cfg Config) *Probe {
 	if cfg.RingBytes == 0 {
 		cfg.RingBytes = DefaultRingBytes
 	}
-	return &Probe{cfg: cfg, drainEvery: drainEvery, summed: make(map[bpfTcpSumKey]bpfTcpSum)}
+	return &Probe{
+		cfg: cfg, Object: probe.NewObject(name, cfg.Losses), drainEvery: drainEvery,
+		summed: make(map[bpfTcpSumKey]bpfTcpSum),
+	}
 }
 
 // Name returns "tcp".
-func (p *Probe) Name() string { return "tcp" }
-
-// Hooks lists what is attached.
-func (p *Probe) Hooks() []string { return p.hooks }
-
-// Degraded lists the optional parts that this kernel lacks.
-func (p *Probe) Degraded() []string { return append([]string(nil), p.degraded...) }
+func (p *Probe) Name() string { return name }
 
 // Received is the number of records read from the kernel.
 func (p *Probe) Received() uint64 { return p.received.Load() }
@@ -123,7 +111,7 @@ func optional(hasOps bool) []struct{ prog, hook, effect string } {
 
 // Start loads and attaches the programs and takes in the sockets that are
 // already open.
-func (p *Probe) Start() error { return probe.OrClose(p.start(), p.Close) }
+func (p *Probe) Start() error { return p.Undo(p.start()) }
 
 func (p *Probe) start() error {
 	spec, err := loadBpf()
@@ -133,11 +121,12 @@ func (p *Probe) start() error {
 	if err := p.configure(spec); err != nil {
 		return err
 	}
-	core, err := p.startCore(spec)
-	if err != nil {
+	if err := p.startCore(spec); err != nil {
 		return err
 	}
-	p.startOptional(spec, core)
+	for _, o := range optional(p.hasOps) {
+		p.Lacks(o.effect, o.hook, p.startOne(o.prog, o.hook))
+	}
 	return nil
 }
 
@@ -150,19 +139,17 @@ const (
 // startCore starts what tells of connections and what reads them: sock_ops, or else a
 // tracing program, which may miss some; an iterator over socket storage, or else one
 // over open files.
-func (p *Probe) startCore(spec *ebpf.CollectionSpec) (core *ebpf.Collection, err error) {
+func (p *Probe) startCore(spec *ebpf.CollectionSpec) error {
 	samplerErr := p.trySampler(spec)
 	if samplerErr != nil {
 		p.byFiles = true
 	}
-	if core, err = p.startTeller(spec); err != nil {
-		return nil, errors.Join(err, samplerErr)
+	if err := p.startTeller(spec); err != nil {
+		return errors.Join(err, samplerErr)
 	}
-	if p.byFiles {
-		p.degraded = append(p.degraded, fmt.Sprintf("connections that no process has open and multipath ones show only when they close, "+
-			"and the more files are open, the more a reading costs (%s: %v)", samplerHook, samplerErr))
-	}
-	return core, nil
+	p.Lacks("connections that no process has open and multipath ones show only when they close, "+
+		"and the more files are open, the more a reading costs", samplerHook, samplerErr)
+	return nil
 }
 
 // trySampler tells why the iterator over socket storage cannot be used, if so. There are
@@ -179,55 +166,43 @@ func (p *Probe) trySampler(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-func (p *Probe) startTeller(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	core, opsErr := p.startOps(spec)
+func (p *Probe) startTeller(spec *ebpf.CollectionSpec) error {
+	opsErr := p.startOps(spec)
 	if opsErr == nil {
-		return core, nil
+		return nil
 	}
 	if err := spec.Variables[bpfVarHaveOps].Set(false); err != nil {
-		return nil, fmt.Errorf("set who tells of connections: %w", err)
+		return fmt.Errorf("set who tells of connections: %w", err)
 	}
-	core, err := p.loadCore(spec, bpfProgTcpSetState)
-	if err != nil {
-		return nil, probe.Explain("the kernel does not take the tcp probe's programs", err)
+	if err := p.loadCore(spec, bpfProgTcpSetState); err != nil {
+		return probe.Explain("the kernel does not take the tcp probe's programs", err)
 	}
-	if err := p.attachTracing(core.Programs[bpfProgTcpSetState], setStateHook); err != nil {
-		return nil, err
+	if err := p.AttachCounted(&p.states, p.Core.Programs[bpfProgTcpSetState], setStateHook); err != nil {
+		return err
 	}
-	p.degraded = append(p.degraded, fmt.Sprintf("connections may be missed, see program_skipped (%s: %v)", opsHook, opsErr))
-	return core, nil
+	p.Lacks("connections may be missed, see program_skipped", opsHook, opsErr)
+	return nil
 }
 
 // startOps leaves nothing behind if it fails.
-func (p *Probe) startOps(spec *ebpf.CollectionSpec) (core *ebpf.Collection, err error) {
+func (p *Probe) startOps(spec *ebpf.CollectionSpec) (err error) {
 	if p.cfg.CgroupRoot == "" {
-		return nil, errors.New("no cgroup2 hierarchy is mounted")
+		return errors.New("no cgroup2 hierarchy is mounted")
 	}
 	if err := spec.Variables[bpfVarHaveOps].Set(true); err != nil {
-		return nil, fmt.Errorf("set who tells of connections: %w", err)
+		return fmt.Errorf("set who tells of connections: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, probe.CloseAll(p.closers))
-			p.closers, p.hooks = nil, nil
-		}
-	}()
-	if core, err = p.loadCore(spec, bpfProgTcpOps); err != nil {
-		return nil, probe.Explain("load", err)
+	defer func() { err = p.Undo(err) }()
+	if err := p.loadCore(spec, bpfProgTcpOps); err != nil {
+		return probe.Explain("load", err)
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{
-		Path: p.cfg.CgroupRoot, Attach: ebpf.AttachCGroupSockOps, Program: core.Programs[bpfProgTcpOps],
-	})
-	if err != nil {
-		return nil, probe.Explain("attach at "+p.cfg.CgroupRoot, err)
+	if err := p.AttachCgroup(p.Core.Programs[bpfProgTcpOps], ebpf.AttachCGroupSockOps, p.cfg.CgroupRoot, opsHook); err != nil {
+		return err
 	}
-	p.closers = append(p.closers, l)
-	p.hooks, p.hasOps = append(p.hooks, opsHook), true
+	p.hasOps = true
 	// Of what was there before only this one tells.
-	if err := p.startOne(spec, core, bpfProgTcpSetState, setStateHook); err != nil {
-		p.degraded = append(p.degraded, fmt.Sprintf("the end of connections that were open before orb8 is not seen (%s: %v)", setStateHook, err))
-	}
-	return core, nil
+	p.Lacks("the end of connections that were open before orb8 is not seen", setStateHook, p.startOne(bpfProgTcpSetState, setStateHook))
+	return nil
 }
 
 func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
@@ -243,125 +218,67 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 
 // loadCore loads what the probe cannot do without: what tells of connections, what
 // reads them, and all maps.
-func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) (*ebpf.Collection, error) {
+func (p *Probe) loadCore(spec *ebpf.CollectionSpec, teller string) error {
 	sampler := bpfProgTcpSample
 	if p.byFiles {
 		sampler = bpfProgTcpSampleFiles
 	}
-	coll, err := ebpf.NewCollection(probe.Only(spec, teller, sampler))
-	if err != nil {
-		return nil, err
+	if err := p.Load(spec, teller, sampler); err != nil {
+		return err
 	}
-	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	p.stats, p.sums = coll.Maps[bpfMapTcpStats], coll.Maps[bpfMapTcpSums]
-	p.listen = coll.Variables[bpfVarListens]
-	p.pass, p.traced, p.tracedEnds = coll.Variables[bpfVarPass], coll.Variables[bpfVarTraced], coll.Variables[bpfVarTracedEnds]
-	return coll, p.openReaders(coll)
+	p.sums, p.listen = p.Core.Maps[bpfMapTcpSums], p.Core.Variables[bpfVarListens]
+	p.pass, p.traced, p.tracedEnds = p.Core.Variables[bpfVarPass], p.Core.Variables[bpfVarTraced], p.Core.Variables[bpfVarTracedEnds]
+	p.Counts(p.Core.Maps[bpfMapTcpStats], lossStages()...)
+	return p.openReaders()
 }
 
-func (p *Probe) openReaders(core *ebpf.Collection) error {
-	options, hook := link.IterOptions{Program: core.Programs[bpfProgTcpSample], Map: core.Maps[bpfMapTcpSocks]}, samplerHook
+// lossStages are what the kernel's counters count.
+func lossStages() []loss.Stage {
+	stages := make([]loss.Stage, bpfTcpStatSTAT_MAX)
+	stages[bpfTcpStatSTAT_RING_FULL] = loss.TCPRingFull
+	stages[bpfTcpStatSTAT_SUMS_FULL] = loss.TCPSumsFull
+	stages[bpfTcpStatSTAT_STORAGE_FULL] = loss.TCPStorageFull
+	return stages
+}
+
+func (p *Probe) openReaders() error {
+	options, hook := link.IterOptions{Program: p.Core.Programs[bpfProgTcpSample], Map: p.Core.Maps[bpfMapTcpSocks]}, samplerHook
 	if p.byFiles {
-		options, hook = link.IterOptions{Program: core.Programs[bpfProgTcpSampleFiles]}, "iter/task_file"
+		options, hook = link.IterOptions{Program: p.Core.Programs[bpfProgTcpSampleFiles]}, "iter/task_file"
 	}
 	it, err := link.AttachIter(options)
 	if err != nil {
 		return probe.Explain("attach the socket iterator", err)
 	}
 	p.iter = it
-	p.closers = append(p.closers, it)
-	p.hooks = append(p.hooks, hook)
-	p.ring, err = ringbuf.NewReader(core.Maps[bpfMapTcpRing])
-	if err != nil {
-		return fmt.Errorf("open the tcp probe's ring buffer: %w", err)
-	}
-	p.closers = append(p.closers, p.ring)
-	return nil
+	p.Attached(it, hook)
+	p.ring, err = p.Ring(p.Core.Maps[bpfMapTcpRing], p.drainEvery, func(raw []byte) { p.apply(raw, &p.sample) })
+	return err
 }
 
-func (p *Probe) attachTracing(prog *ebpf.Program, hook string) error {
-	with := &p.tracing
-	if hook == setStateHook {
-		with = &p.states
-	}
-	l, err := with.Attach(prog)
-	if err != nil {
-		return probe.Explain("attach "+hook, err)
-	}
-	p.closers = append(p.closers, l)
-	p.hooks = append(p.hooks, hook)
-	return nil
-}
-
-func (p *Probe) startOptional(spec *ebpf.CollectionSpec, core *ebpf.Collection) {
-	for _, o := range optional(p.hasOps) {
-		if err := p.startOne(spec, core, o.prog, o.hook); err != nil {
-			p.degraded = append(p.degraded, fmt.Sprintf("%s (%s: %v)", o.effect, o.hook, err))
-		}
-	}
-}
-
-func (p *Probe) startOne(spec *ebpf.CollectionSpec, core *ebpf.Collection, name, hook string) error {
+// startOne starts an optional part.
+func (p *Probe) startOne(name, hook string) error {
 	if name == bpfProgTcpSeed {
-		w, err := probe.NewWalk(spec, core, name)
+		w, err := p.Walk(name)
 		if err != nil {
 			return err
 		}
 		p.seed, p.seeds = w, newSeeds(time.Now())
-		p.closers = append(p.closers, w)
 		return w.Run()
 	}
-	coll, err := probe.LoadOne(spec, core, name)
-	if err != nil {
+	prog, err := p.LoadOne(name)
+	switch {
+	case err != nil:
 		return err
+	case hook == setStateHook:
+		return p.AttachCounted(&p.states, prog, hook)
 	}
-	p.closers = append(p.closers, probe.CloseFunc(coll.Close))
-	return p.attachTracing(coll.Programs[name], hook)
+	return p.AttachTracing(prog, hook)
 }
 
 // Run moves final records from the ring to Apply until ctx is done, and once
 // more after that.
-func (p *Probe) Run(ctx context.Context) error {
-	p.setRunning(true)
-	defer p.setRunning(false)
-	var rec ringbuf.Record
-	var s flow.Sample
-	for {
-		p.ring.SetDeadline(time.Now().Add(p.drainEvery))
-		err := p.drain(&rec, &s)
-		switch {
-		case errors.Is(err, ringbuf.ErrFlushed):
-			p.signalFlushed()
-		case errors.Is(err, os.ErrDeadlineExceeded):
-		default:
-			return fmt.Errorf("read the tcp probe's ring buffer: %w", err)
-		}
-		if ctx.Err() != nil {
-			return p.drainOnce()
-		}
-	}
-}
-
-// drainOnce applies what is in the ring and does not wait for more.
-func (p *Probe) drainOnce() error {
-	var rec ringbuf.Record
-	var s flow.Sample
-	p.ring.SetDeadline(time.Unix(0, 1))
-	if err := p.drain(&rec, &s); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ringbuf.ErrFlushed) {
-		return fmt.Errorf("read the tcp probe's ring buffer: %w", err)
-	}
-	return nil
-}
-
-// drain applies records until the reader returns an error, which it returns.
-func (p *Probe) drain(rec *ringbuf.Record, s *flow.Sample) error {
-	for {
-		if err := p.ring.ReadInto(rec); err != nil {
-			return err
-		}
-		p.apply(rec.RawSample, s)
-	}
-}
+func (p *Probe) Run(ctx context.Context) error { return p.ring.Run(ctx) }
 
 func (p *Probe) apply(raw []byte, s *flow.Sample) {
 	if err := decode(raw, s, p.cfg.Clock); err != nil {
@@ -372,29 +289,10 @@ func (p *Probe) apply(raw []byte, s *flow.Sample) {
 	p.cfg.Apply(s)
 }
 
-func (p *Probe) setRunning(on bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.running = on
-	if !on && p.flushed != nil {
-		close(p.flushed)
-		p.flushed = nil
-	}
-}
-
-func (p *Probe) signalFlushed() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.flushed != nil {
-		close(p.flushed)
-		p.flushed = nil
-	}
-}
-
 // Collect waits until the records that are in the ring have been applied, then
 // reads all sockets and the loss counters.
 func (p *Probe) Collect() error {
-	return errors.Join(p.flushRing(), p.seedAgain(), p.sample(), p.readStats())
+	return errors.Join(p.ring.Settle(), p.seedAgain(), p.readSockets(), p.readStats())
 }
 
 // seedAgain takes in, a few times after the start, older connections that no process
@@ -418,29 +316,8 @@ func (p *Probe) seedAgain() error {
 	return nil
 }
 
-func (p *Probe) flushRing() error {
-	p.mu.Lock()
-	if !p.running {
-		p.mu.Unlock()
-		return p.drainOnce()
-	}
-	if p.flushed == nil {
-		p.flushed = make(chan struct{})
-	}
-	done := p.flushed
-	p.mu.Unlock()
-	if err := p.ring.Flush(); err != nil {
-		return fmt.Errorf("flush the tcp probe's ring buffer: %w", err)
-	}
-	select {
-	case <-done:
-	case <-time.After(time.Second): // Run is stuck in Apply; the next pass will see
-	}
-	return nil
-}
-
-// sample makes one pass over all sockets.
-func (p *Probe) sample() error {
+// readSockets makes one pass over all sockets.
+func (p *Probe) readSockets() error {
 	p.passes++
 	if err := errors.Join(p.pass.Set(p.passes), p.traced.Set(uint64(0))); err != nil {
 		return fmt.Errorf("begin a pass over all sockets: %w", err)
@@ -477,19 +354,14 @@ func (p *Probe) readRecords(r io.Reader) error {
 }
 
 func (p *Probe) readStats() error {
+	grown, err := p.ReadLosses()
+	if err != nil {
+		return err
+	}
 	if err := p.readSkips(); err != nil {
 		return err
 	}
-	var total [bpfTcpStatSTAT_MAX]uint64
-	if err := probe.ReadCounters(p.stats, total[:]); err != nil {
-		return fmt.Errorf("read the tcp probe's loss counters: %w", err)
-	}
-	p.cfg.Losses.Add(loss.TCPRingFull, total[bpfTcpStatSTAT_RING_FULL]-p.lost[bpfTcpStatSTAT_RING_FULL])
-	p.cfg.Losses.Add(loss.TCPSumsFull, total[bpfTcpStatSTAT_SUMS_FULL]-p.lost[bpfTcpStatSTAT_SUMS_FULL])
-	p.cfg.Losses.Add(loss.TCPStorageFull, total[bpfTcpStatSTAT_STORAGE_FULL]-p.lost[bpfTcpStatSTAT_STORAGE_FULL])
-	more := total[bpfTcpStatSTAT_RING_FULL] != p.lost[bpfTcpStatSTAT_RING_FULL]
-	p.lost = total
-	if more {
+	if grown[loss.TCPRingFull] > 0 {
 		return p.readSums()
 	}
 	return nil
@@ -516,16 +388,11 @@ func (p *Probe) readSums() error {
 	return nil
 }
 
-// readSkips counts what tracing programs may have missed. What sock_ops tells is not
-// among it: where that is attached, the program at the socket's states matters to
-// older connections only.
+// readSkips counts what the program at the socket's states may have missed. What sock_ops
+// tells is not among it: where that is attached, it matters to older connections only.
 func (p *Probe) readSkips() error {
-	skips, err := p.tracing.Skips()
+	skips, err := p.states.Skips()
 	if err != nil {
-		return err
-	}
-	p.cfg.Losses.Add(loss.ProgramSkipped, skips)
-	if skips, err = p.states.Skips(); err != nil {
 		return err
 	}
 	if !p.hasOps {
@@ -538,11 +405,4 @@ func (p *Probe) readSkips() error {
 	}
 	p.cfg.Losses.Add(loss.ProgramSkipped, p.older.pass(traced, ends, skips))
 	return nil
-}
-
-// Close detaches and unloads everything.
-func (p *Probe) Close() error {
-	err := probe.CloseAll(p.closers)
-	p.closers, p.hooks = nil, nil
-	return err
 }

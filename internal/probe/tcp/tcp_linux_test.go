@@ -554,7 +554,7 @@ func TestRetransmitsGiveWay(t *testing.T) {
 		}
 		return info.Total_retrans > 0
 	})
-	if err := w.drainOnce(); err != nil {
+	if err := w.ring.Drain(); err != nil {
 		t.Fatal(err)
 	}
 	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
