@@ -24,8 +24,10 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/queries"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/naming"
@@ -87,7 +89,9 @@ func (wallClock) Correction() time.Duration { return 0 }
 // Sink is where probes deliver, and what they may need of the agent.
 type Sink struct {
 	// Apply takes a reading. It does not keep the sample.
-	Apply  func(*flow.Sample)
+	Apply func(*flow.Sample)
+	// Query takes what came of a DNS query. It does not keep the record.
+	Query  func(*dns.Record)
 	Losses *loss.Counters
 	Config Config
 	Log    *slog.Logger
@@ -138,9 +142,11 @@ type Agent struct {
 	table     *flow.Table
 	names     *naming.Stage
 	flows     *naming.Lane[flow.Record]
+	asked     *naming.Lane[dns.Record]
 	manager   *probe.Manager
 	hub       *hub.Hub
 	flowLane  *hub.Lane[flow.Record]
+	queryLane *hub.Lane[dns.Record]
 	accelLane *hub.Lane[accel.Report]
 	kinds     []streamKind
 	metrics   *metrics
@@ -195,7 +201,8 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		Correction: deps.Clock.Correction,
 	})
 	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
-	a.manager = deps.Probes(Sink{Apply: a.apply, Losses: a.losses, Config: cfg, Log: log})
+	a.asked = naming.NewLane(a.names, func(r *dns.Record) *record.Header { return &r.Header }, a.recordQuery, nil)
+	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)
@@ -254,19 +261,45 @@ func (a *Agent) apply(s *flow.Sample) {
 
 // record takes what has happened to flows, one record at a time.
 func (a *Agent) record(r *flow.Record) {
-	cfg := a.config()
-	if r.Loopback && !cfg.Loopback {
+	if measured, shown := a.takes(&r.Header); measured {
+		a.metrics.observe(r)
+	} else if !shown {
 		return
 	}
-	if !r.Self || cfg.IncludeSelf {
-		a.metrics.observe(r)
+	publish(a, a.flowLane, &r.Header, r)
+}
+
+// query takes what came of a DNS query from a probe.
+func (a *Agent) query(r *dns.Record) {
+	a.processed.Add(1)
+	a.asked.Submit(r)
+}
+
+// recordQuery takes DNS queries, one at a time.
+func (a *Agent) recordQuery(r *dns.Record) {
+	if measured, shown := a.takes(&r.Header); measured {
+		measure(a.metrics, &r.Header, r, queries.Measure)
+	} else if !shown {
+		return
 	}
-	if d := a.deps.Clock.Correction(); d != 0 {
-		corrected := *r
-		corrected.Shift(d)
-		r = &corrected
-	}
-	a.flowLane.Publish(r)
+	publish(a, a.queryLane, &r.Header, r)
+}
+
+// takes reports whether a record counts in metrics, and whether it is shown to those who
+// ask for it.
+func (a *Agent) takes(h *record.Header) (measured, shown bool) {
+	cfg := a.config()
+	shown = !h.Loopback || cfg.Loopback
+	return shown && (!h.Self || cfg.IncludeSelf), shown
+}
+
+// publish hands a record to its kind's lane, its times by the wall clock. h is its header,
+// which is as before in the end.
+func publish[T any](a *Agent, l *hub.Lane[T], h *record.Header, r *T) {
+	d := a.deps.Clock.Correction()
+	h.Shift(d)
+	l.Publish(r)
+	h.Shift(-d)
 }
 
 func (a *Agent) collect() {

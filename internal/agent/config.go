@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/url"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -40,6 +42,11 @@ type Config struct {
 	PacketMapEntries int
 	TCPRingBytes     int
 	CgroupRoot       string
+
+	DNS          Mode
+	DNSPorts     string
+	DNSTimeout   time.Duration
+	DNSRingBytes int
 
 	GPU           Mode
 	GPUInterval   time.Duration
@@ -81,6 +88,11 @@ func DefaultConfig() Config {
 		Packet:           ModeAuto,
 		PacketMapEntries: 65_536,
 		TCPRingBytes:     4 << 20,
+
+		DNS:          ModeAuto,
+		DNSPorts:     "53",
+		DNSTimeout:   5 * time.Second,
+		DNSRingBytes: 2 << 20,
 
 		GPU:           ModeAuto,
 		GPUInterval:   5 * time.Second,
@@ -145,7 +157,11 @@ func (c *Config) settings() []setting {
 		{"tcp", "the tcp probe: auto, on or off", false, &c.TCP, c.TCP.check},
 		{"packet", "the packet probe: auto, on or off", false, &c.Packet, c.Packet.check},
 		{"packet_map_entries", "flows that the packet probe's kernel map holds", false, &c.PacketMapEntries, between(&c.PacketMapEntries, 1, 10_000_000)},
-		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, c.checkRing},
+		{"tcp_ring_bytes", "size of the tcp probe's ring buffer; a power of two", false, &c.TCPRingBytes, checkRing(&c.TCPRingBytes)},
+		{"dns", "the dns probe: auto, on or off", false, &c.DNS, c.DNS.check},
+		{"dns_ports", "up to 8 ports on which DNS is spoken, with commas between them; add 5353,5355 for mDNS and LLMNR", false, &c.DNSPorts, c.checkDNSPorts},
+		{"dns_timeout", "how long a DNS query waits for its answer before it is told of as unanswered", true, &c.DNSTimeout, c.checkDNSTimeout},
+		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
 		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},
@@ -232,9 +248,54 @@ func (c *Config) checkIdleTimeout() error {
 	return nil
 }
 
-func (c *Config) checkRing() error {
-	if c.TCPRingBytes < 4096 || c.TCPRingBytes > 1<<30 || bits.OnesCount(uint(c.TCPRingBytes)) != 1 {
-		return fmt.Errorf("%d: want a power of two from 4096 to %d", c.TCPRingBytes, 1<<30)
+// checkRing checks the size of a ring buffer.
+func checkRing(n *int) func() error {
+	return func() error {
+		if *n < 4096 || *n > 1<<30 || bits.OnesCount(uint(*n)) != 1 {
+			return fmt.Errorf("%d: want a power of two from 4096 to %d", *n, 1<<30)
+		}
+		return nil
+	}
+}
+
+// maxDNSPorts is how many the packet probe's program compares each packet with.
+const maxDNSPorts = 8
+
+func (c *Config) checkDNSPorts() error {
+	_, err := c.dnsPorts()
+	return err
+}
+
+// dnsPorts reads the list of ports.
+func (c *Config) dnsPorts() ([]uint16, error) {
+	words := strings.Split(c.DNSPorts, ",")
+	if len(words) > maxDNSPorts {
+		return nil, fmt.Errorf("%q: want at most %d ports", c.DNSPorts, maxDNSPorts)
+	}
+	ports := make([]uint16, 0, len(words))
+	for _, w := range words {
+		n, err := strconv.ParseUint(strings.TrimSpace(w), 10, 16)
+		if err != nil || n == 0 {
+			return nil, fmt.Errorf("%q: want ports from 1 to 65535 with commas between them, such as 53,5353", c.DNSPorts)
+		}
+		ports = append(ports, uint16(n))
+	}
+	return ports, nil
+}
+
+// copiedPorts are those whose messages are copied for the dns probe; the list has
+// been validated.
+func (c *Config) copiedPorts() []uint16 {
+	if c.DNS == ModeOff {
+		return nil
+	}
+	ports, _ := c.dnsPorts()
+	return ports
+}
+
+func (c *Config) checkDNSTimeout() error {
+	if c.DNSTimeout < 100*time.Millisecond || c.DNSTimeout > time.Minute {
+		return fmt.Errorf("%v: want 100ms to 1m", c.DNSTimeout)
 	}
 	return nil
 }

@@ -38,13 +38,17 @@ type exporter struct {
 	metrics *metrics
 	losses  *loss.Counters
 	descs   [numFamilies]*prometheus.Desc
+	more    map[string]*prometheus.Desc // of single kinds' families, by name
 	facts   func() facts
 	// rows calls its argument with each row of the flow table.
 	rows func(func(*flow.Record))
 }
 
 func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows func(func(*flow.Record))) *exporter {
-	e := &exporter{metrics: m, losses: losses, facts: about, rows: rows}
+	e := &exporter{metrics: m, losses: losses, facts: about, rows: rows, more: make(map[string]*prometheus.Desc)}
+	for _, f := range kindFamilies(m.pod) {
+		e.more[f.Name] = prometheus.NewDesc(f.Name, f.Help, f.Labels, nil)
+	}
 	for i, f := range families(m.pod) {
 		if f.Name == "" {
 			continue
@@ -60,6 +64,9 @@ func (e *exporter) Describe(ch chan<- *prometheus.Desc) {
 		if d != nil {
 			ch <- d
 		}
+	}
+	for _, d := range e.more {
+		ch <- d
 	}
 }
 
@@ -101,6 +108,10 @@ func (s scrape) gauge(f familyID, v float64, labels ...string) {
 }
 
 func (s scrape) histogram(f familyID, h *histogram, labels ...string) {
+	s.sendHistogram(s.descs[f], h, labels)
+}
+
+func (s scrape) sendHistogram(desc *prometheus.Desc, h *histogram, labels []string) {
 	buckets := make(map[float64]uint64, len(h.bounds))
 	var count uint64
 	for i, bound := range h.bounds {
@@ -108,9 +119,9 @@ func (s scrape) histogram(f familyID, h *histogram, labels ...string) {
 		buckets[float64(bound)/1e9] = count
 	}
 	count += h.counts[len(h.bounds)]
-	m, err := prometheus.NewConstHistogram(s.descs[f], count, float64(h.sum)/1e9, buckets, labels...)
+	m, err := prometheus.NewConstHistogram(desc, count, float64(h.sum)/1e9, buckets, labels...)
 	if err != nil {
-		m = prometheus.NewInvalidMetric(s.descs[f], err)
+		m = prometheus.NewInvalidMetric(desc, err)
 	}
 	s.ch <- m
 }
@@ -166,6 +177,17 @@ func (s scrape) workload(w *series, active [numProtocols]int) {
 	}
 	if c := w.cells[cellResetRecv]; c != nil {
 		s.counter(tcpResets, c.n, values(flows.DirIngress)...)
+	}
+	for k, c := range w.more {
+		labels := values()
+		if s.metrics.families[k.family].Label != "" {
+			labels = append(labels, k.value)
+		}
+		if c.hist != nil {
+			s.sendHistogram(s.more[k.family], c.hist, labels)
+			continue
+		}
+		s.send(s.more[k.family], prometheus.CounterValue, float64(c.n), labels)
 	}
 }
 

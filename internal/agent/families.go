@@ -2,7 +2,10 @@
 
 package agent
 
-import "github.com/Ignoramuss/orb8/internal/accel"
+import (
+	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/kinds"
+)
 
 // Family describes one metric family; docs/metrics.md is made from these.
 type Family struct {
@@ -96,6 +99,11 @@ const (
 func Families(pod bool) []Family {
 	var list []Family
 	for _, f := range families(pod) {
+		if f.Name == tcpResetsName { // the last by workload
+			list = append(list, f)
+			list = append(list, kindFamilies(pod)...)
+			continue
+		}
 		if f.Name != "" { // metrics that are not divided have no family by workload
 			list = append(list, f)
 		}
@@ -103,14 +111,36 @@ func Families(pod bool) []Family {
 	return list
 }
 
-func families(pod bool) [numFamilies]Family {
-	w := func(extra ...string) []string {
-		base := []string{"namespace", "workload", "workload_kind"}
-		if pod {
-			base = append(base, "pod")
-		}
-		return append(base, extra...)
+const tcpResetsName = "orb8_tcp_resets_total"
+
+// workloadLabels are the labels of a family by workload.
+func workloadLabels(pod bool, extra ...string) []string {
+	base := []string{"namespace", "workload", "workload_kind"}
+	if pod {
+		base = append(base, "pod")
 	}
+	return append(base, extra...)
+}
+
+// kindFamilies are those that single kinds of records have.
+func kindFamilies(pod bool) []Family {
+	var list []Family
+	for _, f := range kinds.Families() {
+		labels := workloadLabels(pod)
+		if f.Label != "" {
+			labels = append(labels, f.Label)
+		}
+		shape := "counter"
+		if f.Buckets != nil {
+			shape = "histogram"
+		}
+		list = append(list, Family{f.Name, shape, f.Unit, labels, f.Help, groupWorkload})
+	}
+	return list
+}
+
+func families(pod bool) [numFamilies]Family {
+	w := func(extra ...string) []string { return workloadLabels(pod, extra...) }
 	device := func(extra ...string) []string { return append([]string{"vendor", "gpu", "uuid", "model"}, extra...) }
 	share := func(extra ...string) []string {
 		return append(device("namespace", "workload", "workload_kind", "pod"), extra...)
@@ -124,7 +154,7 @@ func families(pod bool) [numFamilies]Family {
 		tcpConnect:         {"orb8_tcp_connect_seconds", "histogram", "seconds", w(), "Time from SYN to established, for connections that the workload opened.", groupWorkload},
 		tcpConnectFailures: {"orb8_tcp_connect_failures_total", "counter", "connections", w("reason"), "TCP connections that were never established; reason is refused, timeout, unreachable, reset, aborted or error.", groupWorkload},
 		tcpRetransmits:     {"orb8_tcp_retransmits_total", "counter", "segments", w(), "TCP segments that the workload's side sent again.", groupWorkload},
-		tcpResets:          {"orb8_tcp_resets_total", "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
+		tcpResets:          {tcpResetsName, "counter", "connections", w("direction"), "TCP connections that a reset ended; direction is egress if the workload's side sent it.", groupWorkload},
 
 		gpuInfo:               {"orb8_gpu_info", "gauge", "", device("pci_address", "driver", "parent", "profile"), "Always 1; the labels describe the device. parent is the uuid of the device that this one is a part of, profile that of a MIG instance.", groupDevice},
 		gpuClockEvent:         {"orb8_gpu_clock_event", "gauge", "", device("reason"), "1 for each reason for which the clocks are held back now.", groupDevice},

@@ -7,10 +7,12 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kind/queries"
 )
 
 // interest says which events a stream takes.
@@ -20,6 +22,8 @@ type interest struct {
 	kinds []orb8v1.EventKind
 	// self takes orb8's own traffic too.
 	self bool
+	// dnsView is the end at which DNS queries are wanted.
+	dnsView orb8v1.DnsView
 }
 
 // has reports whether a kind is wanted; unasked says whether it comes where none was asked
@@ -35,11 +39,14 @@ func (i *interest) flows() bool        { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) connections() bool  { return i.has(orb8v1.EventKind_EVENT_KIND_CONNECTION, true) }
 func (i *interest) status() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS, true) }
 func (i *interest) losses() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS, true) }
+func (i *interest) queries() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
 // something else was asked for.
-func (i *interest) table() bool { return i.flows() || i.connections() || !i.accelerators() }
+func (i *interest) table() bool {
+	return i.flows() || i.connections() || !i.accelerators() && !i.queries()
+}
 
 // interestOf is what a subscription is interested in.
 func interestOf(s *hub.Subscription) *interest {
@@ -83,6 +90,9 @@ func (k *kindOf[T]) event(record any, i *interest) *orb8v1.Event {
 // many flows, all of which are read at once.
 const flowRoom = 8192
 
+// queryRoom is the same of DNS queries.
+const queryRoom = 4096
+
 // acceleratorHistory is how many samples of accelerators are kept.
 const acceleratorHistory = 256
 
@@ -90,6 +100,7 @@ const acceleratorHistory = 256
 // new kind is one more of these.
 func (a *Agent) newKinds(history int) []streamKind {
 	a.flowLane = hub.NewLane(a.hub, history, flowRoom, func(r *flow.Record) int64 { return r.Time })
+	a.queryLane = hub.NewLane(a.hub, history, queryRoom, func(r *dns.Record) int64 { return r.Time })
 	a.accelLane = hub.NewLane(a.hub, acceleratorHistory, 0, func(r *accel.Report) int64 { return r.Time.UnixNano() })
 	return []streamKind{
 		&kindOf[flow.Record]{
@@ -102,6 +113,14 @@ func (a *Agent) newKinds(history int) []streamKind {
 				}
 				return flows.Event(r, a.node)
 			},
+		},
+		&kindOf[dns.Record]{
+			lane:  a.queryLane,
+			asked: (*interest).queries,
+			wants: func(i *interest, r *dns.Record) bool {
+				return (!r.Self || i.self) && queries.Seen(r, i.dnsView) && i.filters.Match(&r.Header, r)
+			},
+			convert: func(_ *interest, r *dns.Record) *orb8v1.Event { return queries.Event(r, a.node) },
 		},
 		&kindOf[accel.Report]{
 			lane:    a.accelLane,

@@ -116,10 +116,12 @@ func TestLowWatermark(t *testing.T) {
 		stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Progress: true})
 		plain := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
 		for name, s := range map[string]interface{ Recv() (*orb8v1.Event, error) }{"asked": stream, "plain": plain} {
-			greeting, err := s.Recv()
-			if err != nil || (greeting.GetLowWatermarkNs() != 0) != (name == "asked") {
+			if greeting, err := s.Recv(); err != nil || greeting.GetNodeStatus() == nil {
 				t.Errorf("%s: greeting %v, %v", name, greeting, err)
 			}
+		}
+		if ev, err := stream.Recv(); err != nil || ev.GetProgress().GetLowWatermarkNs() != 1 {
+			t.Errorf("after the greeting %v, %v", ev, err)
 		}
 		waits := udpSample(5000, 10, 0)
 		waits.Last = time.Now().UnixNano()
@@ -141,8 +143,8 @@ func TestLowWatermark(t *testing.T) {
 			if ev.GetFlow() != nil {
 				break
 			}
-			if lows++; ev.GetLowWatermarkNs() > waits.Last {
-				t.Errorf("the watermark is %v past a record that waits", time.Duration(ev.GetLowWatermarkNs()-waits.Last))
+			if lows++; ev.GetProgress().GetLowWatermarkNs() > waits.Last {
+				t.Errorf("the watermark is %v past a record that waits", time.Duration(ev.GetProgress().GetLowWatermarkNs()-waits.Last))
 			}
 		}
 		if lows == 0 {
@@ -158,7 +160,7 @@ func TestLowWatermark(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			low = ev.GetLowWatermarkNs()
+			low = ev.GetProgress().GetLowWatermarkNs()
 		}
 	})
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/kinds"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -30,18 +32,94 @@ type metrics struct {
 	byIdentity map[*workload.Identity]*series
 	byLabels   map[labels]*series
 	// other takes what max refuses; its own series do not count.
-	other  *series
-	passes *histogram
+	other *series
+	// families are those of single kinds of records, by name.
+	families map[string]*kind.Family
+	meter    meter
+	passes   *histogram
 }
 
 func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
-	return &metrics{
-		pod: pod, max: maxSeries, losses: losses,
+	m := &metrics{
+		pod: pod, max: maxSeries, losses: losses, families: make(map[string]*kind.Family),
 		byIdentity: make(map[*workload.Identity]*series),
 		byLabels:   make(map[labels]*series),
 		other:      newOther(),
 		passes:     newHistogram(sampleBuckets()),
 	}
+	for _, f := range kinds.Families() {
+		m.families[f.Name] = &f
+	}
+	m.meter.m = m
+	return m
+}
+
+// measure has a record count in its owner's metrics.
+func measure[T any](m *metrics, h *record.Header, r *T, count func(*T, kind.Meter)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.meter.s = m.find(h.Owner)
+	m.meter.s.touched = max(m.meter.s.touched, h.Time)
+	count(r, &m.meter)
+}
+
+// meter is a kind.Meter for one workload. It is used with m.mu held.
+type meter struct {
+	m *metrics
+	s *series
+}
+
+func (t *meter) Count(family, value string, n uint64) {
+	if c := t.m.moreCell(t.s, moreKey{family, value}); c != nil {
+		c.n += n
+	}
+}
+
+func (t *meter) Observe(family string, ns uint64) {
+	if c := t.m.moreCell(t.s, moreKey{family: family}); c != nil && c.hist != nil {
+		c.hist.observe(ns)
+	}
+}
+
+// moreCell returns a cell of s of a single kind's family, that of other if the cap does not
+// allow one more; nil if there is no such family. It is called with m.mu held.
+func (m *metrics) moreCell(s *series, k moreKey) *cell {
+	if c := s.more[k]; c != nil {
+		return c
+	}
+	f := m.families[k.family]
+	if f == nil {
+		return nil
+	}
+	if k.value != "" && s.values(k.family) >= kind.MaxValues {
+		if k.value = "other"; s.more[k] != nil {
+			return s.more[k]
+		}
+	}
+	if s.more == nil {
+		s.more = make(map[moreKey]*cell)
+	}
+	size := seriesOfFamily(f)
+	if s != m.other && !m.admit(s, size) {
+		s.more[k] = m.moreCell(m.other, k)
+		return s.more[k]
+	}
+	c := &cell{size: size}
+	if f.Buckets != nil {
+		c.hist = newHistogram(f.Buckets)
+	}
+	s.more[k] = c
+	return c
+}
+
+// values is how many values of a family's label s has.
+func (s *series) values(family string) (n int) {
+	for k := range s.more {
+		if k.family == family {
+			n++
+		}
+	}
+	return n
 }
 
 // observe counts what r added.
@@ -127,22 +205,30 @@ func (m *metrics) cell(s *series, i int) *cell {
 	if c := s.cells[i]; c != nil {
 		return c
 	}
-	n := seriesOf(i)
+	if s != m.other && !m.admit(s, seriesOf(i)) {
+		s.cells[i] = m.other.cells[i]
+		return s.cells[i]
+	}
+	s.cells[i] = newCell(i)
+	return s.cells[i]
+}
+
+// admit takes n more time series of a workload in, if the cap allows that; else it counts
+// the workload as one that was refused some.
+func (m *metrics) admit(s *series, n int) bool {
 	if m.used+n <= m.max && (!s.transient || m.usedByCommands+n <= m.commandShare()) {
 		m.used += n
 		if s.transient {
 			m.usedByCommands += n
 		}
-		s.cells[i] = newCell(i)
-		return s.cells[i]
+		return true
 	}
 	s.capped = true
 	if !s.cappedOnce {
 		s.cappedOnce = true
 		m.losses.Add(loss.MetricSeriesCapped, 1)
 	}
-	s.cells[i] = m.other.cells[i]
-	return s.cells[i]
+	return false
 }
 
 // isCommand tells a workload that is named by no more than a command.

@@ -28,6 +28,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
+	"github.com/Ignoramuss/orb8/internal/probe/dns"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/procnet"
@@ -44,7 +45,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	// First, so that the others' records find names.
 	helper := []probe.Option{probe.Helper()}
 	if s.Config.TCP == ModeOff && s.Config.Packet == ModeOff {
-		helper = append(helper, probe.Off(nobodyToHelp))
+		helper = append(helper, probe.Off("no probe is on that it could help"))
 	}
 	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}), helper...)
 	tcpProbe := tcp.New(tcp.Config{
@@ -52,6 +53,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 		CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
 	})
 	packetProbe := packet.New(packet.Config{
+		DNSPorts: s.Config.copiedPorts(), DNSRingBytes: uint32(s.Config.DNSRingBytes),
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot + part.Path,
 		MapEntries: uint32(s.Config.PacketMapEntries),
 		Idle:       func() time.Duration { return now().IdleTimeout },
@@ -63,6 +65,15 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 			m.Running(packetProbe.Name())
 	}))...)
 	m.Add(packetProbe, modeOptions(packetProbe, s.Config.Packet)...)
+	dnsProbe := dns.New(dns.Config{
+		Messages: packetProbe.DNSMessages, Decode: packet.DecodeDNS, Submit: s.Query, Losses: s.Losses, Clock: clock,
+		Timeout: func() time.Duration { return now().DNSTimeout },
+	})
+	dnsOptions := modeOptions(dnsProbe, s.Config.DNS)
+	if s.Config.Packet == ModeOff && dnsOptions == nil {
+		dnsOptions = []probe.Option{probe.Off("turned off by --packet=off: the packet probe's programs read DNS")}
+	}
+	m.Add(dnsProbe, dnsOptions...)
 	return m
 }
 

@@ -3,9 +3,11 @@
 package agent
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -33,6 +35,15 @@ type cell struct {
 	flow.Counters
 	n    uint64
 	hist *histogram
+	size int // of a cell of more, how many time series it makes
+}
+
+func (c *cell) clone() *cell {
+	cp := *c
+	if cp.hist != nil {
+		cp.hist = cp.hist.clone()
+	}
+	return &cp
 }
 
 func newCell(i int) *cell {
@@ -173,6 +184,8 @@ func (l labels) values(pod bool, extra ...string) []string {
 type series struct {
 	labels labels
 	cells  [numCells]*cell
+	// more are the cells of families that single kinds of records have.
+	more map[moreKey]*cell
 	// cgroup is that of the identity seen last.
 	cgroup uint64
 	// transient workloads, those named by a command, have no end of their own.
@@ -193,9 +206,25 @@ func newOther() *series {
 	return s
 }
 
+// moreKey is a family and the value of its label.
+type moreKey struct{ family, value string }
+
+// seriesOfFamily is how many time series one value of a family makes.
+func seriesOfFamily(f *kind.Family) int {
+	if f.Buckets != nil {
+		return len(f.Buckets) + 3
+	}
+	return 1
+}
+
 // size is how many time series s makes that are not those of other.
 func (s *series) size(other *series) int {
 	n := 0
+	for k, c := range s.more {
+		if c != other.more[k] {
+			n += c.size
+		}
+	}
 	for i, c := range s.cells {
 		if c != nil && c != other.cells[i] {
 			n += seriesOf(i)
@@ -211,6 +240,7 @@ func (s *series) uncap(other *series) {
 			s.cells[i] = nil
 		}
 	}
+	maps.DeleteFunc(s.more, func(k moreKey, c *cell) bool { return c == other.more[k] })
 	s.capped = false
 }
 
@@ -223,23 +253,24 @@ func (s *series) prune(flows [numProtocols]int) {
 			s.cells[i] = nil
 		}
 	}
+	// Those of more are made when something is counted in them.
 }
 
 // clone copies s, without what belongs to other unless s is that.
 func (s *series) clone(other *series) *series {
 	c := *s
+	c.more = maps.Clone(s.more)
 	if s != other {
 		c.uncap(other)
+	}
+	for k, old := range c.more {
+		c.more[k] = old.clone()
 	}
 	for i, old := range c.cells {
 		if old == nil {
 			continue
 		}
-		cp := *old
-		if cp.hist != nil {
-			cp.hist = cp.hist.clone()
-		}
-		c.cells[i] = &cp
+		c.cells[i] = old.clone()
 	}
 	return &c
 }

@@ -233,14 +233,17 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	i.kinds = req.GetKinds()
+	i.kinds, i.dnsView = req.GetKinds(), req.GetDnsView()
 	greeting := s.agent.nodeEvent()
 	greeting.Sequence = s.agent.hub.Sequence()
-	if req.GetFollow() && req.GetProgress() {
-		greeting.LowWatermarkNs = max(s.agent.hub.Low(), 1)
-	}
 	if err := stream.Send(greeting); err != nil {
 		return err
+	}
+	if req.GetFollow() && req.GetProgress() {
+		// Who merges streams is to know before the history comes.
+		if err := stream.Send(s.agent.progress(0, 1)); err != nil {
+			return err
+		}
 	}
 	if req.GetSnapshot() || req.GetSinceNs() != 0 || req.GetLast() != 0 {
 		if err := s.agent.collector.fresh(stream.Context()); err != nil {
@@ -252,7 +255,9 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if !req.GetFollow() {
 		o.Select = s.agent.selections(&i)
 		past := s.agent.hub.Past(o)
-		past.Sort() // who follows goes on by the sequence
+		if req.GetProgress() {
+			past.Sort()
+		}
 		return begin(past)
 	}
 	if req.GetProgress() {
@@ -357,9 +362,16 @@ func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *intere
 		return stream.Send(notice)
 	}
 	if item.Sequence > 0 || item.Low > 0 {
-		return stream.Send(s.agent.event(&orb8v1.Event{Sequence: item.Sequence, LowWatermarkNs: item.Low}))
+		return stream.Send(s.agent.progress(item.Sequence, item.Low))
 	}
 	return nil
+}
+
+// progress tells how far things have gone, and up to when nothing more will come.
+func (a *Agent) progress(sequence uint64, low int64) *orb8v1.Event {
+	return a.event(&orb8v1.Event{
+		Sequence: sequence, Event: &orb8v1.Event_Progress{Progress: &orb8v1.Progress{LowWatermarkNs: low}},
+	})
 }
 
 var errStopping = errors.New("the agent is stopping")

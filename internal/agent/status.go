@@ -27,12 +27,11 @@ func (c *Config) mode(name string) Mode {
 		return c.TCP
 	case "packet":
 		return c.Packet
+	case "dns":
+		return c.DNS
 	}
 	return ModeAuto
 }
-
-// nobodyToHelp is why a helper is off.
-const nobodyToHelp = "no probe is on that it could help"
 
 // healthOf sums the probes up: whether any runs, and what is wrong with those
 // that do not although they should.
@@ -47,7 +46,7 @@ func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message 
 			running = running || !s.Helper
 		case s.State == probe.StateRunning:
 			running = running || !s.Helper
-		case s.Helper && s.State == probe.StateOff && s.Reason == nobodyToHelp:
+		case s.Disabled:
 		case cfg.mode(s.Name) != ModeOff:
 			wrong = append(wrong, describe(s))
 		}

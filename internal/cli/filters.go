@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -78,9 +79,25 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
 		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(flows.Types(), ", "), event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
-		{name: "failed", placeholder: "bool", usage: "connections that could not be established, with the reason", event: true, alone: true, fixed: "failed",
+		{name: "name", placeholder: "NAME", usage: "name that was asked for; * may stand at the beginning and at the end", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.DnsNames })},
+		{name: "rcode", placeholder: "CODE", usage: "how it was answered: NOERROR, NXDOMAIN, SERVFAIL, ..., timeout or unread", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rcodes })},
+		{name: "qtype", placeholder: "TYPE", usage: "type of the query: A, AAAA, SRV, ...", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.QueryTypes })},
+		{name: "slower", placeholder: "TIME", usage: "answered later than after this time, as in 50ms, or not at all", event: true, alone: true, whole: true, set: setSlower},
+		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without NOERROR", event: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 	}
+}
+
+func setSlower(f *orb8v1.Filter, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil || d <= 0 {
+		return errors.New("want a time such as 50ms or 1s")
+	}
+	f.SlowerNs = int64(d)
+	return nil
 }
 
 func setPort(f *orb8v1.Filter, v string) error {
@@ -92,10 +109,10 @@ func setPort(f *orb8v1.Filter, v string) error {
 	return nil
 }
 
-// bindEvents adds the flags of filters that are only about events.
-func (f *filterFlags) bindEvents(fs *pflag.FlagSet) {
+// bindEvents adds those flags of filters that are only about some kinds of events.
+func (f *filterFlags) bindEvents(fs *pflag.FlagSet, names ...string) {
 	for _, k := range filterKinds() {
-		if k.event {
+		if k.event && slices.Contains(names, k.name) {
 			f.add(fs, k)
 		}
 	}

@@ -68,7 +68,10 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 	cfg.Interval = o.Interval
 	cfg.Packet = agent.Mode(o.Packet)
 	cfg.Loopback = !o.NoLoopback
-	cfg.GPU = agent.ModeOff
+	cfg.GPU, cfg.DNS = agent.ModeOff, agent.ModeOff
+	if o.DNS {
+		cfg.DNS, cfg.TCP = agent.ModeOn, agent.ModeOff
+	}
 	if o.GPUs {
 		cfg.GPU, cfg.GPUInterval = agent.ModeAuto, o.Interval
 		cfg.TCP, cfg.Packet = agent.ModeOff, agent.ModeOff

@@ -33,7 +33,9 @@ type LocalOptions struct {
 	Packet     string
 	NoLoopback bool
 	// GPUs: accelerators alone are read, without any probe.
-	GPUs    bool
+	GPUs bool
+	// DNS: DNS alone is read.
+	DNS     bool
 	Version string
 	Logger  *slog.Logger
 }
@@ -61,7 +63,9 @@ type sourceFlags struct {
 	noLoopback  bool
 	includeSelf bool
 	// gpus: nothing but accelerators is asked for.
-	gpus    bool
+	gpus bool
+	// dns: nothing but DNS is.
+	dns     bool
 	cluster clusterFlags
 }
 
@@ -284,7 +288,7 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 			remedy: []string{"run this command with sudo", "or ask an agent: --agent HOST:PORT"}}
 	}
 	conn, stop, err := c.Local(ctx, LocalOptions{
-		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, GPUs: f.gpus, Version: versionOf(c.Version),
+		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, GPUs: f.gpus, DNS: f.dns, Version: versionOf(c.Version),
 		Logger: slog.New(slog.NewTextHandler(c.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,8 +16,8 @@ import (
 	"github.com/Ignoramuss/orb8/internal/cli/render"
 )
 
-// traceNetwork asks for events and writes them until they end or ctx does.
-func (c *Config) traceNetwork(cmd *cobra.Command, f *traceFlags) (err error) {
+// trace asks for events and writes them until they end or ctx does.
+func (c *Config) trace(cmd *cobra.Command, f *traceFlags) (err error) {
 	options, err := f.output.options(c, c.Stdout)
 	if err != nil {
 		return err
@@ -41,7 +42,8 @@ func (c *Config) traceNetwork(cmd *cobra.Command, f *traceFlags) (err error) {
 		return &failure{what: "the probes in this process have no past to show",
 			remedy: []string{"leave out --last and --since, or add --follow", "or start an agent, which keeps it: sudo orb8 agent"}}
 	}
-	if err := c.header(f.output.headless(options), "network flows", src, &f.filters, cmd); err != nil {
+	src.warnings = append(src.warnings, absent(src, f.kind.probe)...)
+	if err := c.header(f.output.headless(options), f.kind.title, src, &f.filters, cmd); err != nil {
 		return err
 	}
 	t := newTracer(c, f, src, options)
@@ -66,11 +68,8 @@ func unlessDone(ctx context.Context, err error) error {
 
 func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *source) *orb8v1.ObserveRequest {
 	r := &orb8v1.ObserveRequest{
-		Filters: filters,
-		Kinds: []orb8v1.EventKind{
-			orb8v1.EventKind_EVENT_KIND_FLOW, orb8v1.EventKind_EVENT_KIND_CONNECTION,
-			orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS,
-		},
+		Filters:     filters,
+		Kinds:       append(slices.Clone(f.kind.kinds), orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS),
 		Follow:      f.following(),
 		SinceNs:     f.since.unixNanos(now),
 		Last:        f.last,
@@ -83,7 +82,31 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 			r.Last, r.SinceNs = 0, max(r.SinceNs, 1)
 		}
 	}
+	if f.kind.request != nil {
+		f.kind.request(r)
+	}
 	return r
+}
+
+// absent names the nodes whose agents do not see what is watched.
+func absent(src *source, probe string) []string {
+	var warnings []string
+	for _, s := range src.statuses() {
+		i := slices.IndexFunc(s.GetProbes(), func(p *orb8v1.ProbeStatus) bool { return p.GetName() == probe })
+		switch {
+		case probe == "":
+		case i < 0:
+			warnings = append(warnings, "the agent on "+s.GetNodeName()+" has no "+probe+" probe: it is of another version")
+		case s.GetProbes()[i].GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING:
+			p := s.GetProbes()[i]
+			why := p.GetReason()
+			if p.GetRemedy() != "" {
+				why += " (" + p.GetRemedy() + ")"
+			}
+			warnings = append(warnings, "the "+probe+" probe on "+s.GetNodeName()+" is off: "+why)
+		}
+	}
+	return warnings
 }
 
 // lastHere reports whether --last is counted here and not in the agent.
@@ -115,7 +138,7 @@ type tracer struct {
 	flags   *traceFlags
 	follow  bool
 	summary *render.Summary
-	events  *render.Events
+	events  render.Live
 	out     *bufio.Writer
 	// keep is how many events of the past to show, the last ones; 0 means all.
 	keep    int
@@ -129,14 +152,14 @@ type tracer struct {
 
 func newTracer(c *Config, f *traceFlags, src *source, options render.Options) *tracer {
 	t := &tracer{
-		src: src, flags: f, follow: f.following(), summary: render.NewSummary(),
+		src: src, flags: f, follow: f.following(), summary: f.kind.summary(),
 		out: bufio.NewWriter(c.Stdout), keep: keeper(f, src), window: options,
 	}
 	if isTerminal(c.Stdout) {
 		t.measure = func() render.Options { return terminalOptions(c.Stdout, c.Getenv) }
 	}
-	t.events = render.NewEvents(t.out, options)
-	t.events.Meanings = meanings(src.statuses())
+	t.events = f.kind.lines(t.out, options)
+	t.events.Explain(meanings(src.statuses()))
 	return t
 }
 
@@ -250,13 +273,13 @@ func (t *tracer) resize() error {
 }
 
 func (t *tracer) take(ev *orb8v1.Event) error {
-	f, isFlow := flowOf(ev)
+	loopback, ok := t.flags.kind.of(ev)
 	switch {
 	case t.greeting(ev):
 		return nil
-	case !isFlow:
+	case !ok:
 		return t.show(ev)
-	case t.flags.source.noLoopback && f.GetLoopback():
+	case t.flags.source.noLoopback && loopback:
 		return nil
 	case t.keep > 0:
 		if len(t.kept) == t.keep {

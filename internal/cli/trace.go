@@ -3,9 +3,16 @@
 package cli
 
 import (
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/spf13/pflag"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+
+	"github.com/Ignoramuss/orb8/internal/cli/render"
 )
 
 func newTrace(c *Config) *cobra.Command {
@@ -16,7 +23,7 @@ func newTrace(c *Config) *cobra.Command {
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTraceNetwork(c), newTraceGPU(c))
+	cmd.AddCommand(newTraceNetwork(c), newTraceDNS(c), newTraceGPU(c))
 	return cmd
 }
 
@@ -55,8 +62,29 @@ const traceNetworkExamples = `  sudo orb8 trace network                         
   orb8 trace network --namespace default            # pods of a cluster, on all nodes
   orb8 trace network --context prod --node n1,n2    # on two nodes of another cluster`
 
+// traceKind is what one kind of records brings to the trace command, which has all else:
+// where the events come from, filters, time span, output, summary, losses.
+type traceKind struct {
+	// title says what is watched, probe who sees it if that may be off.
+	title, probe string
+	kinds        []orb8v1.EventKind
+	// filters are the flags about events that the kind has.
+	filters []string
+	// flags adds others to those of the filters; nil for none.
+	flags func(*pflag.FlagSet)
+	// local says what the probes in this process are to look at; nil for all.
+	local func(*sourceFlags)
+	// request completes a request; nil if there is nothing to add.
+	request func(*orb8v1.ObserveRequest)
+	lines   func(io.Writer, render.Options) render.Live
+	summary func() *render.Summary
+	// of reports whether an event is of the kind, and stays on the loopback interface.
+	of func(*orb8v1.Event) (loopback, ok bool)
+}
+
 // traceFlags are those of every live trace.
 type traceFlags struct {
+	kind     traceKind
 	filters  filterFlags
 	source   sourceFlags
 	output   outputFlags
@@ -67,20 +95,37 @@ type traceFlags struct {
 }
 
 func newTraceNetwork(c *Config) *cobra.Command {
-	var f traceFlags
-	cmd := &cobra.Command{
+	return c.newTrace(&cobra.Command{
 		Use:     "network",
 		Aliases: []string{"net"},
 		Short:   "Watch network flows and connections",
 		Long:    traceNetworkLong,
 		Example: traceNetworkExamples,
-		Args:    cobra.NoArgs,
-	}
-	cmd.RunE = running(func(cmd *cobra.Command) error { return c.traceNetwork(cmd, &f) })
+	}, traceKind{
+		title:   "network flows",
+		kinds:   []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW, orb8v1.EventKind_EVENT_KIND_CONNECTION},
+		filters: []string{"type", "failed"},
+		lines:   func(w io.Writer, o render.Options) render.Live { return render.NewEvents(w, o) },
+		summary: render.NewSummary,
+		of: func(ev *orb8v1.Event) (loopback, ok bool) {
+			f, ok := flowOf(ev)
+			return f.GetLoopback(), ok
+		},
+	})
+}
+
+// newTrace completes the command that watches one kind of records.
+func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
+	f := &traceFlags{kind: kind}
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.trace(cmd, f) })
 
 	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bindEvents(filters, kind.filters...)
+	if kind.flags != nil {
+		kind.flags(filters)
+	}
 	f.filters.bind(filters)
-	f.filters.bindEvents(filters)
 	f.source.bindTraffic(filters)
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
@@ -99,6 +144,9 @@ func newTraceNetwork(c *Config) *cobra.Command {
 const filtersTitle = "Filters (repeatable; values of one flag are alternatives, all flags must match)"
 
 func (f *traceFlags) check(cmd *cobra.Command) error {
+	if f.kind.local != nil {
+		f.kind.local(&f.source)
+	}
 	changed := cmd.Flags().Changed
 	switch {
 	case changed("duration") && f.duration <= 0:

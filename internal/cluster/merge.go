@@ -128,10 +128,10 @@ func (l *lane) insert(rank int64, ev *orb8v1.Event) {
 	l.queue = slices.Insert(l.queue, at, queued{rank, time.Now(), ev})
 }
 
-// begin takes note of whether the node's stream, which begins now, tells low watermarks.
-func (l *lane) begin(tells bool) {
+// begin takes note that a stream of the node begins, which may be another agent's.
+func (l *lane) begin() {
 	l.merge.mu.Lock()
-	l.tells, l.low, l.told = tells, first, time.Now()
+	l.tells, l.low = false, first
 	l.merge.mu.Unlock()
 	token(l.merge.changed)
 }
@@ -139,7 +139,7 @@ func (l *lane) begin(tells bool) {
 // advance takes a low watermark.
 func (l *lane) advance(low int64) {
 	l.merge.mu.Lock()
-	l.low, l.told = max(l.low, low), time.Now()
+	l.tells, l.low, l.told = true, max(l.low, low), time.Now()
 	l.merge.mu.Unlock()
 	token(l.merge.changed)
 }

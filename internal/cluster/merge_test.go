@@ -92,8 +92,8 @@ func TestMergeByWatermark(t *testing.T) {
 		}
 		m := newMerge(200 * time.Millisecond)
 		a, b := m.lane("a"), m.lane("b")
-		a.begin(true)
-		b.begin(true)
+		a.advance(1)
+		b.advance(1)
 		put(t, a, 7, 5, 9) // 5 has waited for the name of its pod
 		check(m)
 		time.Sleep(time.Second) // longer than any window
@@ -113,7 +113,7 @@ func TestMergeByWatermark(t *testing.T) {
 		// A node that is stuck is not waited for, but those that go on are.
 		time.Sleep(stallTime)
 		c := m.lane("c")
-		c.begin(true)
+		c.advance(1)
 		put(t, a, 12, 11)
 		a.advance(13)
 		check(m)
@@ -121,7 +121,8 @@ func TestMergeByWatermark(t *testing.T) {
 		check(m, 11, 12)
 
 		// An event that waits in vain goes out all the same.
-		b.begin(true)
+		b.begin()
+		b.advance(1)
 		a.advance(15)
 		put(t, a, 14)
 		for range 5 {
@@ -132,7 +133,7 @@ func TestMergeByWatermark(t *testing.T) {
 		check(m, 14)
 
 		// Another agent on the node begins anew, and may be one that tells none.
-		b.begin(false)
+		b.begin()
 		c.expect(false)
 		put(t, a, 20)
 		a.advance(30)

@@ -357,16 +357,17 @@ func (s *Stream) take(ctx context.Context, n *node, a Agent) error {
 		if !greeted { // dated now, but what follows may be the past
 			n.reason, rank = "", first
 			started = ev.GetNodeStatus().GetStartedNs()
-			n.lane.begin(ev.GetLowWatermarkNs() != 0 && s.req.GetFollow())
+			n.lane.begin()
 			n.lane.expect(true)
 		}
-		if ev.GetEvent() != nil { // else it only tells how far things have gone
+		switch ev.GetEvent().(type) {
+		case nil: // an older agent's progress
+		case *orb8v1.Event_Progress:
+			n.lane.advance(ev.GetProgress().GetLowWatermarkNs())
+		default:
 			if err := n.lane.push(ctx, rank, ev); err != nil {
 				return err
 			}
-		}
-		if low := ev.GetLowWatermarkNs(); low != 0 && greeted {
-			n.lane.advance(low)
 		}
 		n.reached(s, started, ev, !greeted)
 		if !s.req.GetFollow() {
@@ -402,7 +403,7 @@ func (s *Stream) request(n *node) *orb8v1.ObserveRequest {
 	if !ok {
 		return s.req
 	}
-	req.Progress = req.GetFollow()
+	req.Progress = true
 	if n.at.started != 0 {
 		req.Snapshot, req.Last = false, 0
 		req.Resume = &orb8v1.Resume{StartedNs: n.at.started, After: n.at.after}

@@ -123,13 +123,6 @@ func (h *Hub) Advance(t int64) {
 	}
 }
 
-// Low is what was told by Advance, 0 if nothing was.
-func (h *Hub) Low() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.low
-}
-
 // maxNotices is how many notices may wait for a subscriber.
 const maxNotices = 256
 

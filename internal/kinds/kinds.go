@@ -4,14 +4,23 @@
 package kinds
 
 import (
+	"slices"
+
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/kind"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kind/queries"
 )
 
 // Fields are the API's filters that only some kinds have.
 func Fields() []filter.Field {
-	return flows.Fields()
+	return slices.Concat(flows.Fields(), queries.Fields())
+}
+
+// Families are the metrics by workload that only some kinds have.
+func Families() []kind.Family {
+	return slices.Concat(queries.Families())
 }
 
 // Compile prepares the API's filters, of all kinds, for matching. The error is a

@@ -21,6 +21,10 @@ const (
 	PacketUnreadable
 	PacketStorageFull
 	PacketBatchRetried
+	DNSRingFull
+	DNSUncopied
+	DNSPendingFull
+	DNSSearchesFull
 	CgroupUntold
 	ProgramSkipped
 	DecodeFailed
@@ -44,6 +48,10 @@ var stages = [numStages]struct {
 	PacketUnreadable:   {"packet_unreadable", "packets whose headers could not be read", false},
 	PacketStorageFull:  {"packet_storage_full", "sockets other than TCP's for which the kernel had no memory to keep their owner; their flows have none", true},
 	PacketBatchRetried: {"packet_batch_retried", "batched reads of the packet map that were repeated with a larger buffer; nothing is lost", true},
+	DNSRingFull:        {"dns_ring_full", "DNS messages that did not fit into the ring buffer: queries without their answer, or not told of at all", false},
+	DNSUncopied:        {"dns_uncopied", "DNS messages behind others in one packet, too far to be read", false},
+	DNSPendingFull:     {"dns_pending_full", "DNS queries that were given up before their time, since too many waited for an answer", false},
+	DNSSearchesFull:    {"dns_searches_full", "failed DNS queries that were forgotten before it was known whether a search domain was to blame", true},
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	ProgramSkipped:     {"program_skipped", "runs of tracing programs that the kernel left out, since one had interrupted another of the same on its CPU; it knows of a part of them only", false},
 	DecodeFailed:       {"decode_failed", "records from the kernel that could not be decoded", false},

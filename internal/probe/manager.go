@@ -89,7 +89,7 @@ func (s *slot) start(log *slog.Logger) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.off != "" {
-		s.status.Reason = s.off
+		s.status.Reason, s.status.Disabled = s.off, true
 		return nil
 	}
 	err := s.probe.Start()

@@ -89,6 +89,8 @@ type Status struct {
 	Remedy   string
 	Hooks    []string
 	Degraded []string
+	// Disabled: the configuration keeps it from being started.
+	Disabled bool
 	// Helper: it serves other probes and sees nothing itself.
 	Helper bool
 	// ReadErrors is how many readings have failed, Failing how many in a row, the last

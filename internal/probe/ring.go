@@ -23,9 +23,13 @@ const flushTime = time.Second
 type Ring struct {
 	*ringbuf.Reader
 
-	probe string
+	// Drained, if set, is called whenever the ring has been found empty.
+	Drained func() error
+
 	// Every is how long a record may wait.
 	Every time.Duration
+
+	probe string
 	take  func([]byte)
 
 	mu      sync.Mutex
@@ -41,7 +45,7 @@ func (o *Object) Ring(m *ebpf.Map, every time.Duration, take func([]byte)) (*Rin
 		return nil, fmt.Errorf("open the %s probe's ring buffer: %w", o.probe, err)
 	}
 	o.Keep(reader)
-	return &Ring{Reader: reader, probe: o.probe, Every: every, take: take}, nil
+	return &Ring{Reader: reader, Every: every, probe: o.probe, take: take}, nil
 }
 
 // Run takes records until ctx is done, and once more after that.
@@ -51,12 +55,15 @@ func (r *Ring) Run(ctx context.Context) error {
 	for {
 		r.SetDeadline(time.Now().Add(r.Every))
 		err := r.drain()
-		switch {
-		case errors.Is(err, ringbuf.ErrFlushed):
-			r.signalFlushed()
-		case errors.Is(err, os.ErrDeadlineExceeded):
-		default:
+		flushed := errors.Is(err, ringbuf.ErrFlushed)
+		if !flushed && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return r.failed(err)
+		}
+		if err := r.drained(); err != nil {
+			return err
+		}
+		if flushed {
+			r.signalFlushed()
 		}
 		if ctx.Err() != nil {
 			return r.Drain()
@@ -70,7 +77,14 @@ func (r *Ring) Drain() error {
 	if err := r.drain(); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ringbuf.ErrFlushed) {
 		return r.failed(err)
 	}
-	return nil
+	return r.drained()
+}
+
+func (r *Ring) drained() error {
+	if r.Drained == nil {
+		return nil
+	}
+	return r.Drained()
 }
 
 func (r *Ring) failed(err error) error {

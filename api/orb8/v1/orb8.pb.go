@@ -157,8 +157,10 @@ const (
 	EventKind_EVENT_KIND_NODE_STATUS EventKind = 3
 	EventKind_EVENT_KIND_LOST_EVENTS EventKind = 4
 	// Samples of accelerators, only where asked for. With snapshot the latest of
-	// each device; there is no history of them.
+	// each device.
 	EventKind_EVENT_KIND_ACCELERATOR EventKind = 5
+	// DNS queries with what came of them, only where asked for.
+	EventKind_EVENT_KIND_DNS EventKind = 6
 )
 
 // Enum value maps for EventKind.
@@ -170,6 +172,7 @@ var (
 		3: "EVENT_KIND_NODE_STATUS",
 		4: "EVENT_KIND_LOST_EVENTS",
 		5: "EVENT_KIND_ACCELERATOR",
+		6: "EVENT_KIND_DNS",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -178,6 +181,7 @@ var (
 		"EVENT_KIND_NODE_STATUS": 3,
 		"EVENT_KIND_LOST_EVENTS": 4,
 		"EVENT_KIND_ACCELERATOR": 5,
+		"EVENT_KIND_DNS":         6,
 	}
 )
 
@@ -632,6 +636,115 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
 	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+}
+
+// DnsView is the end at which a query is seen.
+type DnsView int32
+
+const (
+	// In a request the client's.
+	DnsView_DNS_VIEW_UNSPECIFIED DnsView = 0
+	DnsView_DNS_VIEW_CLIENT      DnsView = 1
+	DnsView_DNS_VIEW_SERVER      DnsView = 2
+)
+
+// Enum value maps for DnsView.
+var (
+	DnsView_name = map[int32]string{
+		0: "DNS_VIEW_UNSPECIFIED",
+		1: "DNS_VIEW_CLIENT",
+		2: "DNS_VIEW_SERVER",
+	}
+	DnsView_value = map[string]int32{
+		"DNS_VIEW_UNSPECIFIED": 0,
+		"DNS_VIEW_CLIENT":      1,
+		"DNS_VIEW_SERVER":      2,
+	}
+)
+
+func (x DnsView) Enum() *DnsView {
+	p := new(DnsView)
+	*p = x
+	return p
+}
+
+func (x DnsView) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DnsView) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
+}
+
+func (DnsView) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[10]
+}
+
+func (x DnsView) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DnsView.Descriptor instead.
+func (DnsView) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+}
+
+type DnsOutcome int32
+
+const (
+	DnsOutcome_DNS_OUTCOME_UNSPECIFIED DnsOutcome = 0
+	DnsOutcome_DNS_OUTCOME_ANSWERED    DnsOutcome = 1
+	// No answer within the time of the agent's setting dns_timeout.
+	DnsOutcome_DNS_OUTCOME_TIMEOUT DnsOutcome = 2
+	// It is not known what came of the query: over TCP messages did not begin where
+	// segments do and could not be read, or messages were lost before they could be
+	// (the stages dns_ring_full, dns_uncopied), while it waited; or it was given up before
+	// its time (dns_pending_full). Also told of, with nothing but the ends, of a TCP
+	// connection that cannot be read, once until that was not so for a minute.
+	DnsOutcome_DNS_OUTCOME_UNREAD DnsOutcome = 3
+)
+
+// Enum value maps for DnsOutcome.
+var (
+	DnsOutcome_name = map[int32]string{
+		0: "DNS_OUTCOME_UNSPECIFIED",
+		1: "DNS_OUTCOME_ANSWERED",
+		2: "DNS_OUTCOME_TIMEOUT",
+		3: "DNS_OUTCOME_UNREAD",
+	}
+	DnsOutcome_value = map[string]int32{
+		"DNS_OUTCOME_UNSPECIFIED": 0,
+		"DNS_OUTCOME_ANSWERED":    1,
+		"DNS_OUTCOME_TIMEOUT":     2,
+		"DNS_OUTCOME_UNREAD":      3,
+	}
+)
+
+func (x DnsOutcome) Enum() *DnsOutcome {
+	p := new(DnsOutcome)
+	*p = x
+	return p
+}
+
+func (x DnsOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DnsOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
+}
+
+func (DnsOutcome) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[11]
+}
+
+func (x DnsOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DnsOutcome.Descriptor instead.
+func (DnsOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 // QueryFlowsRequest selects rows of the flow table.
@@ -1807,10 +1920,12 @@ type ObserveRequest struct {
 	Sort        Sort `protobuf:"varint,9,opt,name=sort,proto3,enum=orb8.v1.Sort" json:"sort,omitempty"`
 	// Instead of history: go on where another stream of the same request broke.
 	Resume *Resume `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
-	// With follow: send events with nothing but a time, the sequence reached, so that a
-	// later resume does not ask for what cannot match, and the low watermark: after each
-	// reading of the kernel, and when nothing has matched for ten seconds.
-	Progress      bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
+	// With follow: send Progress after each reading of the kernel, and when nothing has
+	// matched for ten seconds, so that a later resume does not ask for what cannot match.
+	// Without follow: send the history in the order of its times, not of its sequence.
+	Progress bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Which end's view of DNS queries to send.
+	DnsView       DnsView `protobuf:"varint,12,opt,name=dns_view,json=dnsView,proto3,enum=orb8.v1.DnsView" json:"dns_view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1922,6 +2037,13 @@ func (x *ObserveRequest) GetProgress() bool {
 	return false
 }
 
+func (x *ObserveRequest) GetDnsView() DnsView {
+	if x != nil {
+		return x.DnsView
+	}
+	return DnsView_DNS_VIEW_UNSPECIFIED
+}
+
 // Resume names the last event that has arrived. What followed it is sent, as far
 // as it is kept; how much is not comes as LostEvents with the stage resume_gap. An
 // agent that has been started since sends all that it keeps, from since_ns on.
@@ -2008,8 +2130,18 @@ type Filter struct {
 	// What an event says: connect (a connection was established, or could not be),
 	// failed (it could not be), close (an established one ended), reset (a connection
 	// ended by a reset, sent or received), retransmit (segments were sent again). Of a
-	// row of the flow table it is the row's last event.
-	Types         []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
+	// row of the flow table it is the row's last event. A DNS query has failed if its
+	// answer was not NOERROR, or if there was none.
+	Types []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
+	// Name that was asked for; * may stand at the beginning or at the end. Any case.
+	DnsNames []string `protobuf:"bytes,14,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	// NOERROR, NXDOMAIN, SERVFAIL, ..., a number, timeout for queries without an answer,
+	// or unread for those of which it is not known. Any case.
+	Rcodes []string `protobuf:"bytes,15,rep,name=rcodes,proto3" json:"rcodes,omitempty"`
+	// Type of a query: A, AAAA, SRV, ... or a number. Any case.
+	QueryTypes []string `protobuf:"bytes,16,rep,name=query_types,json=queryTypes,proto3" json:"query_types,omitempty"`
+	// DNS queries whose answer took longer, or was not there after so long. 0 for any.
+	SlowerNs      int64 `protobuf:"varint,17,opt,name=slower_ns,json=slowerNs,proto3" json:"slower_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2135,6 +2267,34 @@ func (x *Filter) GetTypes() []string {
 	return nil
 }
 
+func (x *Filter) GetDnsNames() []string {
+	if x != nil {
+		return x.DnsNames
+	}
+	return nil
+}
+
+func (x *Filter) GetRcodes() []string {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *Filter) GetQueryTypes() []string {
+	if x != nil {
+		return x.QueryTypes
+	}
+	return nil
+}
+
+func (x *Filter) GetSlowerNs() int64 {
+	if x != nil {
+		return x.SlowerNs
+	}
+	return 0
+}
+
 // Event is one thing that happened on one node.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2145,10 +2305,6 @@ type Event struct {
 	// may wait for the name of its pod. The opening NodeStatus has the number of the
 	// latest. 0 for all else.
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// No event of this stream will come that is older than this, in Unix nanoseconds; 0
-	// where that is not told. It is only with events that hold nothing else, and on the
-	// opening NodeStatus of a stream that will tell.
-	LowWatermarkNs int64 `protobuf:"varint,20,opt,name=low_watermark_ns,json=lowWatermarkNs,proto3" json:"low_watermark_ns,omitempty"`
 	// Types that are valid to be assigned to Event:
 	//
 	//	*Event_Flow
@@ -2156,6 +2312,8 @@ type Event struct {
 	//	*Event_NodeStatus
 	//	*Event_LostEvents
 	//	*Event_Accelerator
+	//	*Event_Dns
+	//	*Event_Progress
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2212,13 +2370,6 @@ func (x *Event) GetSequence() uint64 {
 	return 0
 }
 
-func (x *Event) GetLowWatermarkNs() int64 {
-	if x != nil {
-		return x.LowWatermarkNs
-	}
-	return 0
-}
-
 func (x *Event) GetEvent() isEvent_Event {
 	if x != nil {
 		return x.Event
@@ -2271,6 +2422,24 @@ func (x *Event) GetAccelerator() *AcceleratorSample {
 	return nil
 }
 
+func (x *Event) GetDns() *DnsExchange {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Dns); ok {
+			return x.Dns
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2295,6 +2464,14 @@ type Event_Accelerator struct {
 	Accelerator *AcceleratorSample `protobuf:"bytes,14,opt,name=accelerator,proto3,oneof"`
 }
 
+type Event_Dns struct {
+	Dns *DnsExchange `protobuf:"bytes,15,opt,name=dns,proto3,oneof"`
+}
+
+type Event_Progress struct {
+	Progress *Progress `protobuf:"bytes,16,opt,name=progress,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2304,6 +2481,58 @@ func (*Event_NodeStatus) isEvent_Event() {}
 func (*Event_LostEvents) isEvent_Event() {}
 
 func (*Event_Accelerator) isEvent_Event() {}
+
+func (*Event_Dns) isEvent_Event() {}
+
+func (*Event_Progress) isEvent_Event() {}
+
+// Progress tells how far things have gone. The event's sequence is up to where all was sent
+// that is wanted, 0 if something is on its way.
+type Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// No event of this stream will come that is older than this, in Unix nanoseconds. A
+	// stream that tells begins with 1, right after its opening NodeStatus.
+	LowWatermarkNs int64 `protobuf:"varint,1,opt,name=low_watermark_ns,json=lowWatermarkNs,proto3" json:"low_watermark_ns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Progress) GetLowWatermarkNs() int64 {
+	if x != nil {
+		return x.LowWatermarkNs
+	}
+	return 0
+}
 
 // AcceleratorSample is what one accelerator, or one part of it that is scheduled
 // by itself, did up to the event's time.
@@ -2337,7 +2566,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2578,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2591,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -2453,7 +2682,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2694,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2707,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -2564,7 +2793,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2805,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2818,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -2629,7 +2858,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2870,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2883,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -2725,7 +2954,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2966,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2979,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -2797,7 +3026,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +3038,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +3051,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -2892,7 +3121,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3133,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3146,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -3043,7 +3272,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3284,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3297,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -3096,7 +3325,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3337,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3350,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -3174,7 +3403,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3415,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3428,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -3312,7 +3541,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3553,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3566,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -3379,7 +3608,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3620,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3633,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3450,7 +3679,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3691,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3704,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -3582,7 +3811,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3823,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3836,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -3647,7 +3876,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3888,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3901,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -3728,7 +3957,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3969,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3982,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -3768,6 +3997,308 @@ func (x *LostEvents) GetCount() uint64 {
 		return x.Count
 	}
 	return 0
+}
+
+// DnsExchange is a DNS query with what came of it, seen at one of its ends. The
+// event's time is that of the answer, or when it was given up.
+type DnsExchange struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Outcome DnsOutcome             `protobuf:"varint,1,opt,name=outcome,proto3,enum=orb8.v1.DnsOutcome" json:"outcome,omitempty"`
+	// The end on this node: who asked, or in the server's view who was asked.
+	Local   *Endpoint `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	Remote  *Endpoint `protobuf:"bytes,3,opt,name=remote,proto3" json:"remote,omitempty"`
+	View    DnsView   `protobuf:"varint,4,opt,name=view,proto3,enum=orb8.v1.DnsView" json:"view,omitempty"`
+	Process *Process  `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	// UDP or TCP.
+	Protocol string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Loopback bool   `protobuf:"varint,7,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	// orb8's own query.
+	Self bool `protobuf:"varint,8,opt,name=self,proto3" json:"self,omitempty"`
+	// The message's id.
+	Id uint32 `protobuf:"varint,9,opt,name=id,proto3" json:"id,omitempty"`
+	// As asked for, in lower case and without the dot at its end; the root is a dot.
+	// Bytes that are no printable ASCII, and dots and backslashes within a label, stand
+	// as \DDD or after a backslash, as in a zone file.
+	Name string `protobuf:"bytes,10,opt,name=name,proto3" json:"name,omitempty"`
+	// A, AAAA, ..., TYPE123 for one without a name.
+	Type string `protobuf:"bytes,11,opt,name=type,proto3" json:"type,omitempty"`
+	// NOERROR, NXDOMAIN, ..., RCODE12 for one without a name; empty without an answer.
+	// The bits of EDNS (BADVERS, BADCOOKIE) are in it where the OPT record was within the
+	// 1,232 bytes that are read; else it is that of the header alone.
+	Rcode string `protobuf:"bytes,12,opt,name=rcode,proto3" json:"rcode,omitempty"`
+	// From the query to its answer, both as this node's kernel saw them; of a query that
+	// was repeated, from the first one. 0 without an answer.
+	LatencyNs int64 `protobuf:"varint,13,opt,name=latency_ns,json=latencyNs,proto3" json:"latency_ns,omitempty"`
+	// How often the same query was sent again before the answer.
+	Repeats uint32 `protobuf:"varint,14,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// The answer section, 32 records at most; the rest counts in more_answers.
+	Answers     []*DnsAnswer `protobuf:"bytes,15,rep,name=answers,proto3" json:"answers,omitempty"`
+	MoreAnswers uint32       `protobuf:"varint,16,opt,name=more_answers,json=moreAnswers,proto3" json:"more_answers,omitempty"`
+	// The answer says that it did not fit: the client is expected to ask over TCP.
+	Truncated     bool  `protobuf:"varint,17,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Authoritative bool  `protobuf:"varint,18,opt,name=authoritative,proto3" json:"authoritative,omitempty"`
+	QueryTimeNs   int64 `protobuf:"varint,19,opt,name=query_time_ns,json=queryTimeNs,proto3" json:"query_time_ns,omitempty"`
+	// Length of the answer in bytes, without IP and UDP headers.
+	AnswerBytes uint32 `protobuf:"varint,20,opt,name=answer_bytes,json=answerBytes,proto3" json:"answer_bytes,omitempty"`
+	// Queries of the same client right before that failed only because a search domain
+	// was appended to this name.
+	SearchFailures uint32 `protobuf:"varint,21,opt,name=search_failures,json=searchFailures,proto3" json:"search_failures,omitempty"`
+	Netns          uint32 `protobuf:"varint,22,opt,name=netns,proto3" json:"netns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DnsExchange) Reset() {
+	*x = DnsExchange{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsExchange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsExchange) ProtoMessage() {}
+
+func (x *DnsExchange) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
+func (*DnsExchange) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DnsExchange) GetOutcome() DnsOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return DnsOutcome_DNS_OUTCOME_UNSPECIFIED
+}
+
+func (x *DnsExchange) GetLocal() *Endpoint {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetRemote() *Endpoint {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetView() DnsView {
+	if x != nil {
+		return x.View
+	}
+	return DnsView_DNS_VIEW_UNSPECIFIED
+}
+
+func (x *DnsExchange) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
+
+func (x *DnsExchange) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *DnsExchange) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetRcode() string {
+	if x != nil {
+		return x.Rcode
+	}
+	return ""
+}
+
+func (x *DnsExchange) GetLatencyNs() int64 {
+	if x != nil {
+		return x.LatencyNs
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetRepeats() uint32 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetAnswers() []*DnsAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *DnsExchange) GetMoreAnswers() uint32 {
+	if x != nil {
+		return x.MoreAnswers
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *DnsExchange) GetAuthoritative() bool {
+	if x != nil {
+		return x.Authoritative
+	}
+	return false
+}
+
+func (x *DnsExchange) GetQueryTimeNs() int64 {
+	if x != nil {
+		return x.QueryTimeNs
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetAnswerBytes() uint32 {
+	if x != nil {
+		return x.AnswerBytes
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetSearchFailures() uint32 {
+	if x != nil {
+		return x.SearchFailures
+	}
+	return 0
+}
+
+func (x *DnsExchange) GetNetns() uint32 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+type DnsAnswer struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type       string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	TtlSeconds uint32                 `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// An address, or the name of a CNAME, NS, PTR, MX or SRV; empty for other types.
+	Data          string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsAnswer) Reset() {
+	*x = DnsAnswer{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsAnswer) ProtoMessage() {}
+
+func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
+func (*DnsAnswer) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DnsAnswer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsAnswer) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DnsAnswer) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *DnsAnswer) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
 }
 
 var File_orb8_v1_orb8_proto protoreflect.FileDescriptor
@@ -3884,7 +4415,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xe9\x02\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\x96\x03\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -3897,11 +4428,12 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x04sort\x18\t \x01(\x0e2\r.orb8.v1.SortR\x04sort\x12'\n" +
 	"\x06resume\x18\n" +
 	" \x01(\v2\x0f.orb8.v1.ResumeR\x06resume\x12\x1a\n" +
-	"\bprogress\x18\v \x01(\bR\bprogress\"=\n" +
+	"\bprogress\x18\v \x01(\bR\bprogress\x12+\n" +
+	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\"=\n" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xe5\x02\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xd8\x03\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -3920,12 +4452,16 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"containers\x18\v \x03(\tR\n" +
 	"containers\x12\x1a\n" +
 	"\bservices\x18\f \x03(\tR\bservices\x12\x14\n" +
-	"\x05types\x18\r \x03(\tR\x05types\"\x98\x03\n" +
+	"\x05types\x18\r \x03(\tR\x05types\x12\x1b\n" +
+	"\tdns_names\x18\x0e \x03(\tR\bdnsNames\x12\x16\n" +
+	"\x06rcodes\x18\x0f \x03(\tR\x06rcodes\x12\x1f\n" +
+	"\vquery_types\x18\x10 \x03(\tR\n" +
+	"queryTypes\x12\x1b\n" +
+	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\"\xc9\x03\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12(\n" +
-	"\x10low_watermark_ns\x18\x14 \x01(\x03R\x0elowWatermarkNs\x12#\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12#\n" +
 	"\x04flow\x18\n" +
 	" \x01(\v2\r.orb8.v1.FlowH\x00R\x04flow\x125\n" +
 	"\n" +
@@ -3935,8 +4471,12 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"nodeStatus\x126\n" +
 	"\vlost_events\x18\r \x01(\v2\x13.orb8.v1.LostEventsH\x00R\n" +
 	"lostEvents\x12>\n" +
-	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vacceleratorB\a\n" +
-	"\x05event\"\xfb\x03\n" +
+	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vaccelerator\x12(\n" +
+	"\x03dns\x18\x0f \x01(\v2\x14.orb8.v1.DnsExchangeH\x00R\x03dns\x12/\n" +
+	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogressB\a\n" +
+	"\x05event\"4\n" +
+	"\bProgress\x12(\n" +
+	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xfb\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
@@ -4082,7 +4622,38 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count*q\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xd0\x05\n" +
+	"\vDnsExchange\x12-\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2\x13.orb8.v1.DnsOutcomeR\aoutcome\x12'\n" +
+	"\x05local\x18\x02 \x01(\v2\x11.orb8.v1.EndpointR\x05local\x12)\n" +
+	"\x06remote\x18\x03 \x01(\v2\x11.orb8.v1.EndpointR\x06remote\x12$\n" +
+	"\x04view\x18\x04 \x01(\x0e2\x10.orb8.v1.DnsViewR\x04view\x12*\n" +
+	"\aprocess\x18\x05 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\bloopback\x18\a \x01(\bR\bloopback\x12\x12\n" +
+	"\x04self\x18\b \x01(\bR\x04self\x12\x0e\n" +
+	"\x02id\x18\t \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\n" +
+	" \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\v \x01(\tR\x04type\x12\x14\n" +
+	"\x05rcode\x18\f \x01(\tR\x05rcode\x12\x1d\n" +
+	"\n" +
+	"latency_ns\x18\r \x01(\x03R\tlatencyNs\x12\x18\n" +
+	"\arepeats\x18\x0e \x01(\rR\arepeats\x12,\n" +
+	"\aanswers\x18\x0f \x03(\v2\x12.orb8.v1.DnsAnswerR\aanswers\x12!\n" +
+	"\fmore_answers\x18\x10 \x01(\rR\vmoreAnswers\x12\x1c\n" +
+	"\ttruncated\x18\x11 \x01(\bR\ttruncated\x12$\n" +
+	"\rauthoritative\x18\x12 \x01(\bR\rauthoritative\x12\"\n" +
+	"\rquery_time_ns\x18\x13 \x01(\x03R\vqueryTimeNs\x12!\n" +
+	"\fanswer_bytes\x18\x14 \x01(\rR\vanswerBytes\x12'\n" +
+	"\x0fsearch_failures\x18\x15 \x01(\rR\x0esearchFailures\x12\x14\n" +
+	"\x05netns\x18\x16 \x01(\rR\x05netns\"h\n" +
+	"\tDnsAnswer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1f\n" +
+	"\vttl_seconds\x18\x03 \x01(\rR\n" +
+	"ttlSeconds\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\tR\x04data*q\n" +
 	"\n" +
 	"ProbeState\x12\x1b\n" +
 	"\x17PROBE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -4096,14 +4667,15 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\xab\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\xbf\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
 	"\x15EVENT_KIND_CONNECTION\x10\x02\x12\x1a\n" +
 	"\x16EVENT_KIND_NODE_STATUS\x10\x03\x12\x1a\n" +
 	"\x16EVENT_KIND_LOST_EVENTS\x10\x04\x12\x1a\n" +
-	"\x16EVENT_KIND_ACCELERATOR\x10\x05*\x96\x01\n" +
+	"\x16EVENT_KIND_ACCELERATOR\x10\x05\x12\x12\n" +
+	"\x0eEVENT_KIND_DNS\x10\x06*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -4152,7 +4724,17 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14NODE_STATE_CONNECTED\x10\x01\x12\x1a\n" +
 	"\x16NODE_STATE_UNAVAILABLE\x10\x02\x12\x17\n" +
-	"\x13NODE_STATE_DEGRADED\x10\x032\x95\x02\n" +
+	"\x13NODE_STATE_DEGRADED\x10\x03*M\n" +
+	"\aDnsView\x12\x18\n" +
+	"\x14DNS_VIEW_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fDNS_VIEW_CLIENT\x10\x01\x12\x13\n" +
+	"\x0fDNS_VIEW_SERVER\x10\x02*t\n" +
+	"\n" +
+	"DnsOutcome\x12\x1b\n" +
+	"\x17DNS_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14DNS_OUTCOME_ANSWERED\x10\x01\x12\x17\n" +
+	"\x13DNS_OUTCOME_TIMEOUT\x10\x02\x12\x16\n" +
+	"\x12DNS_OUTCOME_UNREAD\x10\x032\x95\x02\n" +
 	"\x11OrbitAgentService\x12E\n" +
 	"\n" +
 	"QueryFlows\x12\x1a.orb8.v1.QueryFlowsRequest\x1a\x1b.orb8.v1.QueryFlowsResponse\x12E\n" +
@@ -4172,8 +4754,8 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 	return file_orb8_v1_orb8_proto_rawDescData
 }
 
-var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -4185,112 +4767,126 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(TcpState)(0),               // 7: orb8.v1.TcpState
 	(TcpEnd)(0),                 // 8: orb8.v1.TcpEnd
 	(NodeState)(0),              // 9: orb8.v1.NodeState
-	(*QueryFlowsRequest)(nil),   // 10: orb8.v1.QueryFlowsRequest
-	(*QueryFlowsResponse)(nil),  // 11: orb8.v1.QueryFlowsResponse
-	(*StreamEventsRequest)(nil), // 12: orb8.v1.StreamEventsRequest
-	(*GetStatusRequest)(nil),    // 13: orb8.v1.GetStatusRequest
-	(*NetworkFlow)(nil),         // 14: orb8.v1.NetworkFlow
-	(*NetworkEvent)(nil),        // 15: orb8.v1.NetworkEvent
-	(*AgentStatus)(nil),         // 16: orb8.v1.AgentStatus
-	(*AcceleratorStatus)(nil),   // 17: orb8.v1.AcceleratorStatus
-	(*KubernetesStatus)(nil),    // 18: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 19: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 20: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 21: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 22: orb8.v1.Resume
-	(*Filter)(nil),              // 23: orb8.v1.Filter
-	(*Event)(nil),               // 24: orb8.v1.Event
-	(*AcceleratorSample)(nil),   // 25: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 26: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 27: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 28: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 29: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 30: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 31: orb8.v1.Flow
-	(*Connection)(nil),          // 32: orb8.v1.Connection
-	(*Endpoint)(nil),            // 33: orb8.v1.Endpoint
-	(*Workload)(nil),            // 34: orb8.v1.Workload
-	(*Counters)(nil),            // 35: orb8.v1.Counters
-	(*Process)(nil),             // 36: orb8.v1.Process
-	(*TcpInfo)(nil),             // 37: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 38: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 39: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 40: orb8.v1.LostEvents
-	nil,                         // 41: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 42: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 43: orb8.v1.Workload.LabelsEntry
+	(DnsView)(0),                // 10: orb8.v1.DnsView
+	(DnsOutcome)(0),             // 11: orb8.v1.DnsOutcome
+	(*QueryFlowsRequest)(nil),   // 12: orb8.v1.QueryFlowsRequest
+	(*QueryFlowsResponse)(nil),  // 13: orb8.v1.QueryFlowsResponse
+	(*StreamEventsRequest)(nil), // 14: orb8.v1.StreamEventsRequest
+	(*GetStatusRequest)(nil),    // 15: orb8.v1.GetStatusRequest
+	(*NetworkFlow)(nil),         // 16: orb8.v1.NetworkFlow
+	(*NetworkEvent)(nil),        // 17: orb8.v1.NetworkEvent
+	(*AgentStatus)(nil),         // 18: orb8.v1.AgentStatus
+	(*AcceleratorStatus)(nil),   // 19: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 20: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 21: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 22: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 23: orb8.v1.ObserveRequest
+	(*Resume)(nil),              // 24: orb8.v1.Resume
+	(*Filter)(nil),              // 25: orb8.v1.Filter
+	(*Event)(nil),               // 26: orb8.v1.Event
+	(*Progress)(nil),            // 27: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 28: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 29: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 30: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 31: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 32: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 33: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 34: orb8.v1.Flow
+	(*Connection)(nil),          // 35: orb8.v1.Connection
+	(*Endpoint)(nil),            // 36: orb8.v1.Endpoint
+	(*Workload)(nil),            // 37: orb8.v1.Workload
+	(*Counters)(nil),            // 38: orb8.v1.Counters
+	(*Process)(nil),             // 39: orb8.v1.Process
+	(*TcpInfo)(nil),             // 40: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 41: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 42: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 43: orb8.v1.LostEvents
+	(*DnsExchange)(nil),         // 44: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 45: orb8.v1.DnsAnswer
+	nil,                         // 46: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 47: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 48: orb8.v1.Workload.LabelsEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	23, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
-	14, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	23, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	34, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	34, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	25, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	16, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
+	25, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	37, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	37, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	36, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	37, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	34, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	34, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	19, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	20, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	18, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	17, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	39, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	40, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	37, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	37, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	21, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	22, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	20, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	19, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
 	0,  // 15: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	23, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	25, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
 	2,  // 17: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
 	1,  // 18: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	22, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	31, // 20: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	32, // 21: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	39, // 22: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	40, // 23: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	25, // 24: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	26, // 25: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	41, // 26: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	28, // 27: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	30, // 28: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	30, // 29: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	34, // 30: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	29, // 31: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	42, // 32: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	36, // 33: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	27, // 34: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	27, // 35: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	34, // 36: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	3,  // 37: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	33, // 38: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	33, // 39: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 40: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 41: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	35, // 42: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	35, // 43: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	36, // 44: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	37, // 45: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	38, // 46: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 47: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	31, // 48: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	34, // 49: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	43, // 50: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 51: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 52: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 53: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	19, // 54: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	27, // 55: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	27, // 56: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	10, // 57: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	12, // 58: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	13, // 59: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	21, // 60: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	11, // 61: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	15, // 62: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	16, // 63: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	24, // 64: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	61, // [61:65] is the sub-list for method output_type
-	57, // [57:61] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	24, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	10, // 20: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	34, // 21: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	35, // 22: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	42, // 23: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	43, // 24: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	28, // 25: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	44, // 26: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	27, // 27: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	29, // 28: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	46, // 29: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	31, // 30: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	33, // 31: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	33, // 32: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	37, // 33: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	32, // 34: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	47, // 35: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	39, // 36: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	30, // 37: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	30, // 38: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	37, // 39: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	3,  // 40: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	36, // 41: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	36, // 42: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 43: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 44: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	38, // 45: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	38, // 46: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	39, // 47: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	40, // 48: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	41, // 49: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 50: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	34, // 51: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	37, // 52: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	48, // 53: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 54: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 55: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 56: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	21, // 57: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	11, // 58: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	36, // 59: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	36, // 60: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	10, // 61: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	39, // 62: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	45, // 63: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	30, // 64: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	30, // 65: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	12, // 66: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	14, // 67: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	15, // 68: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	23, // 69: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	13, // 70: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	17, // 71: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	18, // 72: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	26, // 73: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	70, // [70:74] is the sub-list for method output_type
+	66, // [66:70] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -4304,14 +4900,16 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_NodeStatus)(nil),
 		(*Event_LostEvents)(nil),
 		(*Event_Accelerator)(nil),
+		(*Event_Dns)(nil),
+		(*Event_Progress)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   34,
+			NumEnums:      12,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

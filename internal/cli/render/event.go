@@ -67,6 +67,8 @@ type Events struct {
 	widths []int
 	wide   []wideField
 	since  int
+	// above writes the titles, of whichever table it is.
+	above func() error
 	// Meanings explains the stages of lost events, as far as it knows them.
 	Meanings map[string]string
 }
@@ -74,6 +76,7 @@ type Events struct {
 // NewEvents returns a renderer that writes to w.
 func NewEvents(w io.Writer, o Options) *Events {
 	e := &Events{w: w, o: o, table: eventTable(o.Nodes)}
+	e.above = e.Titles
 	if o.Format == Wide {
 		e.wide = wideEventFields()
 		e.table = wideEventTable(e.wide, o.Nodes)
@@ -106,12 +109,26 @@ func (e *Events) Resize(width, height int) {
 }
 
 // Titles writes the line above the columns, in the formats that have one.
-func (e *Events) Titles() error {
+func (e *Events) Titles() error { return e.titles(e.table, e.widths) }
+
+func (e *Events) titles(t *table, widths []int) error {
 	if e.o.Format != Table && e.o.Format != Wide {
 		return nil
 	}
-	_, err := fmt.Fprintln(e.w, e.table.titles(e.o, e.widths))
+	_, err := fmt.Fprintln(e.w, t.titles(e.o, widths))
 	return err
+}
+
+// repeatTitles writes the titles again when they have left the window.
+func (e *Events) repeatTitles() error {
+	if e.o.Height <= 0 {
+		return nil
+	}
+	if e.since++; e.since < e.o.Height-1 {
+		return nil
+	}
+	e.since = 1
+	return e.above()
 }
 
 // Write writes one event. Events that have no place in the format, such as the
@@ -124,13 +141,8 @@ func (e *Events) Write(ev *orb8v1.Event) error {
 	if text == "" {
 		return nil
 	}
-	if e.o.Height > 0 {
-		if e.since++; e.since >= e.o.Height-1 {
-			e.since = 1
-			if err := e.Titles(); err != nil {
-				return err
-			}
-		}
+	if err := e.repeatTitles(); err != nil {
+		return err
 	}
 	_, err := fmt.Fprintln(e.w, text)
 	return err

@@ -24,7 +24,11 @@ type Summary struct {
 	events                 uint64
 	opened, closed, failed uint64
 	txBytes, rxBytes       uint64
-	lost                   map[string]uint64
+	// rcodes has DNS queries by what came of them, latency is the sum of the answered;
+	// nil unless the summary is about these.
+	rcodes  map[string]uint64
+	latency time.Duration
+	lost    map[string]uint64
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
 	away map[string]string
@@ -42,6 +46,13 @@ func NewSummary() *Summary {
 	}
 }
 
+// NewQuerySummary returns an empty summary of DNS queries.
+func NewQuerySummary() *Summary {
+	s := NewSummary()
+	s.rcodes = map[string]uint64{}
+	return s
+}
+
 // Add takes one event into account.
 func (s *Summary) Add(ev *orb8v1.Event) {
 	var f *orb8v1.Flow
@@ -51,6 +62,13 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 		return
 	case *orb8v1.Event_NodeStatus:
 		s.node(x.NodeStatus)
+		return
+	case *orb8v1.Event_Dns:
+		if s.rcodes != nil {
+			code, _ := rcode(x.Dns)
+			s.rcodes[code]++
+			s.latency += time.Duration(x.Dns.GetLatencyNs())
+		}
 		return
 	case *orb8v1.Event_Flow:
 		f = x.Flow
@@ -124,15 +142,9 @@ func (s *Summary) key(node string, f *orb8v1.Flow) uint64 {
 
 // Write writes the summary after watching for d.
 func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
-	flows := Plural(uint64(len(s.flows)), "flow", "flows")
-	if len(s.flows) >= maxSummaryFlows {
-		flows = "at least " + flows
-	}
-	text := fmt.Sprintf("%s in %s: %s sent, %s received; %s", flows, Span(d),
-		Bytes(s.txBytes), Bytes(s.rxBytes), Plural(s.events, "event", "events"))
-	if s.opened+s.closed+s.failed > 0 {
-		text += fmt.Sprintf("; connections: %s opened, %s closed, %s failed",
-			Count(s.opened), Count(s.closed), Count(s.failed))
+	text := s.traffic(d)
+	if s.rcodes != nil {
+		text = s.queries(d)
 	}
 	var away []string
 	lines, unknown := s.nodes()
@@ -158,4 +170,47 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		lines = append(lines, o.paint(styleBad, l))
 	}
 	return writeLines(w, append(lines, away...))
+}
+
+// traffic adds flows up.
+func (s *Summary) traffic(d time.Duration) string {
+	flows := Plural(uint64(len(s.flows)), "flow", "flows")
+	if len(s.flows) >= maxSummaryFlows {
+		flows = "at least " + flows
+	}
+	text := fmt.Sprintf("%s in %s: %s sent, %s received; %s", flows, Span(d),
+		Bytes(s.txBytes), Bytes(s.rxBytes), Plural(s.events, "event", "events"))
+	if s.opened+s.closed+s.failed > 0 {
+		text += fmt.Sprintf("; connections: %s opened, %s closed, %s failed",
+			Count(s.opened), Count(s.closed), Count(s.failed))
+	}
+	return text
+}
+
+// queries adds DNS up.
+func (s *Summary) queries(d time.Duration) string {
+	var total, answered uint64
+	var codes []string
+	for _, code := range slices.Sorted(maps.Keys(s.rcodes)) {
+		n := s.rcodes[code]
+		if code == unread {
+			continue
+		}
+		total += n
+		if code != "timeout" {
+			answered += n
+		}
+		codes = append(codes, Count(n)+" "+code)
+	}
+	text := Plural(total, "query", "queries") + " in " + Span(d)
+	if total > 0 {
+		text += ": " + strings.Join(codes, ", ")
+	}
+	if n := s.rcodes[unread]; n > 0 {
+		text += "; " + Count(n) + " not read"
+	}
+	if answered > 0 {
+		text += "; mean latency " + Micros(uint64(s.latency)/answered/1000)
+	}
+	return text
 }

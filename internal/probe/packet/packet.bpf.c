@@ -5,9 +5,11 @@
  * Flows of everything that is not TCP, and of TCP where sockets cannot be read,
  * counted per packet at the cgroup2 root and aggregated here. A packet passes
  * once per endpoint: on the way out before fragmentation, on the way in after
- * reassembly. Every program returns 1: nothing is ever dropped.
+ * reassembly. Every program returns 1: nothing is ever dropped. Messages of DNS,
+ * and of nothing else, are copied as well.
  */
 #include "owner.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -16,6 +18,11 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define LOOPBACK_IFINDEX 1
 #define MAX_EXTENSION_HEADERS 6
 #define MAX_OFFSET 0x3fff /* one less than a power of two */
+
+#define MAX_DNS_PORTS 8
+/* What is copied of a DNS message at most: as much as fits into an IPv6 packet that
+ * is sure to arrive, and over TCP the length that stands before it. */
+#define DNS_BYTES 1234
 
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
@@ -61,11 +68,30 @@ struct packet_flow {
 	u8 comm[16];
 };
 
+/* A DNS message, or what a TCP segment has of one or more. The bytes follow it, and
+ * what else is behind them has no meaning. */
+struct dns_message {
+	u64 time_ns; /* boot time */
+	u64 cgroup_id;
+	union addr local, remote;
+	u32 length; /* of the whole payload */
+	u32 copied;
+	u32 pid;
+	u16 local_port, remote_port;
+	u16 segment; /* of several messages in one packet (UDP_SEGMENT), the length of each */
+	u8 protocol;
+	u8 out;
+	u8 flags;
+	u8 pad[3];
+	u8 comm[16];
+};
+
 enum packet_stat {
 	STAT_MAP_FULL,
 	STAT_SUMMED, /* in packet_others only */
 	STAT_UNREADABLE, /* the headers could not be read */
 	STAT_STORAGE_FULL, /* nothing could be kept beside a socket */
+	STAT_DNS_RING_FULL,
 	STAT_MAX,
 };
 
@@ -73,6 +99,7 @@ enum packet_stat {
 struct mirrored {
 	struct packet_key key;
 	struct packet_flow flow;
+	struct dns_message dns;
 	enum role role;
 	enum packet_flag flag;
 	enum packet_stat stat;
@@ -135,8 +162,21 @@ struct {
 	__type(value, u64);
 } packet_stats SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} dns_ring SEC(".maps");
+
 /* Count TCP too, because its sockets cannot be read here. */
 volatile const bool count_tcp = false;
+
+/* Where DNS is spoken, in host order; the rest is 0. All 0 to copy nothing. */
+volatile const u16 dns_ports[MAX_DNS_PORTS];
+
+/* Bytes waiting in dns_ring at which the reader is woken at once, and how far beyond
+ * that it still is. */
+volatile const u64 dns_wake_bytes = 1 << 20;
+#define DNS_WAKE_WINDOW (32 * (sizeof(struct dns_message) + DNS_BYTES))
 
 /* Boot time at which what was under way when the probe began is over. */
 volatile const u64 settled_ns = 0;
@@ -231,6 +271,35 @@ static __always_inline bool plain_tcp(struct __sk_buff *skb)
 		return h && ((struct ipv6 *)h)->next_header == IPPROTO_TCP;
 	}
 	return false;
+}
+
+static __always_inline bool is_dns_port(u16 port)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_DNS_PORTS; i++) {
+		if (!dns_ports[i])
+			break;
+		if (dns_ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
+/* Whether a packet of plain_tcp may carry DNS. */
+static __always_inline bool tcp_of_dns(struct __sk_buff *skb)
+{
+	__be16 *ports;
+	u8 *h;
+
+	if (!dns_ports[0])
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		h = linear(skb, 0, 1);
+		ports = h ? linear(skb, (*h & 0xf) * 4, 4) : 0;
+	} else {
+		ports = linear(skb, sizeof(struct ipv6), 4);
+	}
+	return !ports || is_dns_port(bpf_ntohs(ports[0])) || is_dns_port(bpf_ntohs(ports[1]));
 }
 
 /* The packet may carry other addresses than those that the program knows, where the
@@ -395,7 +464,7 @@ static __always_inline int read_headers(struct __sk_buff *skb, struct bpf_sock *
 	if (ports) {
 		switch (k->protocol) {
 		case IPPROTO_TCP:
-			return count_tcp ? read_tcp(skb, k, p, out) : 0;
+			return count_tcp || dns_ports[0] ? read_tcp(skb, k, p, out) : 0;
 		case IPPROTO_UDP:
 			err = read_ports(skb, k, p, out);
 			break;
@@ -553,6 +622,127 @@ static __always_inline bool takes_echo(struct packet_flow *f, u64 cookie, struct
 	return f->cookie == cookie;
 }
 
+/* Room in the ring for a message. A reserved record has a size that is known
+ * beforehand; most messages are short. */
+static __always_inline struct dns_message *reserve_dns(u32 length, u64 *room)
+{
+#define RESERVE(n) (*room = (n), bpf_ringbuf_reserve(&dns_ring, sizeof(struct dns_message) + (n), 0))
+	if (length <= 96)
+		return RESERVE(96);
+	if (length <= 200)
+		return RESERVE(200);
+	if (length <= 400)
+		return RESERVE(400);
+	if (length <= 800)
+		return RESERVE(800);
+	return RESERVE(DNS_BYTES);
+#undef RESERVE
+}
+
+/* An address that the packet has at an offset in its IP header. */
+static __always_inline void ip_addr(struct __sk_buff *skb, union addr *a, u32 at4, u32 at6)
+{
+	__be32 v4 = 0;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		bpf_skb_load_bytes(skb, at4, &v4, sizeof(v4));
+		addr_set_v4(a, v4);
+	} else {
+		bpf_skb_load_bytes(skb, at6, a, sizeof(*a));
+	}
+}
+
+/* What dns_copy is told beside the remote address, in one number. */
+#define DNS_META(headers, local_port, remote_port, protocol, out)                                   \
+	((u64)(u16)(headers) | (u64)(local_port) << 16 | (u64)(remote_port) << 32 |                 \
+	 (u64)(protocol) << 48 | (u64)(out) << 56)
+
+/* Puts at most DNS_BYTES of a message into the ring. A function of its own that is not
+ * static: the verifier looks at it once, and not for each way on which a packet gets
+ * here. */
+__noinline int dns_copy(struct __sk_buff *skb, u64 remote_low, u64 remote_high, u64 meta)
+{
+	u32 headers = meta & 0xffff, length = skb->len - headers, n = 0;
+	bool out = meta >> 56 & 1;
+	struct dns_message *m;
+	struct sock_info *s = 0;
+	struct bpf_sock *sk;
+	u64 room, last;
+
+	if (skb->len <= headers) /* of TCP, an acknowledgement */
+		return 0;
+	m = reserve_dns(length, &room);
+	if (!m) {
+		count(STAT_DNS_RING_FULL, 1);
+		return 0;
+	}
+	/* Less one, since old verifiers see that a number is not too large, but not that
+	 * it is not 0. Compilers like to undo it. */
+	last = (length < room ? length : room) - 1;
+	asm volatile("" : "+r"(last));
+	if (last < room && !bpf_skb_load_bytes(skb, headers, m + 1, last + 1))
+		n = last + 1;
+	m->time_ns = bpf_ktime_get_boot_ns();
+	m->cgroup_id = bpf_skb_cgroup_id(skb);
+	m->length = length;
+	m->copied = n;
+	m->local_port = meta >> 16;
+	m->remote_port = meta >> 32;
+	m->segment = skb->gso_size;
+	m->protocol = meta >> 48;
+	m->out = out;
+	m->flags = skb->ifindex == LOOPBACK_IFINDEX ? FLAG_LOOPBACK : 0;
+	__builtin_memset(m->pad, 0, sizeof(m->pad));
+	if (out)
+		ip_addr(skb, &m->local, 12, 8);
+	else
+		ip_addr(skb, &m->local, 16, 24);
+	m->remote.w[0] = remote_low;
+	m->remote.w[1] = remote_low >> 32;
+	m->remote.w[2] = remote_high;
+	m->remote.w[3] = remote_high >> 32;
+	m->pid = 0;
+	__builtin_memset(m->comm, 0, sizeof(m->comm));
+	sk = skb->sk;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk) {
+		/* A connected socket knows its ends, whatever the host makes of them. */
+		if (sk->dst_port && sk->family == AF_INET) {
+			addr_set_v4(&m->local, *(volatile __be32 *)&sk->src_ip4);
+			if (m->protocol == IPPROTO_TCP)
+				addr_set_v4(&m->remote, *(volatile __be32 *)&sk->dst_ip4);
+		} else if (sk->dst_port) {
+			m->local.w[0] = sk->src_ip6[0];
+			m->local.w[1] = sk->src_ip6[1];
+			m->local.w[2] = sk->src_ip6[2];
+			m->local.w[3] = sk->src_ip6[3];
+			if (m->protocol == IPPROTO_TCP) {
+				m->remote.w[0] = sk->dst_ip6[0];
+				m->remote.w[1] = sk->dst_ip6[1];
+				m->remote.w[2] = sk->dst_ip6[2];
+				m->remote.w[3] = sk->dst_ip6[3];
+			}
+		}
+		s = bpf_sk_storage_get(&packet_socks, sk, 0, 0);
+	}
+	if (s) {
+		m->pid = s->owner.pid;
+		__builtin_memcpy(m->comm, s->owner.comm, sizeof(m->comm));
+	}
+	bpf_ringbuf_submit(m, wake_flags(&dns_ring, dns_wake_bytes, DNS_WAKE_WINDOW));
+	return 0;
+}
+
+/* Copies DNS. */
+static __always_inline void on_dns(struct __sk_buff *skb, struct packet_key *k, struct packet *p, bool out)
+{
+	if (!is_dns_port(k->remote_port) && !is_dns_port(k->local_port))
+		return;
+	dns_copy(skb, k->remote.w[0] | (u64)k->remote.w[1] << 32, k->remote.w[2] | (u64)k->remote.w[3] << 32,
+		 DNS_META(p->headers, k->local_port, k->remote_port, k->protocol, out));
+}
+
 static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 {
 	struct packet_key k;
@@ -561,7 +751,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 	struct bpf_sock *sk;
 	u64 bytes, packets, cookie = 0;
 
-	if (!count_tcp && plain_tcp(skb))
+	if (!count_tcp && plain_tcp(skb) && !tcp_of_dns(skb))
 		return 1;
 	__builtin_memset(&k, 0, sizeof(k));
 	__builtin_memset(&p, 0, sizeof(p));
@@ -572,7 +762,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 		count(STAT_UNREADABLE, 1);
 		return 1;
 	}
-	if (!count_tcp && k.protocol == IPPROTO_TCP)
+	if (!count_tcp && k.protocol == IPPROTO_TCP && !dns_ports[0])
 		return 1;
 	packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	bytes = skb->len + (packets - 1) * p.headers;
@@ -584,6 +774,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 		k.local_port = p.echo_id;
 		cookie = bpf_get_socket_cookie(skb);
 	}
+	if (!count_tcp && k.protocol == IPPROTO_TCP) {
+		on_dns(skb, &k, &p, out);
+		return 1;
+	}
 	f = bpf_map_lookup_elem(&packet_flows, &k);
 	if (cookie && !takes_echo(f, cookie, &p, out))
 		return 1;
@@ -593,6 +787,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 		add(f, bytes, packets, out);
 	else
 		begin(&k, &p, sk, cookie, bytes, packets, out);
+	if (dns_ports[0] && (k.protocol == IPPROTO_UDP || k.protocol == IPPROTO_TCP))
+		on_dns(skb, &k, &p, out);
 	return 1;
 }
 

@@ -3,14 +3,15 @@
 //go:build linux
 
 // Package packet counts flows per packet at the cgroup2 root: everything over
-// IP that is not TCP, and TCP where sockets cannot be read. It knows nothing of
-// tables or of who a cgroup is.
+// IP that is not TCP, and TCP where sockets cannot be read. It also copies DNS messages,
+// for another probe to read. It knows nothing of tables or of who a cgroup is.
 package packet
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,7 +58,19 @@ type Config struct {
 	Batch int
 	// CountTCP, asked at Start, says whether TCP is counted here too.
 	CountTCP func() bool
+	// DNSPorts are the ports, 8 at most, whose messages are copied into the ring of
+	// DNSMessages; none to copy nothing.
+	DNSPorts []uint16
+	// DNSRingBytes is a power of two and a multiple of the page size;
+	// DefaultDNSRingBytes if 0.
+	DNSRingBytes uint32
 }
+
+// DefaultDNSRingBytes holds about 10,000 short messages, or 2,300 of 401 to 800 bytes.
+const DefaultDNSRingBytes = 2 << 20
+
+// maxDNSPorts is MAX_DNS_PORTS of the program.
+const maxDNSPorts = 8
 
 // Probe implements probe.Probe.
 type Probe struct {
@@ -82,6 +95,9 @@ func New(cfg Config) *Probe {
 	}
 	if cfg.Batch == 0 {
 		cfg.Batch = 4096
+	}
+	if cfg.DNSRingBytes == 0 {
+		cfg.DNSRingBytes = DefaultDNSRingBytes
 	}
 	if cfg.Idle == nil {
 		cfg.Idle = func() time.Duration { return 30 * time.Second }
@@ -167,7 +183,42 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec) error {
 	if err := spec.Variables[bpfVarCountTcp].Set(p.tcp); err != nil {
 		return fmt.Errorf("set whether TCP is counted: %w", err)
 	}
+	return p.configureDNS(spec)
+}
+
+func (p *Probe) configureDNS(spec *ebpf.CollectionSpec) error {
+	ring := spec.Maps[bpfMapDnsRing]
+	if len(p.cfg.DNSPorts) == 0 {
+		ring.MaxEntries = uint32(os.Getpagesize()) // the least there can be
+		return nil
+	}
+	ring.MaxEntries = p.cfg.DNSRingBytes
+	var ports [maxDNSPorts]uint16
+	if n := copy(ports[:], p.cfg.DNSPorts); n < len(p.cfg.DNSPorts) {
+		return fmt.Errorf("%d DNS ports, want %d at most", len(p.cfg.DNSPorts), maxDNSPorts)
+	}
+	if err := spec.Variables[bpfVarDnsPorts].Set(ports); err != nil {
+		return fmt.Errorf("set the ports of DNS: %w", err)
+	}
+	if err := spec.Variables[bpfVarDnsWakeBytes].Set(uint64(p.cfg.DNSRingBytes / 4)); err != nil {
+		return fmt.Errorf("set the DNS ring's wake-up mark: %w", err)
+	}
 	return nil
+}
+
+// DNSMessages returns the ring of DNS messages, see DecodeDNS, and how to read how many did
+// not fit into it until now. It is nil unless the probe runs with DNSPorts. The ring is
+// closed with the probe.
+func (p *Probe) DNSMessages() (ring *ebpf.Map, lost func() (uint64, error)) {
+	if p.Core == nil || len(p.cfg.DNSPorts) == 0 {
+		return nil, nil
+	}
+	stats := p.Core.Maps[bpfMapPacketStats]
+	return p.Core.Maps[bpfMapDnsRing], func() (uint64, error) {
+		var total [bpfPacketStatSTAT_MAX]uint64
+		err := probe.ReadCounters(stats, total[:])
+		return total[bpfPacketStatSTAT_DNS_RING_FULL], err
+	}
 }
 
 // setBootOffset tells the programs how far boot time is ahead of the monotonic
@@ -290,6 +341,8 @@ func lossStage(s bpfPacketStat) loss.Stage {
 		return loss.PacketSummed
 	case bpfPacketStatSTAT_STORAGE_FULL:
 		return loss.PacketStorageFull
+	case bpfPacketStatSTAT_DNS_RING_FULL:
+		return loss.DNSRingFull
 	}
 	return loss.PacketUnreadable
 }

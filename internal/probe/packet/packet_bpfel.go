@@ -13,6 +13,31 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfDnsMessage struct {
+	_        structs.HostLayout
+	TimeNs   uint64
+	CgroupId uint64
+	Local    struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Remote struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Length     uint32
+	Copied     uint32
+	Pid        uint32
+	LocalPort  uint16
+	RemotePort uint16
+	Segment    uint16
+	Protocol   uint8
+	Out        uint8
+	Flags      uint8
+	Pad        [3]uint8
+	Comm       [16]uint8
+}
+
 type bpfPacketFlag uint32
 
 const (
@@ -57,11 +82,12 @@ type bpfPacketKey struct {
 type bpfPacketStat uint32
 
 const (
-	bpfPacketStatSTAT_MAP_FULL     bpfPacketStat = 0
-	bpfPacketStatSTAT_SUMMED       bpfPacketStat = 1
-	bpfPacketStatSTAT_UNREADABLE   bpfPacketStat = 2
-	bpfPacketStatSTAT_STORAGE_FULL bpfPacketStat = 3
-	bpfPacketStatSTAT_MAX          bpfPacketStat = 4
+	bpfPacketStatSTAT_MAP_FULL      bpfPacketStat = 0
+	bpfPacketStatSTAT_SUMMED        bpfPacketStat = 1
+	bpfPacketStatSTAT_UNREADABLE    bpfPacketStat = 2
+	bpfPacketStatSTAT_STORAGE_FULL  bpfPacketStat = 3
+	bpfPacketStatSTAT_DNS_RING_FULL bpfPacketStat = 4
+	bpfPacketStatSTAT_MAX           bpfPacketStat = 5
 )
 
 type bpfRole uint32
@@ -96,6 +122,7 @@ type bpfSockInfo struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapDnsRing           = "dns_ring"
 	bpfMapPacketFlows       = "packet_flows"
 	bpfMapPacketLate        = "packet_late"
 	bpfMapPacketOthers      = "packet_others"
@@ -109,6 +136,8 @@ const (
 	bpfProgPacketSockCreate = "packet_sock_create"
 	bpfVarBootOffset        = "boot_offset"
 	bpfVarCountTcp          = "count_tcp"
+	bpfVarDnsPorts          = "dns_ports"
+	bpfVarDnsWakeBytes      = "dns_wake_bytes"
 	bpfVarInserted          = "inserted"
 	bpfVarMirrored          = "mirrored"
 	bpfVarRetireBefore      = "retire_before"
@@ -169,6 +198,7 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	DnsRing      *ebpf.MapSpec `ebpf:"dns_ring"`
 	PacketFlows  *ebpf.MapSpec `ebpf:"packet_flows"`
 	PacketLate   *ebpf.MapSpec `ebpf:"packet_late"`
 	PacketOthers *ebpf.MapSpec `ebpf:"packet_others"`
@@ -182,6 +212,8 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	BootOffset   *ebpf.VariableSpec `ebpf:"boot_offset"`
 	CountTcp     *ebpf.VariableSpec `ebpf:"count_tcp"`
+	DnsPorts     *ebpf.VariableSpec `ebpf:"dns_ports"`
+	DnsWakeBytes *ebpf.VariableSpec `ebpf:"dns_wake_bytes"`
 	Inserted     *ebpf.VariableSpec `ebpf:"inserted"`
 	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
 	RetireBefore *ebpf.VariableSpec `ebpf:"retire_before"`
@@ -208,6 +240,7 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	DnsRing      *ebpf.Map `ebpf:"dns_ring"`
 	PacketFlows  *ebpf.Map `ebpf:"packet_flows"`
 	PacketLate   *ebpf.Map `ebpf:"packet_late"`
 	PacketOthers *ebpf.Map `ebpf:"packet_others"`
@@ -217,6 +250,7 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.DnsRing,
 		m.PacketFlows,
 		m.PacketLate,
 		m.PacketOthers,
@@ -231,6 +265,8 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	BootOffset   *ebpf.Variable `ebpf:"boot_offset"`
 	CountTcp     *ebpf.Variable `ebpf:"count_tcp"`
+	DnsPorts     *ebpf.Variable `ebpf:"dns_ports"`
+	DnsWakeBytes *ebpf.Variable `ebpf:"dns_wake_bytes"`
 	Inserted     *ebpf.Variable `ebpf:"inserted"`
 	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
 	RetireBefore *ebpf.Variable `ebpf:"retire_before"`

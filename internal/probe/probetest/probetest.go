@@ -62,6 +62,34 @@ func Start(t testing.TB, p probe.Probe, feature string) {
 	})
 }
 
+// Run runs a probe for the time of the test.
+func Run(t testing.TB, p probe.Probe) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("Run does not end")
+		}
+	})
+}
+
+// Works notes for docs/kernels.md that what name stands for works here, unless the test
+// has failed.
+func Works(t testing.TB, name string) {
+	t.Helper()
+	if !t.Failed() {
+		t.Logf("orb8-feature: %s: works", name)
+	}
+}
+
 // CgroupRoot is where the cgroup2 hierarchy is mounted.
 func CgroupRoot(t testing.TB) string {
 	t.Helper()

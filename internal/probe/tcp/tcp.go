@@ -52,13 +52,12 @@ type Probe struct {
 	probe.Object
 	cfg Config
 
-	ring       *probe.Ring
-	drainEvery time.Duration
-	iter       *link.Iter
-	sums       *ebpf.Map
-	summed     map[bpfTcpSumKey]bpfTcpSum // as last reported
-	states     probe.Tracing              // the program at the socket's states
-	hasOps     bool
+	ring   *probe.Ring
+	iter   *link.Iter
+	sums   *ebpf.Map
+	summed map[bpfTcpSumKey]bpfTcpSum // as last reported
+	states probe.Tracing              // the program at the socket's states
+	hasOps bool
 
 	pass, traced, tracedEnds *ebpf.Variable
 	passes                   uint8
@@ -83,7 +82,7 @@ func New(cfg Config) *Probe {
 		cfg.RingBytes = DefaultRingBytes
 	}
 	return &Probe{
-		cfg: cfg, Object: probe.NewObject(name, cfg.Losses), drainEvery: drainEvery,
+		cfg: cfg, Object: probe.NewObject(name, cfg.Losses),
 		summed: make(map[bpfTcpSumKey]bpfTcpSum),
 	}
 }
@@ -252,7 +251,7 @@ func (p *Probe) openReaders() error {
 	}
 	p.iter = it
 	p.Attached(it, hook)
-	p.ring, err = p.Ring(p.Core.Maps[bpfMapTcpRing], p.drainEvery, func(raw []byte) { p.apply(raw, &p.sample) })
+	p.ring, err = p.Ring(p.Core.Maps[bpfMapTcpRing], drainEvery, func(raw []byte) { p.apply(raw, &p.sample) })
 	return err
 }
 

@@ -718,7 +718,7 @@ func TestRingFull(t *testing.T) {
 func TestRingWakesTheReader(t *testing.T) {
 	const ringBytes = 1 << 20
 	w := load(t, Config{RingBytes: ringBytes})
-	w.drainEvery = time.Hour
+	w.ring.Every = time.Hour
 	w.run(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
