@@ -91,10 +91,12 @@ type Sink struct {
 	// Apply takes a reading. It does not keep the sample.
 	Apply func(*flow.Sample)
 	// Query takes what came of a DNS query. It does not keep the record.
-	Query  func(*dns.Record)
-	Losses *loss.Counters
-	Config Config
-	Log    *slog.Logger
+	Query func(*dns.Record)
+	// Messages is told how to count DNS messages.
+	Messages func(func() dns.Counts)
+	Losses   *loss.Counters
+	Config   Config
+	Log      *slog.Logger
 }
 
 // Deps is what an agent is made of and does not make itself.
@@ -143,6 +145,7 @@ type Agent struct {
 	names     *naming.Stage
 	flows     *naming.Lane[flow.Record]
 	asked     *naming.Lane[dns.Record]
+	messages  func() dns.Counts // nil while nobody counts those of DNS
 	manager   *probe.Manager
 	hub       *hub.Hub
 	flowLane  *hub.Lane[flow.Record]
@@ -202,7 +205,8 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	})
 	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
 	a.asked = naming.NewLane(a.names, func(r *dns.Record) *record.Header { return &r.Header }, a.recordQuery, nil)
-	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query, Losses: a.losses, Config: cfg, Log: log})
+	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query,
+		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)

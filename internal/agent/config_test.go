@@ -46,6 +46,10 @@ tcp: on
 packet: off
 packet_map_entries: 1000
 tcp_ring_bytes: 8192
+dns: on
+dns_ports: 53, 5353
+dns_timeout: 2s
+dns_ring_bytes: 16384
 cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
@@ -68,6 +72,7 @@ kubernetes: off
 	want := Config{
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
+		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 2 * time.Second, DNSRingBytes: 16384,
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
@@ -159,6 +164,10 @@ func TestValidate(t *testing.T) {
 		{"max flows", func(c *Config) { c.MaxFlows = 0 }, `max_flows: 0: want a number from 1 to 10000000`},
 		{"mode", func(c *Config) { c.TCP = "true" }, `tcp: "true": want auto, on or off`},
 		{"ring", func(c *Config) { c.TCPRingBytes = 5000 }, `tcp_ring_bytes: 5000: want a power of two from 4096 to 1073741824`},
+		{"DNS ring", func(c *Config) { c.DNSRingBytes = 5000 }, `dns_ring_bytes: 5000: want a power of two from 4096 to 1073741824`},
+		{"DNS ports", func(c *Config) { c.DNSPorts = "53,dns" }, `dns_ports: "53,dns": want ports from 1 to 65535 with commas between them, such as 53,5353`},
+		{"too many DNS ports", func(c *Config) { c.DNSPorts = "1,2,3,4,5,6,7,8,9" }, `dns_ports: "1,2,3,4,5,6,7,8,9": want at most 8 ports`},
+		{"DNS timeout", func(c *Config) { c.DNSTimeout = time.Hour }, `dns_timeout: 1h0m0s: want 100ms to 1m`},
 		{"history", func(c *Config) { c.History = -1 }, `history: -1: want a number from 0 to 1000000`},
 		{"queue", func(c *Config) { c.SubscriberQueue = 0 }, `subscriber_queue: 0: want a number from 1 to 1000000`},
 		{"log level", func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud": want debug, info, warn or error`},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -26,6 +27,7 @@ type facts struct {
 	probes                 []probe.Status
 	includeSelf            bool
 	waiting                int
+	messages               dns.Counts
 	// cluster is nil outside Kubernetes.
 	cluster *kube.Status
 	// gpus is nil where no accelerators are read.
@@ -212,6 +214,12 @@ func (s scrape) activeFlows(f *facts) map[*series][numProtocols]int {
 }
 
 func (s scrape) health(f *facts) {
+	for result, n := range map[string]uint64{
+		"query": f.messages.Queries, "answer": f.messages.Answers, "unmatched": f.messages.Unmatched,
+		"malformed": f.messages.Malformed, "other": f.messages.Other, "unread": f.messages.Unread,
+	} {
+		s.counter(dnsMessages, n, result)
+	}
 	for _, stage := range loss.Stages() {
 		s.counter(lostEvents, s.losses.Get(stage), stage.String())
 	}

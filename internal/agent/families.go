@@ -71,6 +71,7 @@ const (
 	gpuReadsSkipped
 	gpuReadSeconds
 	gpuHolders
+	dnsMessages
 	lostEvents
 	probeUp
 	probeState
@@ -173,6 +174,7 @@ func families(pod bool) [numFamilies]Family {
 		gpuReadSeconds:        {"orb8_gpu_read_seconds_total", "counter", "seconds", []string{"backend"}, "Time that readings took.", groupBackend},
 		gpuHolders:            {"orb8_gpu_kubelet_up", "gauge", "", nil, "1 if the kubelet has told which pods hold which devices, and less than a minute ago. Only in Kubernetes.", groupBackend},
 
+		dnsMessages:         {"orb8_dns_messages_total", "counter", "messages", []string{"result"}, "DNS messages seen at this node's ends; result is query, answer, unmatched (an answer to no query that waits, also counted as answer), malformed (not read further), other (no query) or unread (a TCP segment without whole messages).", groupHealth},
 		lostEvents:          {"orb8_lost_events_total", "counter", "events", []string{"stage"}, "What was lost, or had to be repeated, on the way from the kernel to a client; see the stages below.", groupHealth},
 		probeUp:             {"orb8_probe_up", "gauge", "", []string{"probe"}, "1 while the probe runs, else 0.", groupHealth},
 		probeState:          {"orb8_probe_state", "gauge", "", []string{"probe", "state"}, "1 for the state that the probe is in: running, fallback (another probe does its work) or off.", groupHealth},

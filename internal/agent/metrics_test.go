@@ -15,6 +15,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kinds"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -467,6 +468,9 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 	s := m.byIdentity[r.Owner]
 	for i := range s.cells {
 		m.cell(s, i)
+	}
+	for _, f := range kinds.Families() {
+		m.moreCell(s, moreKey{family: f.Name, value: "x"})
 	}
 	e := exporterOf(m)
 	gpus := gpuLedger(time.Now())

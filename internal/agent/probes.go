@@ -69,6 +69,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 		Messages: packetProbe.DNSMessages, Decode: packet.DecodeDNS, Submit: s.Query, Losses: s.Losses, Clock: clock,
 		Timeout: func() time.Duration { return now().DNSTimeout },
 	})
+	s.Messages(dnsProbe.Counts)
 	dnsOptions := modeOptions(dnsProbe, s.Config.DNS)
 	if s.Config.Packet == ModeOff && dnsOptions == nil {
 		dnsOptions = []probe.Option{probe.Off("turned off by --packet=off: the packet probe's programs read DNS")}

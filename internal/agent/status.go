@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -168,8 +169,13 @@ func (a *Agent) facts() facts {
 		s := a.deps.Cluster.Status()
 		cluster = &s
 	}
+	var messages dns.Counts
+	if a.messages != nil {
+		messages = a.messages()
+	}
 	return facts{
-		version: a.deps.Version, node: a.node, kernel: a.deps.KernelRelease,
+		messages: messages,
+		version:  a.deps.Version, node: a.node, kernel: a.deps.KernelRelease,
 		interval: a.interval(),
 		events:   a.processed.Load(), panics: a.panics.Load(),
 		reloads: a.reloads.Load(), reloadsFailed: a.failedReloads.Load(),

@@ -127,9 +127,15 @@ func runFakeAgent() {
 	end := fs.String("end", "", "code:message of the error that ends the stream")
 	sick := fs.String("sick", "", "not healthy, for this reason")
 	pods := fs.Uint("pods", 0, "pods tracked")
+	probes := fs.String("probes", "", "other probes that run")
 	fs.Parse(os.Args[1:])
 	a := &fakeAgent{status: healthyStatus(), repeat: *repeat, requests: *requests, served: *served}
 	a.status.PodsTracked = uint32(*pods)
+	if *probes != "" {
+		for name := range strings.SplitSeq(*probes, ",") {
+			a.status.Probes = append(a.status.Probes, &orb8v1.ProbeStatus{Name: name, State: orb8v1.ProbeState_PROBE_STATE_RUNNING})
+		}
+	}
 	if *sick != "" {
 		a.status.Healthy, a.status.HealthMessage = false, *sick
 	}

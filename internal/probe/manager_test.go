@@ -211,7 +211,7 @@ func TestOffAndFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Status{
-		{Name: "off", State: StateOff, Reason: "by flag"},
+		{Name: "off", State: StateOff, Reason: "by flag", Disabled: true},
 		{Name: "taken-over", State: StateFallback, Reason: "other counts it, because: too old", Remedy: "a newer kernel"},
 		{Name: "alone", State: StateOff, Reason: "broken"},
 		runs("fine"), runs("other"),

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/dns"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// query is one of cgroup 42 with its answer.
+func queryOf(name string, role record.Role, code dns.RCode) *dns.Record {
+	s := udpSample(40000, 0, 0)
+	return &dns.Record{
+		Header: record.Header{
+			CgroupID: s.CgroupID, PID: s.PID, Comm: s.Comm, Local: s.Local, Remote: s.Remote, LocalPort: 40000, RemotePort: 53,
+			Protocol: record.UDP, Role: role, First: second(0), Last: second(1), Time: second(1),
+		},
+		Exchange: dns.Exchange{Outcome: dns.Answered, Name: name, Type: dns.TypeA, RCode: code, Latency: 3 * time.Millisecond},
+	}
+}
+
+// askedNames are the names of the queries that a request brings.
+func (r *rig) askedNames(t *testing.T, req *orb8v1.ObserveRequest) (names []string) {
+	t.Helper()
+	req.SinceNs = 1
+	stream, err := r.client.Observe(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = until(t, "the end", stream.Recv, func(ev *orb8v1.Event) bool {
+		if ev.GetDns() != nil {
+			names = append(names, fmt.Sprint(ev.GetSequence(), " ", ev.GetDns().GetName(), " ", ev.GetDns().GetLocal().GetWorkload().GetName()))
+		}
+		return false
+	})
+	return names
+}
+
+// Queries come only where they are asked for, in the view that is asked for, with
+// a sequence and a history like everything else, and count in metrics.
+func TestQueries(t *testing.T) {
+	r := startRig(t)
+	r.submit(queryOf("a.test", record.RoleClient, dns.NoError), queryOf("a.test", record.RoleServer, dns.NoError))
+	own := queryOf("own.test", record.RoleClient, dns.NoError)
+	own.PID = selfPID
+	r.submit(own, queryOf("b.test", record.RoleClient, dns.NXDomain))
+	ofDNS := []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS}
+	for name, tt := range map[string]struct {
+		req  *orb8v1.ObserveRequest
+		want []string
+	}{
+		"unasked":     {&orb8v1.ObserveRequest{}, nil},
+		"clients":     {&orb8v1.ObserveRequest{Kinds: ofDNS}, []string{"1 a.test curl", "4 b.test curl"}},
+		"servers":     {&orb8v1.ObserveRequest{Kinds: ofDNS, DnsView: orb8v1.DnsView_DNS_VIEW_SERVER}, []string{"2 a.test curl"}},
+		"orb8's own":  {&orb8v1.ObserveRequest{Kinds: ofDNS, IncludeSelf: true}, []string{"1 a.test curl", "3 own.test curl", "4 b.test curl"}},
+		"that failed": {&orb8v1.ObserveRequest{Kinds: ofDNS, Filters: []*orb8v1.Filter{{Types: []string{"failed"}}}}, []string{"4 b.test curl"}},
+		"by name":     {&orb8v1.ObserveRequest{Kinds: ofDNS, Filters: []*orb8v1.Filter{{DnsNames: []string{"a*"}}}}, []string{"1 a.test curl"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, r.askedNames(t, tt.req)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+	got := strings.Join(gather(t, exporterOf(r.metrics), "orb8_dns"), "\n")
+	for _, want := range []string{
+		"dns_queries_total{namespace=,rcode=NOERROR,workload=curl,workload_kind=Process} 1",
+		"dns_queries_total{namespace=,rcode=NXDOMAIN,workload=curl,workload_kind=Process} 1",
+		"dns_served_queries_total{namespace=,rcode=NOERROR,workload=curl,workload_kind=Process} 1",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no line %s in\n%s", want, got)
+		}
+	}
+}
+
+func (r *rig) submit(all ...*dns.Record) {
+	for _, q := range all {
+		r.Agent.query(q)
+	}
+}
+
+// The values of a label that are known at run time only are bounded, as are the series of
+// all workloads together.
+func TestMetricsOfKindsAreBounded(t *testing.T) {
+	m := newMetrics(false, 100, new(loss.Counters))
+	count := func(name, value string) {
+		h := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{}).Header
+		h.Owner = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: 9}
+		measure(m, &h, &value, func(v *string, to kind.Meter) { to.Count("orb8_dns_queries_total", *v, 1) })
+	}
+	for i := range 3 * kind.MaxValues {
+		count("web", fmt.Sprint("RCODE", i))
+	}
+	got := gather(t, exporterOf(m), "orb8_dns_queries_total")
+	if len(got) != kind.MaxValues+1 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=other,workload=web,workload_kind=Unit} ", 2*kind.MaxValues)) {
+		t.Errorf("%d series: %v", len(got), got)
+	}
+	if m.used != kind.MaxValues+1 {
+		t.Errorf("%d series count towards the bound", m.used)
+	}
+	for i := range 200 {
+		count(fmt.Sprint("w", i), "NOERROR")
+	}
+	got = gather(t, exporterOf(m), "orb8_dns_queries_total")
+	if m.used > 100 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=NOERROR,workload=other,workload_kind=Other} ", 200-(100-kind.MaxValues-1))) {
+		t.Errorf("%d used: %v", m.used, got)
+	}
+	m.sweep(time.Now().Add(time.Hour), time.Minute, func(uint64) bool { return false })
+	if m.used != 0 {
+		t.Errorf("%d series are left", m.used)
+	}
+}
