@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -304,7 +305,18 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 	if !s.status.GetHealthy() && !f.gpus {
 		return nil, errors.Join(noProbes(s.status), s.close())
 	}
+	s.status.Probes = slices.DeleteFunc(s.status.GetProbes(), f.unneeded)
 	return s, nil
+}
+
+// unneeded reports whether a probe is off in this process because what is asked for does
+// not need it.
+func (f *sourceFlags) unneeded(p *orb8v1.ProbeStatus) bool {
+	name := "dns"
+	if f.dns {
+		name = "tcp"
+	}
+	return p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && p.GetName() == name
 }
 
 func noProbes(s *orb8v1.AgentStatus) error {
