@@ -145,6 +145,7 @@ type Agent struct {
 	names     *naming.Stage
 	flows     *naming.Lane[flow.Record]
 	asked     *naming.Lane[dns.Record]
+	dnsNames  *queries.Names
 	messages  func() dns.Counts // nil while nobody counts those of DNS
 	manager   *probe.Manager
 	hub       *hub.Hub
@@ -204,6 +205,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		Correction: deps.Clock.Correction,
 	})
 	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
+	a.dnsNames = queries.NewNames(a.losses)
 	a.asked = naming.NewLane(a.names, func(r *dns.Record) *record.Header { return &r.Header }, a.recordQuery, nil)
 	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query,
 		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log})
@@ -283,6 +285,7 @@ func (a *Agent) query(r *dns.Record) {
 func (a *Agent) recordQuery(r *dns.Record) {
 	if measured, shown := a.takes(&r.Header); measured {
 		measure(a.metrics, &r.Header, r, queries.Measure)
+		a.dnsNames.Add(r)
 	} else if !shown {
 		return
 	}

@@ -40,12 +40,13 @@ func (i *interest) connections() bool  { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) status() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS, true) }
 func (i *interest) losses() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS, true) }
 func (i *interest) queries() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
+func (i *interest) dnsNames() bool     { return i.has(orb8v1.EventKind_EVENT_KIND_DNS_NAME, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
 // something else was asked for.
 func (i *interest) table() bool {
-	return i.flows() || i.connections() || !i.accelerators() && !i.queries()
+	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames()
 }
 
 // interestOf is what a subscription is interested in.

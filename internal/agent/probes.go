@@ -67,7 +67,7 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	m.Add(packetProbe, modeOptions(packetProbe, s.Config.Packet)...)
 	dnsProbe := dns.New(dns.Config{
 		Messages: packetProbe.DNSMessages, Decode: packet.DecodeDNS, Submit: s.Query, Losses: s.Losses, Clock: clock,
-		Timeout: func() time.Duration { return now().DNSTimeout },
+		Timeout: func() time.Duration { return now().DNSTimeout }, Learned: names.LookedUp,
 	})
 	s.Messages(dnsProbe.Counts)
 	dnsOptions := modeOptions(dnsProbe, s.Config.DNS)
@@ -103,7 +103,7 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := workload.Config{Root: cfg.CgroupRoot}
+	names := workload.Config{Root: cfg.CgroupRoot, Names: workload.NewNames()}
 	if cluster != nil {
 		deps.Cluster, names.Cluster, names.PodUID = cluster, cluster, os.Getenv("POD_UID")
 	}

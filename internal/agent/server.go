@@ -293,6 +293,11 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, s
 			}
 		}
 	}
+	if req.GetSnapshot() && i.dnsNames() {
+		if err := s.sendNames(req, i, stream); err != nil {
+			return err
+		}
+	}
 	if req.GetSnapshot() && i.table() {
 		if err := s.sendSnapshot(req, i, stream); err != nil {
 			return err
@@ -307,6 +312,23 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, s
 		if err := stream.Send(s.agent.eventOf(&h.Items[n], i)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// sendNames sends what was asked of DNS lately, and how much of that is missing.
+func (s *server) sendNames(req *orb8v1.ObserveRequest, i *interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	correction := int64(s.agent.deps.Clock.Correction())
+	for _, ev := range s.agent.dnsNames.Events(i.filters, int(req.GetLimit()), s.agent.node) {
+		ev.TimeNs += correction
+		ev.GetDnsName().FirstSeenNs += correction
+		ev.GetDnsName().LastSeenNs += correction
+		if err := stream.Send(ev); err != nil {
+			return err
+		}
+	}
+	if n := s.agent.dnsNames.PushedOut(); n > 0 {
+		return stream.Send(s.agent.lostEvent(loss.DNSNamesFull, n))
 	}
 	return nil
 }

@@ -3,7 +3,15 @@
 package cli
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -68,4 +76,83 @@ func newTraceDNS(c *Config) *cobra.Command {
 			return x.GetLoopback(), x != nil
 		},
 	})
+}
+
+// dnsSorts are the orders of what was asked of DNS, the largest or latest first.
+func dnsSorts() map[string]func(*orb8v1.DnsName) uint64 {
+	return map[string]func(*orb8v1.DnsName) uint64{
+		"queries":  (*orb8v1.DnsName).GetQueries,
+		"nxdomain": func(n *orb8v1.DnsName) uint64 { return n.GetRcodes()["NXDOMAIN"] },
+		"failed": func(n *orb8v1.DnsName) uint64 {
+			return n.GetQueries() - min(n.GetQueries(), n.GetRcodes()["NOERROR"]+n.GetUnread())
+		},
+		"search":  (*orb8v1.DnsName).GetSearchFailures,
+		"latency": func(n *orb8v1.DnsName) uint64 { return uint64(max(n.GetLatencyMaxNs(), 0)) },
+		"last":    func(n *orb8v1.DnsName) uint64 { return uint64(max(n.GetLastSeenNs(), 0)) },
+	}
+}
+
+func dnsSortNames() []string { return slices.Sorted(maps.Keys(dnsSorts())) }
+
+// dnsNames shows what workloads asked of DNS lately.
+func (v *flowsView) dnsNames(ctx context.Context) error {
+	rows, lost, err := v.askedNames(ctx)
+	if err != nil {
+		return err
+	}
+	total, limit := len(rows), int(v.f.limit)
+	if err := render.DNSNames(v.c.Stdout, v.options, time.Now(), rows, limit); err != nil {
+		return err
+	}
+	if err := render.DNSNamesLost(v.c.Stdout, v.options, lost); err != nil {
+		return err
+	}
+	if err := v.missing(v.c.Stdout); err != nil {
+		return err
+	}
+	switch {
+	case v.f.output.headless(v.options):
+	case total == 0:
+		fmt.Fprintln(v.c.Stderr, "no DNS queries")
+	case limit > 0 && limit < total:
+		fmt.Fprintf(v.c.Stderr, "the first %s of %d; --limit 0 shows all\n", render.Plural(uint64(limit), "name", "names"), total)
+	}
+	return nil
+}
+
+// askedNames fetches the rows, sorted, and what tells of missing ones.
+func (v *flowsView) askedNames(ctx context.Context) (rows, lost []*orb8v1.Event, err error) {
+	v.away = nil
+	stream, err := v.src.ask.Observe(ctx, &orb8v1.ObserveRequest{
+		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS_NAME},
+		Snapshot: true, IncludeSelf: v.f.source.includeSelf,
+	})
+	if err != nil {
+		return nil, nil, explain("read what was asked of DNS", v.src.name, err)
+	}
+	since := v.f.since.unixNanos(time.Now())
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, nil, explain("read what was asked of DNS", v.src.name, err)
+		}
+		if v.src.many() && ev.GetNodeStatus().GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
+			v.away = append(v.away, ev)
+		}
+		if ev.GetLostEvents() != nil {
+			lost = append(lost, ev)
+		}
+		if n := ev.GetDnsName(); n != nil && n.GetLastSeenNs() >= since {
+			rows = append(rows, ev)
+		}
+	}
+	key := dnsSorts()[v.f.sort]
+	slices.SortStableFunc(rows, func(a, b *orb8v1.Event) int {
+		x, y := a.GetDnsName(), b.GetDnsName()
+		return cmp.Or(cmp.Compare(key(y), key(x)), strings.Compare(x.GetName(), y.GetName()))
+	})
+	return rows, lost, nil
 }

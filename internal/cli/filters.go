@@ -79,7 +79,7 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Nodes })},
 		{name: "type", placeholder: "TYPE", usage: "what happened: " + strings.Join(flows.Types(), ", "), event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
-		{name: "name", placeholder: "NAME", usage: "name that was asked for; * may stand at the beginning and at the end", event: true,
+		{name: "name", placeholder: "NAME", usage: "DNS name: that was asked for, or by which an address was looked up; * may stand at the beginning and at the end", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.DnsNames })},
 		{name: "rcode", placeholder: "CODE", usage: "how it was answered: NOERROR, NXDOMAIN, SERVFAIL, ..., timeout or unread", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rcodes })},
@@ -270,4 +270,16 @@ func (v *notValue) Set(s string) error {
 	}
 	v.flags.pending = true
 	return nil
+}
+
+// byPID reports whether a single process is asked for.
+func (f *filterFlags) byPID() bool {
+	for _, of := range append([]*orb8v1.Filter{f.positive}, f.negative...) {
+		for _, p := range of.GetProcesses() {
+			if _, err := strconv.ParseUint(p, 10, 32); err == nil {
+				return true
+			}
+		}
+	}
+	return false
 }

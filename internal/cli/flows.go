@@ -30,6 +30,15 @@ they are, but no other traffic, so they look for a while (--duration) first.
 Columns: as for 'orb8 trace network', but TX and RX are totals since the flow
 began. AGE is how long ago that was, IDLE how long ago it last did anything.
 
+With --dns there is a row for each name that a workload asked DNS for within the last
+ten minutes. It counts the queries since the name was first asked for: NXDOMAIN, FAILED
+(any other error) and TIMEOUT those that brought nothing; SEARCH stands at the name that
+was found and counts the queries, in other rows, that failed only because the resolver
+appended a search domain to it first (ndots). MEAN and MAX are of the latency. Filters
+choose the queries that are counted: by pod, container, command, address, the server's
+port. A node has room for some 8,000 names; where more were asked for, a line below the
+table says how many are missing, and the workloads that ask for most lack them.
+
 With -o json every line is an orb8.v1.Event with a flow in it, as in
 'orb8 trace network'. A node of a cluster that does not answer is named below the
 table, with -o json by an event with a nodeStatus.`
@@ -38,6 +47,7 @@ const flowsExamples = `  orb8 flows                                    # most by
   orb8 flows --limit 20 --sort rtt
   orb8 flows --watch --sort last                # refreshed until Ctrl-C
   orb8 flows --since 10s --protocol udp
+  orb8 flows --dns --sort search                # who asks how often in vain
   orb8 flows -A --workload frontend             # of a cluster, on all nodes
   orb8 flows --context prod --node n1 -n web    # on one node of another cluster
   orb8 flows --process nginx -o wide | less -S
@@ -57,6 +67,7 @@ type flowsFlags struct {
 	watch    bool
 	every    time.Duration
 	duration time.Duration
+	dns      bool
 }
 
 func newFlows(c *Config) *cobra.Command {
@@ -72,10 +83,12 @@ func newFlows(c *Config) *cobra.Command {
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.flows(cmd, &f) })
 
 	filters, rows, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bindEvents(filters, "name")
 	f.filters.bind(filters)
 	f.source.bindTraffic(filters)
+	rows.BoolVar(&f.dns, "dns", false, "instead: which names each workload asked DNS for, until ten minutes ago or later, and what came of it")
 	rows.Uint32Var(&f.limit, "limit", tableLimit, "at most `N` rows, 0 for all; -o json and compact have all by default")
-	rows.StringVar(&f.sort, "sort", "bytes", "sort by `KEY`, largest or latest first: "+strings.Join(sortNames(), ", "))
+	rows.StringVar(&f.sort, "sort", "bytes", "sort by `KEY`, largest or latest first: "+strings.Join(sortNames(), ", ")+"; with --dns: "+strings.Join(dnsSortNames(), ", "))
 	rows.Var(&f.since, "since", "flows with traffic since then, as in 30s or 2026-11-23T09:00:00Z")
 	rows.BoolVarP(&f.watch, "watch", "w", false, "refresh until Ctrl-C")
 	rows.BoolVarP(&f.watch, "follow", "f", false, "the same as --watch")
@@ -101,8 +114,18 @@ func sortKeys() map[string]orb8v1.Sort {
 func sortNames() []string { return slices.Sorted(maps.Keys(sortKeys())) }
 
 func (f *flowsFlags) check(cmd *cobra.Command) error {
+	f.source.dns = f.dns
 	changed := cmd.Flags().Changed
 	switch {
+	case f.dns && f.watch:
+		return usagef("--dns and --watch exclude each other: orb8 trace dns follows")
+	case f.dns && f.filters.byPID():
+		return usagef("--dns counts by command: --process with a process id finds nothing; orb8 trace dns shows single queries")
+	case f.dns && !changed("sort"):
+		f.sort = "queries"
+	case f.dns && dnsSorts()[f.sort] == nil:
+		return usagef("--sort %q: with --dns use %s", f.sort, strings.Join(dnsSortNames(), ", "))
+	case f.dns:
 	case sortKeys()[f.sort] == 0:
 		return usagef("--sort %q: use %s", f.sort, strings.Join(sortNames(), ", "))
 	case changed("duration") && f.duration <= 0:
@@ -138,7 +161,12 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	}
 	defer closing(src.close, &err)
 	options.Nodes = src.many()
-	if err := c.header(f.output.headless(options), "flow table", src, &f.filters, cmd); err != nil {
+	title := "flow table"
+	if f.dns {
+		title = "names asked for"
+		src.warnings = append(src.warnings, absent(src, "dns")...)
+	}
+	if err := c.header(f.output.headless(options), title, src, &f.filters, cmd); err != nil {
 		return err
 	}
 	v := &flowsView{c: c, f: f, src: src, filters: filters, options: options}
@@ -150,6 +178,9 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	}
 	if src.local {
 		sleep(ctx, max(f.duration, f.source.interval))
+	}
+	if f.dns {
+		return unlessDone(cmd.Context(), v.dnsNames(ctx))
 	}
 	return unlessDone(cmd.Context(), v.once(ctx))
 }

@@ -104,7 +104,7 @@ func newTraceNetwork(c *Config) *cobra.Command {
 	}, traceKind{
 		title:   "network flows",
 		kinds:   []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW, orb8v1.EventKind_EVENT_KIND_CONNECTION},
-		filters: []string{"type", "failed"},
+		filters: []string{"type", "failed", "name"},
 		lines:   func(w io.Writer, o render.Options) render.Live { return render.NewEvents(w, o) },
 		summary: render.NewSummary,
 		of: func(ev *orb8v1.Event) (loopback, ok bool) {

@@ -303,7 +303,7 @@ func (s *Stage) identify(h *record.Header, e *end) {
 	if h.Peer == nil && h.HasAddrs() {
 		h.Peer = s.cfg.Resolver.Remote(workload.Peer{
 			Addr: h.Remote.IP(), Port: peerPort(h), Protocol: uint8(h.Protocol), Since: s.wall(h.First),
-			Namespace: h.Owner.Namespace,
+			Namespace: h.Owner.Namespace, Cgroup: goes(h),
 		})
 	}
 	h.Self = s.cfg.IsSelf != nil && s.cfg.IsSelf(h)
@@ -312,6 +312,15 @@ func (s *Stage) identify(h *record.Header, e *end) {
 		s.join(e, at)
 		h.Owner, h.Peer = e.owner, e.peer
 	}
+}
+
+// goes is the cgroup of a record whose owner goes to the peer, and has looked up where that
+// is; 0 for one that others come to.
+func goes(h *record.Header) uint64 {
+	if h.Role == record.RoleServer || h.Loopback {
+		return 0
+	}
+	return h.CgroupID
 }
 
 // wall is a record's time by the wall clock.

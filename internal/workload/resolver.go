@@ -60,6 +60,9 @@ type Peer struct {
 	// Since is when the flow began, in Unix nanoseconds, or 0: a pod that was
 	// deleted before then is not meant, although it had the address last.
 	Since int64
+	// Cgroup is who goes to the address, by whose look-ups it is named if by nothing else;
+	// 0 if nobody here does.
+	Cgroup uint64
 }
 
 // hierarchy is the kernel's tree of cgroups.
@@ -95,6 +98,8 @@ type Config struct {
 	MaxEntries int
 	// Cluster knows pods and peers; nil outside Kubernetes.
 	Cluster Cluster
+	// Names knows by which names addresses were looked up; may be nil.
+	Names *Names
 }
 
 // Part is the part of the hierarchy that is this node's. Where several nodes
@@ -111,6 +116,7 @@ type Part struct {
 type Resolver struct {
 	tree    hierarchy
 	cluster Cluster
+	names   *Names
 	max     int
 	kernel  *Identity
 	mount   CgroupMount
@@ -156,6 +162,7 @@ func newResolver(cfg Config, tree hierarchy) *Resolver {
 	return &Resolver{
 		tree:    tree,
 		cluster: cfg.Cluster,
+		names:   cfg.Names,
 		max:     cfg.MaxEntries,
 		proc:    cfg.Proc,
 		kernel:  &Identity{Kind: KindKernel, Name: "kernel", CgroupID: rootCgroup, CgroupPath: "/"},
@@ -241,16 +248,29 @@ func known(id uint64, cgroupPath string) *entry {
 	return e
 }
 
-// Remote names who has an address, or returns nil. Only Kubernetes knows peers:
-// without Config.Cluster it always returns nil.
+// Remote names who has an address, or returns nil: the pod, Service or node that
+// Kubernetes knows, or else, with Config.Names, the name by which the address was
+// looked up, as an identity of KindExternal.
 func (r *Resolver) Remote(p Peer) *Identity {
-	if r.cluster == nil || !p.Addr.IsValid() {
+	if !p.Addr.IsValid() {
 		return nil
 	}
-	if id, ok := r.cluster.Peer(p); ok {
-		return id
+	if r.cluster != nil {
+		if id, ok := r.cluster.Peer(p); ok {
+			return id
+		}
 	}
-	return nil
+	if r.names == nil || p.Cgroup == 0 {
+		return nil
+	}
+	return r.names.Of(p.Cgroup, p.Addr, p.Since)
+}
+
+// LookedUp is told that the cgroup looked addr up as name.
+func (r *Resolver) LookedUp(cgroup uint64, addr netip.Addr, name string) {
+	if r.names != nil {
+		r.names.Learn(cgroup, addr, name, time.Now())
+	}
 }
 
 // Backs reports whether a Service sends to an address and port of server; known
@@ -437,6 +457,9 @@ func (r *Resolver) evict() {
 // Sweep drops the identities of cgroups that have been gone for 60 s. It costs
 // one look per cached cgroup and wants to be called every few seconds.
 func (r *Resolver) Sweep(now time.Time) {
+	if r.names != nil {
+		r.names.Sweep(now)
+	}
 	gone := make(map[uint64]bool)
 	for id, p := range r.paths() {
 		gone[id] = !r.tree.exists(id, p)

@@ -10,6 +10,9 @@ const (
 	KindUnit      = "Unit"
 	KindProcess   = "Process"
 	KindKernel    = "Kernel"
+	// KindExternal is an address of which nothing is known but the name by which it
+	// was looked up.
+	KindExternal = "External"
 )
 
 // Identity says who a local or remote end is. It is immutable once published:

@@ -150,6 +150,8 @@ type result struct {
 	Local, Remote  string
 	Sent, Received int
 	ID             int
+	Addresses      []string
+	TookNS         time.Duration `json:"took_ns"`
 	Done           bool
 }
 

@@ -68,8 +68,9 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// agent runs a new agent with a GPU that is not there, and returns its address.
-func agent(t *testing.T) string {
+// agent runs a new agent with a GPU that is not there, for which DNS is what goes to a
+// port, and returns its address.
+func agent(t *testing.T, dnsPort int) string {
 	t.Helper()
 	driver := nvmltest.New(t)
 	state := "count 1\ndriver 570.124.06\n"
@@ -97,7 +98,7 @@ func agent(t *testing.T) string {
 	}
 	addr := freePort(t)
 	start(t, orb8, "agent", "--listen=", "--metrics-listen="+addr, "--kubernetes=off", "--dcgm-url=off", "--host-root="+root,
-		"--interval=500ms", "--gpu-interval=500ms")
+		"--interval=500ms", "--gpu-interval=500ms", fmt.Sprintf("--dns-ports=%d", dnsPort), fmt.Sprint("--dns-timeout=", dnsTimeout))
 	return addr
 }
 
@@ -219,7 +220,7 @@ func TestPanelsHaveData(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	traffic(ctx, t)
-	server := prometheus(t, agent(t))
+	server := prometheus(t, agent(t, names(ctx, t)))
 
 	type question struct{ board, panel, expr string }
 	var open []question

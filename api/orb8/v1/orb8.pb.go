@@ -161,6 +161,9 @@ const (
 	EventKind_EVENT_KIND_ACCELERATOR EventKind = 5
 	// DNS queries with what came of them, only where asked for.
 	EventKind_EVENT_KIND_DNS EventKind = 6
+	// With snapshot: what each workload asked of DNS lately, a row per name, most
+	// queries first. There is no stream and no history of these.
+	EventKind_EVENT_KIND_DNS_NAME EventKind = 9
 )
 
 // Enum value maps for EventKind.
@@ -173,6 +176,7 @@ var (
 		4: "EVENT_KIND_LOST_EVENTS",
 		5: "EVENT_KIND_ACCELERATOR",
 		6: "EVENT_KIND_DNS",
+		9: "EVENT_KIND_DNS_NAME",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -182,6 +186,7 @@ var (
 		"EVENT_KIND_LOST_EVENTS": 4,
 		"EVENT_KIND_ACCELERATOR": 5,
 		"EVENT_KIND_DNS":         6,
+		"EVENT_KIND_DNS_NAME":    9,
 	}
 )
 
@@ -2134,6 +2139,7 @@ type Filter struct {
 	// answer was not NOERROR, or if there was none.
 	Types []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
 	// Name that was asked for; * may stand at the beginning or at the end. Any case.
+	// Of a flow, the name by which its remote address was looked up.
 	DnsNames []string `protobuf:"bytes,14,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
 	// NOERROR, NXDOMAIN, SERVFAIL, ..., a number, timeout for queries without an answer,
 	// or unread for those of which it is not known. Any case.
@@ -2314,6 +2320,7 @@ type Event struct {
 	//	*Event_Accelerator
 	//	*Event_Dns
 	//	*Event_Progress
+	//	*Event_DnsName
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2440,6 +2447,15 @@ func (x *Event) GetProgress() *Progress {
 	return nil
 }
 
+func (x *Event) GetDnsName() *DnsName {
+	if x != nil {
+		if x, ok := x.Event.(*Event_DnsName); ok {
+			return x.DnsName
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2472,6 +2488,10 @@ type Event_Progress struct {
 	Progress *Progress `protobuf:"bytes,16,opt,name=progress,proto3,oneof"`
 }
 
+type Event_DnsName struct {
+	DnsName *DnsName `protobuf:"bytes,18,opt,name=dns_name,json=dnsName,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2485,6 +2505,8 @@ func (*Event_Accelerator) isEvent_Event() {}
 func (*Event_Dns) isEvent_Event() {}
 
 func (*Event_Progress) isEvent_Event() {}
+
+func (*Event_DnsName) isEvent_Event() {}
 
 // Progress tells how far things have gone. The event's sequence is up to where all was sent
 // that is wanted, 0 if something is on its way.
@@ -4301,6 +4323,153 @@ func (x *DnsAnswer) GetData() string {
 	return ""
 }
 
+// DnsName is what one workload of a node asked for under one name since it first did,
+// as long as it asks again within ten minutes, and as far as the request's filters let
+// it through: by pod, container, command, addresses, the server's port, protocol and
+// name. Filters on single queries (rcodes, query_types, types, process ids, the client's
+// port) match none. If a node had to forget names lately, LostEvents with the stage
+// dns_names_full follows, with their number.
+type DnsName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of what several pods or containers asked for together it has what these have in
+	// common.
+	Workload *Workload `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Name     string    `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Queries  uint64    `protobuf:"varint,3,opt,name=queries,proto3" json:"queries,omitempty"`
+	// Of these, by what came of them; of 24 codes at most.
+	Rcodes   map[string]uint64 `protobuf:"bytes,4,rep,name=rcodes,proto3" json:"rcodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Timeouts uint64            `protobuf:"varint,5,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// Queries that failed only because a search domain was appended to this name, each
+	// also counted under the name that it asked for.
+	SearchFailures uint64 `protobuf:"varint,6,opt,name=search_failures,json=searchFailures,proto3" json:"search_failures,omitempty"`
+	// Sum and maximum over the queries that were answered.
+	LatencySumNs int64 `protobuf:"varint,7,opt,name=latency_sum_ns,json=latencySumNs,proto3" json:"latency_sum_ns,omitempty"`
+	LatencyMaxNs int64 `protobuf:"varint,8,opt,name=latency_max_ns,json=latencyMaxNs,proto3" json:"latency_max_ns,omitempty"`
+	LastSeenNs   int64 `protobuf:"varint,9,opt,name=last_seen_ns,json=lastSeenNs,proto3" json:"last_seen_ns,omitempty"`
+	// By type of the query, of 16 types at most.
+	Types map[string]uint64 `protobuf:"bytes,10,rep,name=types,proto3" json:"types,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Of queries: those of which it is not known what came of them (DNS_OUTCOME_UNREAD).
+	Unread uint64 `protobuf:"varint,11,opt,name=unread,proto3" json:"unread,omitempty"`
+	// When the first of the queries was told of: counts are of the time since then.
+	FirstSeenNs   int64 `protobuf:"varint,12,opt,name=first_seen_ns,json=firstSeenNs,proto3" json:"first_seen_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsName) Reset() {
+	*x = DnsName{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsName) ProtoMessage() {}
+
+func (x *DnsName) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
+func (*DnsName) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DnsName) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *DnsName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsName) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *DnsName) GetRcodes() map[string]uint64 {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *DnsName) GetTimeouts() uint64 {
+	if x != nil {
+		return x.Timeouts
+	}
+	return 0
+}
+
+func (x *DnsName) GetSearchFailures() uint64 {
+	if x != nil {
+		return x.SearchFailures
+	}
+	return 0
+}
+
+func (x *DnsName) GetLatencySumNs() int64 {
+	if x != nil {
+		return x.LatencySumNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetLatencyMaxNs() int64 {
+	if x != nil {
+		return x.LatencyMaxNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetLastSeenNs() int64 {
+	if x != nil {
+		return x.LastSeenNs
+	}
+	return 0
+}
+
+func (x *DnsName) GetTypes() map[string]uint64 {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *DnsName) GetUnread() uint64 {
+	if x != nil {
+		return x.Unread
+	}
+	return 0
+}
+
+func (x *DnsName) GetFirstSeenNs() int64 {
+	if x != nil {
+		return x.FirstSeenNs
+	}
+	return 0
+}
+
 var File_orb8_v1_orb8_proto protoreflect.FileDescriptor
 
 const file_orb8_v1_orb8_proto_rawDesc = "" +
@@ -4457,7 +4626,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06rcodes\x18\x0f \x03(\tR\x06rcodes\x12\x1f\n" +
 	"\vquery_types\x18\x10 \x03(\tR\n" +
 	"queryTypes\x12\x1b\n" +
-	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\"\xc9\x03\n" +
+	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\"\xf8\x03\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -4473,7 +4642,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"lostEvents\x12>\n" +
 	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vaccelerator\x12(\n" +
 	"\x03dns\x18\x0f \x01(\v2\x14.orb8.v1.DnsExchangeH\x00R\x03dns\x12/\n" +
-	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogressB\a\n" +
+	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogress\x12-\n" +
+	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsNameB\a\n" +
 	"\x05event\"4\n" +
 	"\bProgress\x12(\n" +
 	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xfb\x03\n" +
@@ -4653,7 +4823,29 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1f\n" +
 	"\vttl_seconds\x18\x03 \x01(\rR\n" +
 	"ttlSeconds\x12\x12\n" +
-	"\x04data\x18\x04 \x01(\tR\x04data*q\n" +
+	"\x04data\x18\x04 \x01(\tR\x04data\"\xb3\x04\n" +
+	"\aDnsName\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aqueries\x18\x03 \x01(\x04R\aqueries\x124\n" +
+	"\x06rcodes\x18\x04 \x03(\v2\x1c.orb8.v1.DnsName.RcodesEntryR\x06rcodes\x12\x1a\n" +
+	"\btimeouts\x18\x05 \x01(\x04R\btimeouts\x12'\n" +
+	"\x0fsearch_failures\x18\x06 \x01(\x04R\x0esearchFailures\x12$\n" +
+	"\x0elatency_sum_ns\x18\a \x01(\x03R\flatencySumNs\x12$\n" +
+	"\x0elatency_max_ns\x18\b \x01(\x03R\flatencyMaxNs\x12 \n" +
+	"\flast_seen_ns\x18\t \x01(\x03R\n" +
+	"lastSeenNs\x121\n" +
+	"\x05types\x18\n" +
+	" \x03(\v2\x1b.orb8.v1.DnsName.TypesEntryR\x05types\x12\x16\n" +
+	"\x06unread\x18\v \x01(\x04R\x06unread\x12\"\n" +
+	"\rfirst_seen_ns\x18\f \x01(\x03R\vfirstSeenNs\x1a9\n" +
+	"\vRcodesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"TypesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*q\n" +
 	"\n" +
 	"ProbeState\x12\x1b\n" +
 	"\x17PROBE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -4667,7 +4859,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\xbf\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\xd8\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
@@ -4675,7 +4867,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x16EVENT_KIND_NODE_STATUS\x10\x03\x12\x1a\n" +
 	"\x16EVENT_KIND_LOST_EVENTS\x10\x04\x12\x1a\n" +
 	"\x16EVENT_KIND_ACCELERATOR\x10\x05\x12\x12\n" +
-	"\x0eEVENT_KIND_DNS\x10\x06*\x96\x01\n" +
+	"\x0eEVENT_KIND_DNS\x10\x06\x12\x17\n" +
+	"\x13EVENT_KIND_DNS_NAME\x10\t*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -4755,7 +4948,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -4803,9 +4996,12 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*LostEvents)(nil),          // 43: orb8.v1.LostEvents
 	(*DnsExchange)(nil),         // 44: orb8.v1.DnsExchange
 	(*DnsAnswer)(nil),           // 45: orb8.v1.DnsAnswer
-	nil,                         // 46: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 47: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 48: orb8.v1.Workload.LabelsEntry
+	(*DnsName)(nil),             // 46: orb8.v1.DnsName
+	nil,                         // 47: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 48: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 49: orb8.v1.Workload.LabelsEntry
+	nil,                         // 50: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 51: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
 	25, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
@@ -4836,57 +5032,61 @@ var file_orb8_v1_orb8_proto_depIdxs = []int32{
 	28, // 25: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
 	44, // 26: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
 	27, // 27: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	29, // 28: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	46, // 29: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	31, // 30: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	33, // 31: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	33, // 32: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	37, // 33: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	32, // 34: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	47, // 35: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	39, // 36: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	30, // 37: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	30, // 38: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	37, // 39: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	3,  // 40: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	36, // 41: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	36, // 42: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 43: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 44: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	38, // 45: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	38, // 46: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	39, // 47: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	40, // 48: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	41, // 49: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 50: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	34, // 51: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	37, // 52: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	48, // 53: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 54: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 55: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 56: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	21, // 57: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	11, // 58: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	36, // 59: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	36, // 60: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	10, // 61: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	39, // 62: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	45, // 63: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	30, // 64: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	30, // 65: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	12, // 66: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	14, // 67: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	15, // 68: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	23, // 69: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	13, // 70: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	17, // 71: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	18, // 72: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	26, // 73: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	70, // [70:74] is the sub-list for method output_type
-	66, // [66:70] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	46, // 28: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	29, // 29: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	47, // 30: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	31, // 31: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	33, // 32: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	33, // 33: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	37, // 34: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	32, // 35: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	48, // 36: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	39, // 37: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	30, // 38: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	30, // 39: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	37, // 40: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	3,  // 41: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	36, // 42: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	36, // 43: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	6,  // 44: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	5,  // 45: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	38, // 46: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	38, // 47: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	39, // 48: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	40, // 49: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	41, // 50: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	4,  // 51: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	34, // 52: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	37, // 53: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	49, // 54: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	7,  // 55: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	8,  // 56: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	9,  // 57: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	21, // 58: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	11, // 59: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	36, // 60: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	36, // 61: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	10, // 62: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	39, // 63: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	45, // 64: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	37, // 65: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	50, // 66: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	51, // 67: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	30, // 68: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	30, // 69: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	12, // 70: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	14, // 71: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	15, // 72: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	23, // 73: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	13, // 74: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	17, // 75: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	18, // 76: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	26, // 77: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	74, // [74:78] is the sub-list for method output_type
+	70, // [70:74] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -4902,6 +5102,7 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_Accelerator)(nil),
 		(*Event_Dns)(nil),
 		(*Event_Progress)(nil),
+		(*Event_DnsName)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4909,7 +5110,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   37,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -64,6 +64,21 @@ func TestDNSRepeatsTitles(t *testing.T) {
 	}
 }
 
+func TestDNSNames(t *testing.T) {
+	now := time.Unix(1795426870, 0)
+	for _, tt := range formats {
+		name := nameOf("names", tt.format, tt.width)
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			if err := DNSNames(&b, Options{Format: tt.format, Width: tt.width}, now, eventsOf(t, "names"), 0); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, b.String())
+			fits(t, b.String(), tt.format, tt.width)
+		})
+	}
+}
+
 func TestSummaryOfQueries(t *testing.T) {
 	s := NewQuerySummary()
 	for _, ev := range eventsOf(t, "dns") {

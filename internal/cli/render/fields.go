@@ -119,6 +119,8 @@ func remote(f *orb8v1.Flow, mark string) cell {
 		host = workloadName(w)
 	case w.GetKind() == "Node" && w.GetName() != "":
 		host = "node/" + Clean(w.GetName())
+	case w.GetKind() == "External" && w.GetName() != "":
+		host = Clean(w.GetName())
 	}
 	return cell{text: host + port + backend + mark, fit: func(n int) string {
 		room := n - len(port) - len(mark)

@@ -12,6 +12,8 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 const (
@@ -83,17 +85,24 @@ func compileNames(values []string) (func(any) bool, *filter.Error) {
 		}
 		patterns = append(patterns, p)
 	}
-	return of(func(r *dns.Record) bool {
-		if r.Name == "" {
-			return false
+	return func(body any) bool {
+		name := nameOf(body)
+		return name != "" && slices.ContainsFunc(patterns, func(p pattern) bool { return p.match(name) })
+	}, nil
+}
+
+// nameOf is what a query asks for, and of a flow the name by which its peer was looked up;
+// empty where there is none.
+func nameOf(body any) string {
+	switch r := body.(type) {
+	case *dns.Record:
+		return r.Name
+	case *flow.Record:
+		if r.Peer != nil && r.Peer.Kind == workload.KindExternal {
+			return r.Peer.Name
 		}
-		for i := range patterns {
-			if patterns[i].match(r.Name) {
-				return true
-			}
-		}
-		return false
-	}), nil
+	}
+	return ""
 }
 
 func compileRCodes(values []string) (func(any) bool, *filter.Error) {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds what the cluster runs into the cache: Kubernetes and etcd (about ten
-# minutes on two cores, once per version), the images.
+# minutes on two cores, once per version), CoreDNS (one), the images.
 
 # shellcheck source=test/cluster/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -47,6 +47,19 @@ build_kubernetes() {
 	done
 }
 
+# build_coredns TREE
+build_coredns() {
+	local version out
+	version=$(awk '$2 == "github.com/coredns/coredns" { print $3; exit }' "$here/../coredns/go.mod")
+	out=$bin/coredns-$version
+	if [[ ! -x $out ]]; then
+		say "building CoreDNS $version"
+		build "$out" "$here/../coredns" . -ldflags '-s -w'
+	fi
+	mkdir -p "$1"
+	cp "$out" "$1/coredns"
+}
+
 # build_orb8 TREE puts into it an orb8 that can load NVIDIA's library, as that of the
 # Dockerfile can, with the C library that it needs; without a C compiler one that can
 # not.
@@ -77,9 +90,11 @@ build_images() {
 		[[ $name == orb8 ]] || build "$tree/$name/$name" "$root" "./test/cluster/$name" -ldflags '-s -w'
 	done
 	build_orb8 "$tree/orb8"
+	build_coredns "$tree/coredns"
 	mkdir -p "$tree/orb8/etc/ssl/certs"
 	cp /etc/ssl/certs/ca-certificates.crt "$tree/orb8/etc/ssl/certs/"
 	"$bin/mkimage" -o "$images/orb8.tar" -ref "$orb8" -entrypoint /orb8 "$tree/orb8"
+	"$bin/mkimage" -o "$images/coredns.tar" -ref orb8.test/coredns:1 -entrypoint /coredns "$tree/coredns"
 	"$bin/mkimage" -o "$images/pause.tar" -ref orb8.test/pause:1 -entrypoint /pause "$tree/pause"
 	"$bin/mkimage" -o "$images/netpeer.tar" -ref orb8.test/netpeer:1 -entrypoint /netpeer "$tree/netpeer"
 	ln -sf "$tree/netpeer/netpeer" "$state/bin/netpeer"

@@ -14,14 +14,14 @@
 etcd_url=http://127.0.0.1:22379
 
 start_network() {
+	local ip t
 	ip link add "$bridge" type bridge
 	ip addr add "$control4/24" dev "$bridge"
 	ip addr add "$control6/64" dev "$bridge" nodad
-	ip addr add "$outside4/32" dev "$bridge"
-	ip addr add "$outside6/128" dev "$bridge" nodad
+	for ip in "$outside4/32" "$named4/32"; do ip addr add "$ip" dev "$bridge"; done
+	for ip in "$outside6/128" "$named6/128"; do ip addr add "$ip" dev "$bridge" nodad; done
 	ip link set "$bridge" up
 	# Docker, for one, makes the host drop what it forwards.
-	local t
 	for t in iptables ip6tables; do
 		"$t" -w -I FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>>"$logs/network.log" || true
 	done
@@ -81,8 +81,8 @@ start)
 		--initial-cluster lab=http://127.0.0.1:22380
 	start_apiserver
 	start_controllers
-	# The machine outside the cluster.
-	start outside netpeer serve -listen "$outside4:7000,[$outside6]:7000"
+	# The machines outside the cluster.
+	start outside netpeer serve -listen "$outside4:7000,[$outside6]:7000,$named4:7000,[$named6]:7000"
 	;;
 start-kwok)
 	start kwok kwok --kubeconfig="$pki/admin.kubeconfig" --config="$state/kwok-stages.yaml" \

@@ -33,6 +33,7 @@ up() {
 	done
 	for i in "${pids[@]}"; do wait "$i"; done
 	until_true 30 "the default service account" kubectl get serviceaccount default
+	"$here/dns.sh"
 	rm -f "$run/up.pid"
 	say "two nodes up in $((SECONDS - began)) s"
 }

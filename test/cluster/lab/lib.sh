@@ -26,6 +26,9 @@ node4() { echo "10.251.0.1$1"; }
 node6() { echo "fd00:10:251::1$1"; }
 # A machine that is neither node nor pod.
 outside4=198.51.100.7 outside6=2001:db8:7::7
+# Another one, which is api.example.test for the cluster's DNS server.
+named4=198.51.100.8 named6=2001:db8:7::8
+dns=10.97.0.10
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

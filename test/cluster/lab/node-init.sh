@@ -104,6 +104,8 @@ failCgroupV1: false
 failSwapOn: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 resolvConf: $dir/resolv.conf
+clusterDNS: [$dns]
+clusterDomain: cluster.local
 staticPodPath: $dir/static-pods
 maxPods: 250
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%}

@@ -8,6 +8,9 @@
 //	netpeer tcp -send 1000 -receive 2000 ADDRESS:PORT
 //	netpeer udp -count 3 -size 100 ADDRESS:PORT
 //	netpeer ping -count 3 -size 56 ADDRESS
+//	netpeer dns -listen :53 -wait 300ms    answers DNS queries, see serveDNS
+//	netpeer resolve -type A -server ADDRESS:53 NAME     sends one query
+//	netpeer lookup NAME                    asks as programs do, by resolv.conf
 //	netpeer wait                           does nothing, in a pod to run the others in
 //	netpeer stop                           ends process 1 of the container
 //	netpeer hostile AGENT:PORT ADDRESS:PORT  does to an agent what a pod can do
@@ -36,8 +39,11 @@ type Result struct {
 	// Sent and Received count payload bytes.
 	Sent     int `json:"sent"`
 	Received int `json:"received"`
-	// ID of a ping's echo requests.
+	// ID of a ping's echo requests, or of a query.
 	ID int `json:"id,omitempty"`
+	// Addresses that a name has, and how long it took to get them.
+	Addresses []string      `json:"addresses,omitempty"`
+	Took      time.Duration `json:"took_ns,omitempty"`
 	// Done is false in the first line and true in the last.
 	Done bool `json:"done"`
 }
@@ -65,7 +71,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want one of serve, tcp, udp, ping, wait, stop, hostile")
+		return errors.New("want one of serve, tcp, udp, ping, dns, resolve, lookup, wait, stop, hostile")
 	}
 	var t traffic
 	fs := flag.NewFlagSet(args[0], flag.ExitOnError)
@@ -79,6 +85,9 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&t.count, "count", 3, "datagrams or pings")
 	fs.IntVar(&t.size, "size", 100, "payload of one datagram or ping")
 	fs.DurationVar(&t.timeout, "timeout", 10*time.Second, "time without progress after which a client gives up")
+	wait := fs.Duration("wait", 300*time.Millisecond, "time until slow names are answered")
+	server := fs.String("server", "", "DNS server to ask")
+	kind := fs.String("type", "A", "type to ask for: A or AAAA")
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -95,6 +104,13 @@ func run(ctx context.Context, args []string) error {
 		return clientUDP(ctx, &t)
 	case "ping":
 		return ping(ctx, &t)
+	case "dns":
+		return serveDNS(ctx, *listen, *wait)
+	case "resolve":
+		t.to = *server
+		return resolve(ctx, &t, fs.Arg(0), *kind)
+	case "lookup":
+		return lookup(ctx, t.to)
 	case "wait":
 		<-ctx.Done()
 		return nil
