@@ -74,6 +74,23 @@ func TestQueries(t *testing.T) {
 			}
 		})
 	}
+	// What was asked for lately is a snapshot of its own.
+	stream, err := r.client.Observe(t.Context(), &orb8v1.ObserveRequest{
+		Snapshot: true, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS_NAME},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []string
+	_, _ = until(t, "the end", stream.Recv, func(ev *orb8v1.Event) bool {
+		if ev.GetNodeStatus() == nil {
+			rows = append(rows, fmt.Sprint(ev.GetDnsName().GetName(), " ", ev.GetDnsName().GetQueries(), " ", ev.GetDnsName().GetRcodes()))
+		}
+		return false
+	})
+	if diff := cmp.Diff([]string{"a.test 1 map[NOERROR:1]", "b.test 1 map[NXDOMAIN:1]"}, rows); diff != "" {
+		t.Errorf("names (-want +got)\n%s", diff)
+	}
 	got := strings.Join(gather(t, exporterOf(r.metrics), "orb8_dns"), "\n")
 	for _, want := range []string{
 		"dns_queries_total{namespace=,rcode=NOERROR,workload=curl,workload_kind=Process} 1",

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -134,7 +135,9 @@ func (a *Agent) start() error {
 		if a.deps.RequireProbe {
 			return err
 		}
-		a.log.Error("start probes", "err", err)
+		if slices.ContainsFunc(a.manager.Status(), func(s probe.Status) bool { return !s.Disabled }) {
+			a.log.Error("start probes", "err", err)
+		}
 	}
 	if err := a.checkRequired(); err != nil {
 		return err

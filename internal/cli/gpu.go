@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -47,53 +46,71 @@ const gpusExamples = `  sudo orb8 gpus                    # this host, without a
   orb8 gpus -A                      # of a cluster, on all nodes
   orb8 gpus -o json | jq -r '.accelerator.device.model'`
 
-// gpuFlags are those of both commands.
+// gpuFlags are those of orb8 gpus.
 type gpuFlags struct {
-	filters  filterFlags
-	source   sourceFlags
-	output   outputFlags
-	duration time.Duration
-	follow   bool
+	filters filterFlags
+	source  sourceFlags
+	output  outputFlags
 }
 
 func newTraceGPU(c *Config) *cobra.Command {
-	return newGPU(c, &gpuFlags{follow: true}, &cobra.Command{
+	return c.newTrace(&cobra.Command{
 		Use: "gpu", Short: "Watch GPUs and other accelerators", Long: traceGPULong, Example: traceGPUExamples,
+	}, traceKind{
+		title:    "accelerators",
+		kinds:    []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_ACCELERATOR},
+		subjects: acceleratorFilters(),
+		devices:  true,
+		local:    func(f *sourceFlags) { f.gpus = true },
+		request: func(r *orb8v1.ObserveRequest) {
+			r.Snapshot = r.GetFollow() && r.GetSinceNs() == 0 && r.GetLast() == 0
+		},
+		about:   aboutAccelerators,
+		lines:   func(w io.Writer, o render.Options) render.Live { return render.NewAccelerators(w, o) },
+		summary: render.NewSampleSummary,
+		of:      func(ev *orb8v1.Event) (loopback, ok bool) { return false, ev.GetAccelerator() != nil },
 	})
+}
+
+// acceleratorFilters are the filters that make sense of devices.
+func acceleratorFilters() []string {
+	return []string{"namespace", "pod", "selector", "workload", "container", "process", "node"}
+}
+
+// aboutAccelerators says why some, or all, accelerators are not read. A process that reads
+// them itself needs a moment to know.
+func aboutAccelerators(ctx context.Context, src *source, all bool) ([]string, error) {
+	if src.local {
+		sleep(ctx, twoReadings)
+		if err := src.greet(ctx, answerTimeout); err != nil {
+			return nil, err
+		}
+	}
+	return accelerators(src, all), nil
 }
 
 func newGPUs(c *Config) *cobra.Command {
-	return newGPU(c, &gpuFlags{}, &cobra.Command{
+	f := &gpuFlags{}
+	cmd := &cobra.Command{
 		Use: "gpus", Short: "Show the accelerators and who uses them", Long: gpusLong, Example: gpusExamples, GroupID: groupSee,
-	})
-}
-
-func newGPU(c *Config, f *gpuFlags, cmd *cobra.Command) *cobra.Command {
-	cmd.Args = cobra.NoArgs
-	cmd.RunE = running(func(cmd *cobra.Command) error { return c.gpu(cmd, f) })
-	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
-	f.filters.bind(filters, "namespace", "pod", "selector", "workload", "container", "process", "node")
+		Args: cobra.NoArgs,
+	}
+	cmd.RunE = running(func(cmd *cobra.Command) error { return c.gpus(cmd, f) })
+	filters, source, output := newFlagSet(), newFlagSet(), newFlagSet()
+	f.filters.bind(filters, acceleratorFilters()...)
 	f.source.bindSource(source)
 	f.output.bind(output)
 	f.output.bindQuiet(output)
-	groups := []flagGroup{{filtersTitle, filters}}
-	if f.follow {
-		span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
-		groups = append(groups, flagGroup{"Time", span})
-	}
-	groupFlags(cmd, append(groups, flagGroup{"Source", source}, flagGroup{"Output", output})...)
+	groupFlags(cmd, flagGroup{filtersTitle, filters}, flagGroup{"Source", source}, flagGroup{"Output", output})
 	completeValues(cmd)
 	return cmd
 }
 
-// gpu shows accelerators once, or until the user has seen enough.
-func (c *Config) gpu(cmd *cobra.Command, f *gpuFlags) (err error) {
+// gpus shows accelerators once.
+func (c *Config) gpus(cmd *cobra.Command, f *gpuFlags) (err error) {
 	options, err := f.output.options(c, c.Stdout)
 	if err != nil {
 		return err
-	}
-	if cmd.Flags().Changed("duration") && f.duration <= 0 {
-		return usagef("--duration %s: want more than 0", f.duration)
 	}
 	f.source.interval, f.source.packet, f.source.gpus = time.Second, "off", true
 	if err := f.source.check(cmd); err != nil {
@@ -112,20 +129,15 @@ func (c *Config) gpu(cmd *cobra.Command, f *gpuFlags) (err error) {
 	}
 	defer closing(src.close, &err)
 	options.Nodes = src.many()
-	if f.duration > 0 {
-		defer time.AfterFunc(f.duration, cancel).Stop()
+	lines, err := aboutAccelerators(ctx, src, !f.output.headless(options))
+	if err != nil {
+		return unlessDone(ctx, err)
 	}
-	if src.local {
-		sleep(ctx, twoReadings)
-		if err := src.greet(ctx, answerTimeout); err != nil {
-			return unlessDone(ctx, err)
-		}
-	}
-	for _, line := range accelerators(src, !f.output.headless(options)) {
+	for _, line := range lines {
 		fmt.Fprintln(c.Stderr, line)
 	}
 	req := &orb8v1.ObserveRequest{
-		Filters: filters, Snapshot: true, Follow: f.follow,
+		Filters: filters, Snapshot: true,
 		Kinds: []orb8v1.EventKind{
 			orb8v1.EventKind_EVENT_KIND_ACCELERATOR, orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS,
 		},
@@ -133,9 +145,6 @@ func (c *Config) gpu(cmd *cobra.Command, f *gpuFlags) (err error) {
 	stream, err := src.ask.Observe(ctx, req)
 	if err != nil {
 		return unlessDone(ctx, explain("read the accelerators", src.name, err))
-	}
-	if f.follow {
-		return c.followGPUs(ctx, src, stream, options)
 	}
 	return unlessDone(ctx, c.showGPUs(src, stream, options))
 }
@@ -173,29 +182,6 @@ func accelerators(src *source, always bool) []string {
 		}
 	}
 	return lines
-}
-
-func (c *Config) followGPUs(ctx context.Context, src *source, stream events, options render.Options) error {
-	out := bufio.NewWriter(c.Stdout)
-	view := render.NewAccelerators(out, options)
-	if err := view.Titles(); err != nil {
-		return err
-	}
-	for {
-		if err := out.Flush(); err != nil {
-			return err
-		}
-		ev, err := stream.Recv()
-		if err != nil {
-			return unlessDone(ctx, explain("observe", src.name, err))
-		}
-		if isWell(ev) {
-			continue
-		}
-		if err := view.Write(ev); err != nil {
-			return err
-		}
-	}
 }
 
 // isWell reports whether an event only says that a node is there.

@@ -306,6 +306,9 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 		return nil, errors.Join(noProbes(s.status), s.close())
 	}
 	s.status.Probes = slices.DeleteFunc(s.status.GetProbes(), f.unneeded)
+	if f.gpus { // its health is that of the probes
+		s.status.Healthy, s.status.HealthMessage = true, ""
+	}
 	return s, nil
 }
 
@@ -316,7 +319,7 @@ func (f *sourceFlags) unneeded(p *orb8v1.ProbeStatus) bool {
 	if f.dns {
 		name = "tcp"
 	}
-	return p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && p.GetName() == name
+	return f.gpus || p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && p.GetName() == name
 }
 
 func noProbes(s *orb8v1.AgentStatus) error {

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -45,6 +46,15 @@ func (c *Config) trace(cmd *cobra.Command, f *traceFlags) (err error) {
 	src.warnings = append(src.warnings, absent(src, f.kind.probe)...)
 	if err := c.header(f.output.headless(options), f.kind.title, src, &f.filters, cmd); err != nil {
 		return err
+	}
+	if f.kind.about != nil {
+		lines, err := f.kind.about(ctx, src, !f.output.headless(options))
+		if err != nil {
+			return unlessDone(ctx, err)
+		}
+		for _, line := range lines {
+			fmt.Fprintln(c.Stderr, line)
+		}
 	}
 	t := newTracer(c, f, src, options)
 	start := time.Now()
@@ -275,7 +285,7 @@ func (t *tracer) resize() error {
 func (t *tracer) take(ev *orb8v1.Event) error {
 	loopback, ok := t.flags.kind.of(ev)
 	switch {
-	case t.greeting(ev):
+	case t.greeting(ev), t.flags.kind.devices && t.src.local && ev.GetNodeStatus() != nil: // no probe is wanted
 		return nil
 	case !ok:
 		return t.show(ev)

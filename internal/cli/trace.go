@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"io"
 	"time"
 
@@ -68,14 +69,20 @@ type traceKind struct {
 	// title says what is watched, probe who sees it if that may be off.
 	title, probe string
 	kinds        []orb8v1.EventKind
-	// filters are the flags about events that the kind has.
-	filters []string
+	// filters are the flags about events that the kind has, subjects those about whom
+	// records are of, all if empty.
+	filters, subjects []string
+	// devices: it is no traffic that is watched, so the flags of traffic make no sense.
+	devices bool
 	// flags adds others to those of the filters; nil for none.
 	flags func(*pflag.FlagSet)
 	// local says what the probes in this process are to look at; nil for all.
 	local func(*sourceFlags)
 	// request completes a request; nil if there is nothing to add.
 	request func(*orb8v1.ObserveRequest)
+	// about says what else is to be said before the lines, everything or only what the
+	// user should know; nil for nothing.
+	about   func(ctx context.Context, src *source, all bool) ([]string, error)
 	lines   func(io.Writer, render.Options) render.Live
 	summary func() *render.Summary
 	// of reports whether an event is of the kind, and stays on the loopback interface.
@@ -125,13 +132,19 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 	if kind.flags != nil {
 		kind.flags(filters)
 	}
-	f.filters.bind(filters)
-	f.source.bindTraffic(filters)
+	f.filters.bind(filters, kind.subjects...)
+	if !kind.devices {
+		f.source.bindTraffic(filters)
+	}
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
 	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
 	span.BoolVarP(&f.follow, "follow", "f", false, "after --last or --since go on with what happens (the default without them)")
-	f.source.bind(source)
+	if kind.devices {
+		f.source.bindSource(source)
+	} else {
+		f.source.bind(source)
+	}
 	f.output.bind(output)
 	f.output.bindQuiet(output)
 	groupFlags(cmd,
@@ -144,6 +157,9 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 const filtersTitle = "Filters (repeatable; values of one flag are alternatives, all flags must match)"
 
 func (f *traceFlags) check(cmd *cobra.Command) error {
+	if f.kind.devices {
+		f.source.interval, f.source.packet = time.Second, "off"
+	}
 	if f.kind.local != nil {
 		f.kind.local(&f.source)
 	}

@@ -69,16 +69,25 @@ type Accelerators struct {
 // NewAccelerators returns a renderer that writes a live stream to w.
 func NewAccelerators(w io.Writer, o Options) *Accelerators {
 	a := &Accelerators{w: w, o: o, table: gpuTable(o, true), events: NewEvents(w, o)}
-	if o.Format == Wide {
+	a.Resize(o.Width, o.Height)
+	return a
+}
+
+// Resize lays the columns out anew.
+func (a *Accelerators) Resize(width, height int) {
+	a.o.Width, a.o.Height = width, height
+	a.events.Resize(width, height)
+	if a.o.Format == Wide {
 		a.o.Width = 0
 	}
-	width := a.o.Width
-	if width == 0 {
+	if width = a.o.Width; width == 0 {
 		width = commonWidth
 	}
 	a.widths = a.table.layout(width)
-	return a
 }
+
+// Explain says what the stages of lost events mean.
+func (a *Accelerators) Explain(meanings map[string]string) { a.events.Explain(meanings) }
 
 // Titles writes the line above the columns, in the formats that have one.
 func (a *Accelerators) Titles() error {

@@ -28,6 +28,9 @@ type Summary struct {
 	// nil unless the summary is about these.
 	rcodes  map[string]uint64
 	latency time.Duration
+	// samples is how many there were of each accelerator; nil unless the summary is
+	// about these.
+	samples map[string]uint64
 	lost    map[string]uint64
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
@@ -53,6 +56,13 @@ func NewQuerySummary() *Summary {
 	return s
 }
 
+// NewSampleSummary returns an empty summary of samples of accelerators.
+func NewSampleSummary() *Summary {
+	s := NewSummary()
+	s.samples = map[string]uint64{}
+	return s
+}
+
 // Add takes one event into account.
 func (s *Summary) Add(ev *orb8v1.Event) {
 	var f *orb8v1.Flow
@@ -68,6 +78,11 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 			code, _ := rcode(x.Dns)
 			s.rcodes[code]++
 			s.latency += time.Duration(x.Dns.GetLatencyNs())
+		}
+		return
+	case *orb8v1.Event_Accelerator:
+		if s.samples != nil {
+			s.samples[ev.GetNodeName()+"/"+x.Accelerator.GetDevice().GetId()]++
 		}
 		return
 	case *orb8v1.Event_Flow:
@@ -143,8 +158,11 @@ func (s *Summary) key(node string, f *orb8v1.Flow) uint64 {
 // Write writes the summary after watching for d.
 func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 	text := s.traffic(d)
-	if s.rcodes != nil {
+	switch {
+	case s.rcodes != nil:
 		text = s.queries(d)
+	case s.samples != nil:
+		text = s.devices(d)
 	}
 	var away []string
 	lines, unknown := s.nodes()
@@ -213,4 +231,13 @@ func (s *Summary) queries(d time.Duration) string {
 		text += "; mean latency " + Micros(uint64(s.latency)/answered/1000)
 	}
 	return text
+}
+
+// devices adds samples of accelerators up.
+func (s *Summary) devices(d time.Duration) string {
+	var n uint64
+	for _, samples := range s.samples {
+		n += samples
+	}
+	return Plural(n, "sample", "samples") + " of " + Plural(uint64(len(s.samples)), "accelerator", "accelerators") + " in " + Span(d)
 }
