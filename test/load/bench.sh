@@ -6,7 +6,7 @@
 #     test/load/bench.sh [--quick] [--only PART,...] [--write-docs]
 #
 #   --quick       less than 20 s, for a first look
-#   --only        agent, pass, compare or cost, separated by commas
+#   --only        agent, dns, pass, compare or cost, separated by commas
 #   --write-docs  write docs/benchmarks.md
 
 set -euo pipefail

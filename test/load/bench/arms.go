@@ -12,10 +12,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	queries "github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/naming"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/dns"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/record"
@@ -26,6 +28,8 @@ import (
 type arm struct {
 	name        string
 	tcp, packet bool
+	// dns has the packet probe copy DNS messages, which it does unless it is told not to.
+	dns bool
 	// tracing has tracing programs tell of connections, as where there is no cgroup2.
 	tracing bool
 	// empty attaches programs that do nothing where packet attaches its own.
@@ -41,6 +45,7 @@ const (
 	armTCP      = "--packet=off"
 	armTracing  = "tracing"
 	armAll      = "everything on"
+	armNoDNS    = "--dns=off"
 	armFallback = "fallback"
 	armEmpty    = "empty programs"
 )
@@ -53,7 +58,8 @@ func newArms() []*arm {
 		{name: armControl},
 		{name: armTCP, tcp: true},
 		{name: armTracing, tcp: true, tracing: true},
-		{name: armAll, tcp: true, packet: true},
+		{name: armAll, tcp: true, packet: true, dns: true},
+		{name: armNoDNS, tcp: true, packet: true},
 		{name: armFallback, packet: true},
 		{name: armEmpty, empty: true},
 	}
@@ -104,10 +110,7 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 		at.probes = append(at.probes, tcp.New(cfg))
 	}
 	if a.packet {
-		at.probes = append(at.probes, packet.New(packet.Config{
-			Apply: t.Apply, Losses: losses, Clock: h.clock, CgroupRoot: h.cgroupRoot(),
-			CountTCP: func() bool { return !a.tcp },
-		}))
+		at.probes = append(at.probes, h.packetProbes(a, t, losses)...)
 	}
 	for i, p := range at.probes {
 		if err := p.Start(); err != nil {
@@ -127,6 +130,22 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	}
 	at.group.Go(func() error { return at.collect(ctx) })
 	return at, nil
+}
+
+func (h *host) packetProbes(a *arm, t *flow.Table, losses *loss.Counters) []probe.Probe {
+	cfg := packet.Config{
+		Apply: t.Apply, Losses: losses, Clock: h.clock, CgroupRoot: h.cgroupRoot(),
+		CountTCP: func() bool { return !a.tcp },
+	}
+	if !a.dns {
+		return []probe.Probe{packet.New(cfg)}
+	}
+	cfg.DNSPorts = []uint16{dnsServer}
+	p := packet.New(cfg)
+	return []probe.Probe{p, dns.New(dns.Config{
+		Messages: p.DNSMessages, Decode: packet.DecodeDNS, Submit: func(*queries.Record) {}, Losses: losses,
+		Clock: h.clock, Timeout: func() time.Duration { return 5 * time.Second },
+	})}
 }
 
 func (at *attached) collect(ctx context.Context) error {

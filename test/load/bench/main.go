@@ -34,7 +34,7 @@ type options struct {
 func main() {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "less than 20 s, for a first look: figures are rough")
-	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, pass, compare, cost")
+	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, pass, compare, cost")
 	flag.StringVar(&o.binary, "orb8", "bin/orb8", "the `binary` whose agent is measured")
 	flag.StringVar(&o.docs, "write-docs", "", "write the report to `file` too")
 	flag.Parse()
@@ -69,6 +69,7 @@ func run(ctx context.Context, o options) error {
 		// The agent first, while this process may still use all cores: a child
 		// inherits that.
 		{"agent", measureAgent},
+		{"dns", measureDNS},
 		{"pass,compare,cost", measureProbes},
 	} {
 		if !wanted(o.only, part.name) {
@@ -115,7 +116,7 @@ func newReport(o options) *report {
 	return r
 }
 
-const allParts = "agent,pass,compare,cost"
+const allParts = "agent,dns,pass,compare,cost"
 
 func checkParts(only string) error {
 	for part := range strings.SplitSeq(only, ",") {

@@ -32,6 +32,7 @@ type report struct {
 	idle, followed  []float64 // percent of a core
 	flows           []flowMemory
 	passes          []passTimes
+	dns             []dnsLoad
 }
 
 func (r *report) markdown() string {
@@ -46,6 +47,7 @@ func (r *report) markdown() string {
 	r.writeCompared(&b)
 	r.writeCosts(&b)
 	r.writeAgent(&b)
+	r.writeDNS(&b)
 	b.WriteString("\n" + method)
 	r.writeMachine(&b)
 	if strings.TrimSpace(remarks) != "" {
@@ -82,6 +84,7 @@ func (r *report) results() []result {
 		{what: connectClose + ", everything on", target: atLeast(0.95), values: r.ratios(connectClose, armAll)},
 		{what: tcpBulk + ", everything on", target: atLeast(0.98), values: r.ratios(tcpBulk, armAll)},
 		{what: udpPingPong + ", everything on", target: atLeast(0.95), values: r.ratios(udpPingPong, armAll)},
+		{what: dnsQueries + ", added beside the packet probe", target: target{limit: 500, format: "%.0f ns"}, values: r.dnsAdded()},
 		{what: "sock_ops program, per run", target: target{limit: 400, format: "%.0f ns"}, values: r.opsProgram()},
 		{
 			what:   fmt.Sprintf("agent, share of a core with %d idle connections", r.idleConnections),
@@ -127,14 +130,14 @@ func (r *report) writeCompared(b *strings.Builder) {
 		return
 	}
 	b.WriteString("\n## With and without orb8\n\n")
-	b.WriteString("Throughput relative to a host without orb8, of each run, with the interval that 95 % of redrawn rounds lie in, and the time that orb8 adds to one operation. `--packet=off` is the tcp probe alone, `tracing` the same where no cgroup2 is mounted, so that tracing programs tell of connections. `fallback` is the packet probe counting TCP too, where sockets cannot be read. `empty programs` has programs that do nothing at the packet probe's two hooks: the kernel's own price of hooks that see each packet.\n\n")
+	b.WriteString("Throughput relative to a host without orb8, of each run, with the interval that 95 % of redrawn rounds lie in, and the time that orb8 adds to one operation. `--packet=off` is the tcp probe alone, `tracing` the same where no cgroup2 is mounted, so that tracing programs tell of connections. `fallback` is the packet probe counting TCP too, where sockets cannot be read. A DNS query is one from a fresh port, with its answer; `--dns=off` has the packet probe count it and not read it. `empty programs` has programs that do nothing at the packet probe's two hooks: the kernel's own price of hooks that see each packet.\n\n")
 	b.WriteString("| workload | arm | ratio to none | added per operation |\n|---|---|---|---|\n")
-	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong} {
-		for _, arm := range []string{armNone, armControl, armTCP, armTracing, armAll, armEmpty, armFallback} {
+	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong, dnsQueries} {
+		for _, arm := range []string{armNone, armControl, armTCP, armTracing, armAll, armNoDNS, armEmpty, armFallback} {
 			r.writeArm(b, load, arm)
 		}
 	}
-	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong} {
+	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong, dnsQueries} {
 		fmt.Fprintf(b, "\nThe control's spread, %s: ± %.3f.", load, r.controlSpread(load))
 	}
 	fmt.Fprintf(b, "\n\nVisits made again because another orb8 was loaded meanwhile: %d.\n", r.repeated)

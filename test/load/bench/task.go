@@ -38,13 +38,14 @@ const (
 	connectClose = "connect-send-close"
 	tcpBulk      = "TCP bulk"
 	udpPingPong  = "UDP ping-pong"
+	dnsQueries   = "DNS query"
 )
 
 // newTasks opens the sockets of all tasks, in the network namespace of
 // the calling thread. They serve all arms of a run.
 func newTasks() ([]*task, error) {
 	var all []*task
-	for _, open := range []func() (*task, error){openTCPPingPong, openConnectClose, openBulk, openUDPPingPong} {
+	for _, open := range []func() (*task, error){openTCPPingPong, openConnectClose, openBulk, openUDPPingPong, openDNS} {
 		w, err := open()
 		if err != nil {
 			return nil, err
