@@ -9,6 +9,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind"
@@ -192,7 +193,7 @@ func measurementPB(v accel.Value) *orb8v1.Measurement {
 
 // lacksAccelerators says why none can be read although they must (mode on).
 func (a *Agent) lacksAccelerators() string {
-	if a.accel == nil || a.config().GPU != ModeOn {
+	if a.accel == nil || a.config().GPU != config.ModeOn {
 		return ""
 	}
 	var why []string

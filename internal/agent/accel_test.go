@@ -14,6 +14,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -49,8 +50,8 @@ func withGPUs(g *gpus) rigOption {
 	owner := func(pid uint32) (*workload.Identity, string) {
 		return &workload.Identity{Namespace: "ml", Pod: map[uint32]string{11: "train", 12: "infer"}[pid]}, "python"
 	}
-	return func(cfg *Config, deps *Deps, _ *rig) {
-		cfg.GPUInterval = minGPUInterval
+	return func(cfg *config.Config, deps *Deps, _ *rig) {
+		cfg.GPUInterval = config.MinGPUInterval
 		deps.Accelerators = func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 			return accel.NewCollector(accel.Config{
 				Sources: []accel.Source{{Backend: g}}, Interval: interval, Report: report, Owner: owner, Log: quiet(),
@@ -177,8 +178,8 @@ func TestAcceleratorsOnlyWhereAskedFor(t *testing.T) {
 // SIGUSR1 lets the driver go; a reload does not blind what has not changed.
 func TestReleaseAccelerators(t *testing.T) {
 	g := new(gpus)
-	r := startRig(t, withGPUs(g), func(cfg *Config, deps *Deps, _ *rig) {
-		deps.Reload = func() (Config, error) { return *cfg, nil }
+	r := startRig(t, withGPUs(g), func(cfg *config.Config, deps *Deps, _ *rig) {
+		deps.Reload = func() (config.Config, error) { return *cfg, nil }
 	})
 	r.await(t, "a reading", func() bool { return g.reads.Load() > 0 })
 	before := g.reads.Load()
@@ -204,11 +205,11 @@ func (*noGPUs) Read(context.Context) ([]accel.Sample, error) {
 
 // An agent that must read accelerators says why it does not; another has none.
 func TestAcceleratorsThatMustBe(t *testing.T) {
-	for mode, want := range map[Mode]string{
-		ModeOn:   "accelerators are set to on and cannot be read: fake is off: no driver (load it)",
-		ModeAuto: "",
+	for mode, want := range map[config.Mode]string{
+		config.ModeOn:   "accelerators are set to on and cannot be read: fake is off: no driver (load it)",
+		config.ModeAuto: "",
 	} {
-		r := startRig(t, withGPUs(nil), func(cfg *Config, deps *Deps, _ *rig) {
+		r := startRig(t, withGPUs(nil), func(cfg *config.Config, deps *Deps, _ *rig) {
 			cfg.GPU = mode
 			deps.Accelerators = func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 				return accel.NewCollector(accel.Config{

@@ -24,6 +24,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
@@ -38,7 +39,7 @@ import (
 
 const (
 	// collectGap is the least time between the beginnings of two passes.
-	collectGap = 200 * time.Millisecond
+	collectGap = config.MinInterval
 	// followInterval is the longest interval while somebody follows.
 	followInterval = time.Second
 	// flushEvery is how often records that wait for a name are looked at.
@@ -95,7 +96,7 @@ type Sink struct {
 	// Messages is told how to count DNS messages.
 	Messages func(func() dns.Counts)
 	Losses   *loss.Counters
-	Config   Config
+	Config   config.Config
 	Log      *slog.Logger
 }
 
@@ -130,7 +131,7 @@ type Deps struct {
 	// LogLevel is that of the logger, which a reload changes; may be nil.
 	LogLevel *slog.LevelVar
 	// Reload reads the configuration again on SIGHUP; nil to leave SIGHUP alone.
-	Reload func() (Config, error)
+	Reload func() (config.Config, error)
 }
 
 // Agent is one node agent. Use New.
@@ -138,7 +139,7 @@ type Agent struct {
 	deps Deps
 	log  *slog.Logger
 	node string
-	cfg  atomic.Pointer[Config]
+	cfg  atomic.Pointer[config.Config]
 
 	losses    *loss.Counters
 	table     *flow.Table
@@ -174,7 +175,7 @@ type Agent struct {
 }
 
 // New returns an agent that has not started anything yet.
-func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
+func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -254,7 +255,7 @@ func (a *Agent) isReady() bool {
 }
 
 // config returns the configuration in force, which is never changed.
-func (a *Agent) config() *Config { return a.cfg.Load() }
+func (a *Agent) config() *config.Config { return a.cfg.Load() }
 
 // apply takes a reading from a probe.
 func (a *Agent) apply(s *flow.Sample) {

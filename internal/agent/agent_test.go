@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -90,7 +91,7 @@ func TestStopWithStalledStream(t *testing.T) {
 // follows.
 func TestSamplingInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(c *Config, _ *Deps, _ *rig) { c.Interval = 5 * time.Second })
+		r := newRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.Interval = 5 * time.Second })
 		if err := r.manager.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -138,11 +139,11 @@ func TestIdleFlowsExpire(t *testing.T) {
 }
 
 func idleTimeout(d time.Duration) rigOption {
-	return func(c *Config, _ *Deps, _ *rig) { c.IdleTimeout = d }
+	return func(c *config.Config, _ *Deps, _ *rig) { c.IdleTimeout = d }
 }
 
 func TestFullTableIsTold(t *testing.T) {
-	r := startRig(t, idleTimeout(time.Second), func(c *Config, _ *Deps, _ *rig) { c.MaxFlows = 2 })
+	r := startRig(t, idleTimeout(time.Second), func(c *config.Config, _ *Deps, _ *rig) { c.MaxFlows = 2 })
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
 	var all []flow.Sample
 	for port := range uint16(3) {
@@ -163,8 +164,8 @@ func TestFullTableIsTold(t *testing.T) {
 }
 
 func TestLoopbackOff(t *testing.T) {
-	r := startRig(t, func(c *Config, d *Deps, _ *rig) {
-		d.Reload = func() (Config, error) { n := *c; n.Loopback = false; return n, nil }
+	r := startRig(t, func(c *config.Config, d *Deps, _ *rig) {
+		d.Reload = func() (config.Config, error) { n := *c; n.Loopback = false; return n, nil }
 	})
 	lo := udpSample(1, 100, 0)
 	lo.Loopback = true
@@ -187,7 +188,7 @@ func TestIncludeSelf(t *testing.T) {
 	own := udpSample(1, 100, 0)
 	own.PID, own.Total.RxPackets = selfPID, 0
 	for _, include := range []bool{false, true} {
-		r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.IncludeSelf = include })
+		r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.IncludeSelf = include })
 		r.probe.feed(own)
 		_, total := r.query(t, &orb8v1.QueryFlowsRequest{})
 		e := newExporter(r.metrics, r.losses, r.facts, r.eachRow)
@@ -201,7 +202,7 @@ func TestIncludeSelf(t *testing.T) {
 
 func TestRequireProbe(t *testing.T) {
 	broken := &probe.Unsupported{Reason: "kernel has no BTF", Remedy: "use a kernel with BTF"}
-	r := newRig(t, func(_ *Config, d *Deps, r *rig) {
+	r := newRig(t, func(_ *config.Config, d *Deps, r *rig) {
 		d.RequireProbe = true
 		r.probe.startErr, r.packet.startErr = broken, errors.New("no cgroup2")
 	})
@@ -215,8 +216,8 @@ func TestRequireProbe(t *testing.T) {
 }
 
 func TestModeOnIsRequired(t *testing.T) {
-	r := newRig(t, func(c *Config, _ *Deps, r *rig) {
-		c.Packet = ModeOn
+	r := newRig(t, func(c *config.Config, _ *Deps, r *rig) {
+		c.Packet = config.ModeOn
 		r.packet.startErr = &probe.Unsupported{Reason: "no cgroup2", Remedy: "mount it"}
 	})
 	err := r.Run(testwait.Context(t))
@@ -226,7 +227,7 @@ func TestModeOnIsRequired(t *testing.T) {
 }
 
 func TestWithoutProbesTheAgentStaysUp(t *testing.T) {
-	r := startRig(t, func(c *Config, _ *Deps, r *rig) {
+	r := startRig(t, func(c *config.Config, _ *Deps, r *rig) {
 		c.MetricsListen = "127.0.0.1:0"
 		r.probe.startErr, r.packet.startErr = errors.New("no BTF"), errors.New("no cgroup2")
 	})
@@ -253,11 +254,11 @@ func TestPortTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, set := range []func(*Config){
-		func(c *Config) { c.Listen = other.Addr().String() },
-		func(c *Config) { c.Listen, c.MetricsListen = "localhost:0", other.Addr().String() },
+	for _, set := range []func(*config.Config){
+		func(c *config.Config) { c.Listen = other.Addr().String() },
+		func(c *config.Config) { c.Listen, c.MetricsListen = "localhost:0", other.Addr().String() },
 	} {
-		r := newRig(t, func(c *Config, _ *Deps, _ *rig) { set(c) })
+		r := newRig(t, func(c *config.Config, _ *Deps, _ *rig) { set(c) })
 		err := r.Run(testwait.Context(t))
 		_, port, _ := net.SplitHostPort(other.Addr().String())
 		if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "port "+port+" is taken") || !strings.Contains(err.Error(), "listen localhost:PORT") {
@@ -293,7 +294,7 @@ func fds(t *testing.T) int {
 func TestNothingLeaks(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	run := func() {
-		r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.Listen, c.MetricsListen = "localhost:0", "localhost:0" })
+		r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.Listen, c.MetricsListen = "localhost:0", "localhost:0" })
 		r.follow(t.Context(), t, &orb8v1.ObserveRequest{Snapshot: true})
 		r.probe.feed(tcpSample(1, 1, 1))
 		r.query(t, &orb8v1.QueryFlowsRequest{})
@@ -381,14 +382,14 @@ func TestHTTP(t *testing.T) {
 
 func TestReloadOnHangup(t *testing.T) {
 	level := new(slog.LevelVar)
-	answers := make(chan func(Config) (Config, error), 3)
-	var base Config
-	r := startRig(t, idleTimeout(30*time.Second), func(c *Config, d *Deps, _ *rig) {
+	answers := make(chan func(config.Config) (config.Config, error), 3)
+	var base config.Config
+	r := startRig(t, idleTimeout(30*time.Second), func(c *config.Config, d *Deps, _ *rig) {
 		base = *c
 		d.LogLevel = level
-		d.Reload = func() (Config, error) { return (<-answers)(base) }
+		d.Reload = func() (config.Config, error) { return (<-answers)(base) }
 	})
-	hangup := func(answer func(Config) (Config, error)) {
+	hangup := func(answer func(config.Config) (config.Config, error)) {
 		t.Helper()
 		before := r.reloads.Load() + r.failedReloads.Load()
 		answers <- answer
@@ -397,7 +398,7 @@ func TestReloadOnHangup(t *testing.T) {
 		}
 		r.await(t, "reload", func() bool { return r.reloads.Load()+r.failedReloads.Load() > before })
 	}
-	hangup(func(c Config) (Config, error) {
+	hangup(func(c config.Config) (config.Config, error) {
 		c.Interval, c.LogLevel, c.MetricsMaxSeries, c.Listen = time.Minute, "debug", 17, "localhost:1"
 		c.IdleTimeout = time.Hour
 		return c, nil
@@ -422,8 +423,8 @@ func TestReloadOnHangup(t *testing.T) {
 	if r.table.Len() != 1 {
 		t.Error("a flow expired before the idle timeout in force")
 	}
-	hangup(func(Config) (Config, error) { return Config{}, errors.New("no such file") })
-	hangup(func(c Config) (Config, error) { c.Interval = 1; return c, nil })
+	hangup(func(config.Config) (config.Config, error) { return config.Config{}, errors.New("no such file") })
+	hangup(func(c config.Config) (config.Config, error) { c.Interval = 1; return c, nil })
 	if diff := cmp.Diff(want, *r.config()); diff != "" {
 		t.Errorf("after reloads that failed (-want +got)\n%s", diff)
 	}
@@ -434,10 +435,10 @@ func TestReloadOnHangup(t *testing.T) {
 
 func TestReloadWakesTheSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(c *Config, d *Deps, _ *rig) {
+		r := newRig(t, func(c *config.Config, d *Deps, _ *rig) {
 			n := *c
 			n.Interval = time.Second
-			d.Reload = func() (Config, error) { return n, nil }
+			d.Reload = func() (config.Config, error) { return n, nil }
 		})
 		if err := r.manager.Start(); err != nil {
 			t.Fatal(err)
@@ -458,7 +459,7 @@ func TestReloadWakesTheSampler(t *testing.T) {
 }
 
 func TestNewChecksTheConfiguration(t *testing.T) {
-	cfg := LocalConfig()
+	cfg := config.Local()
 	cfg.Listen = "0.0.0.0:9090"
 	if _, err := New(cfg, Deps{}, quiet()); err == nil || !strings.HasPrefix(err.Error(), "configuration: listen: ") {
 		t.Errorf("got %v", err)
@@ -470,15 +471,15 @@ func TestHealthOf(t *testing.T) {
 	off := func(name, why, remedy string) probe.Status {
 		return probe.Status{Name: name, State: probe.StateOff, Reason: why, Remedy: remedy}
 	}
-	packetOff := DefaultConfig()
-	packetOff.Packet = ModeOff
+	packetOff := config.Default()
+	packetOff.Packet = config.ModeOff
 	bothOff := packetOff
-	bothOff.TCP = ModeOff
-	auto := DefaultConfig()
+	bothOff.TCP = config.ModeOff
+	auto := config.Default()
 	tests := []struct {
 		name   string
 		probes []probe.Status
-		cfg    Config
+		cfg    config.Config
 		want   string
 	}{
 		{"all run", []probe.Status{run("tcp"), run("packet")}, auto, "CONNECTED "},

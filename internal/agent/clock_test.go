@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -47,7 +48,7 @@ func TestWallClockSteps(t *testing.T) {
 		t.Run(step.String(), func(t *testing.T) {
 			clock := &steppedClock{now: time.Unix(0, second(0))}
 			var since []int64
-			r := startRig(t, idleTimeout(30*time.Second), func(_ *Config, d *Deps, r *rig) {
+			r := startRig(t, idleTimeout(30*time.Second), func(_ *config.Config, d *Deps, r *rig) {
 				d.Clock = clock
 				r.resolver.asked = func(p workload.Peer) { since = append(since, p.Since) }
 			})

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -155,12 +156,12 @@ type rig struct {
 	done   chan error
 }
 
-type rigOption func(*Config, *Deps, *rig)
+type rigOption func(*config.Config, *Deps, *rig)
 
 // newRig makes an agent that is not running yet.
 func newRig(t testing.TB, opts ...rigOption) *rig {
 	t.Helper()
-	cfg := LocalConfig()
+	cfg := config.Local()
 	cfg.NodeName = "node-a"
 	cfg.Interval = time.Hour
 	cfg.IdleTimeout = time.Hour // a slow machine's flows do not expire by themselves

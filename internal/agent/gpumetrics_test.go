@@ -16,6 +16,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -234,7 +235,7 @@ func TestOldReadingsAreNotShown(t *testing.T) {
 
 func TestMetricsDCGMIsServed(t *testing.T) {
 	for _, on := range []bool{true, false} {
-		r := startRig(t, withGPUs(new(gpus)), func(cfg *Config, _ *Deps, _ *rig) {
+		r := startRig(t, withGPUs(new(gpus)), func(cfg *config.Config, _ *Deps, _ *rig) {
 			cfg.MetricsListen, cfg.MetricsDCGM = "127.0.0.1:0", on
 		})
 		r.await(t, "a reading", func() bool { return len(r.accel.ledger.Reports()) == 2 })

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
@@ -27,8 +28,8 @@ func (r *rig) page(path string) (code int, text string) {
 
 // A helper alone sees nothing: the agent says so.
 func TestHelperAloneIsNotHealthy(t *testing.T) {
-	r := startRig(t, func(c *Config, _ *Deps, r *rig) {
-		c.Packet = ModeOff
+	r := startRig(t, func(c *config.Config, _ *Deps, r *rig) {
+		c.Packet = config.ModeOff
 		r.options = map[string][]probe.Option{"tcp": {probe.Helper()}, "packet": {probe.Off("turned off")}}
 	})
 	if s := r.status(); s.GetHealthy() || s.GetHealthMessage() != "no probe runs: all are turned off" {
@@ -37,7 +38,7 @@ func TestHelperAloneIsNotHealthy(t *testing.T) {
 	if code, text := r.page("/readyz"); code != http.StatusServiceUnavailable {
 		t.Errorf("ready: %d %s", code, text)
 	}
-	required := newRig(t, func(_ *Config, d *Deps, r *rig) {
+	required := newRig(t, func(_ *config.Config, d *Deps, r *rig) {
 		d.RequireProbe = true
 		r.options = map[string][]probe.Option{"tcp": {probe.Helper()}, "packet": {probe.Off("turned off")}}
 	})
@@ -73,7 +74,7 @@ func TestUnreadableProbe(t *testing.T) {
 func TestLiveness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stuck atomic.Pointer[chan struct{}]
-		r := newRig(t, func(c *Config, _ *Deps, r *rig) {
+		r := newRig(t, func(c *config.Config, _ *Deps, r *rig) {
 			c.Interval = 5 * time.Second
 			r.probe.onRead = func() {
 				if c := stuck.Load(); c != nil {

@@ -17,6 +17,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -57,8 +58,8 @@ func (g *heldGPU) Read(ctx context.Context) ([]accel.Sample, error) {
 }
 
 func withHolders(socket string, hidden bool) rigOption {
-	return func(cfg *Config, deps *Deps, r *rig) {
-		cfg.GPUInterval = minGPUInterval
+	return func(cfg *config.Config, deps *Deps, r *rig) {
+		cfg.GPUInterval = config.MinGPUInterval
 		// Until there are devices the kubelet is left alone.
 		deps.Kubelet = holders.New(holders.Config{Socket: socket, Wanted: func() bool { return r.Agent != nil && r.hasAccelerators() }})
 		deps.HiddenPIDs = hidden
@@ -136,7 +137,7 @@ func TestNamelessAccelerators(t *testing.T) {
 		t.Error("orb8_gpu_kubelet_up is not 0")
 	}
 	// A node without accelerators lacks nothing.
-	none := startRig(t, withHolders("/nowhere", true), func(_ *Config, deps *Deps, _ *rig) {
+	none := startRig(t, withHolders("/nowhere", true), func(_ *config.Config, deps *Deps, _ *rig) {
 		deps.Accelerators = func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 			return accel.NewCollector(accel.Config{
 				Sources: []accel.Source{{Backend: new(noGPUs)}}, Interval: interval, Report: report, Log: quiet(),

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -38,7 +39,7 @@ func (f *fakeCluster) Changed() <-chan struct{} { return f.changed }
 
 func inCluster(f *fakeCluster) rigOption {
 	f.changed, f.ran = make(chan struct{}, 1), make(chan struct{})
-	return func(_ *Config, d *Deps, r *rig) { d.Cluster, r.resolver.awaits = f, true }
+	return func(_ *config.Config, d *Deps, r *rig) { d.Cluster, r.resolver.awaits = f, true }
 }
 
 func TestStatusInKubernetes(t *testing.T) {

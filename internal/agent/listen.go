@@ -7,55 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"strconv"
 	"syscall"
+
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 )
-
-const localhost = "localhost"
-
-// checkAddr refuses what is no address, and tells whether others than this machine can
-// reach it. port is the one to suggest.
-func checkAddr(addr string, port int) (remote bool, service string, err error) {
-	host, service, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false, "", fmt.Errorf("%q: want HOST:PORT, for instance localhost:%d", addr, port)
-	}
-	if _, err := strconv.ParseUint(service, 10, 16); err != nil {
-		return false, "", fmt.Errorf("%q: want a port number from 0 to 65535 after the colon", addr)
-	}
-	if host == localhost {
-		return false, service, nil
-	}
-	ip, err := netip.ParseAddr(host)
-	return err != nil || !ip.Unmap().IsLoopback(), service, nil
-}
-
-// checkAPIAddr refuses addresses that other machines can reach: whoever may ask the API
-// sees everything.
-func checkAPIAddr(addr string) error {
-	if addr == "" {
-		return nil
-	}
-	remote, service, err := checkAddr(addr, 9090)
-	if err == nil && remote {
-		err = fmt.Errorf("%q can be reached from other machines, and the API has no access control: listen on localhost:%s, "+
-			"and reach it from elsewhere through ssh (ssh -L %[2]s:localhost:%[2]s HOST) or kubectl port-forward", addr, service)
-	}
-	return err
-}
-
-func checkMetricsAddr(addr string, allowed bool) error {
-	if addr == "" {
-		return nil
-	}
-	remote, service, err := checkAddr(addr, 9091)
-	if err == nil && remote && !allowed {
-		err = fmt.Errorf("%q can be reached from other machines, and there is no access control: "+
-			"listen on localhost:%s, or set metrics.allow_remote (--metrics-allow-remote) where the network keeps others out", addr, service)
-	}
-	return err
-}
 
 // listen opens addr. localhost is both loopback addresses, so that it does not
 // matter which one a client's resolver picks; a host without IPv6 has only one.
@@ -65,7 +20,7 @@ func listen(ctx context.Context, addr, flag string) ([]net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	if host != localhost {
+	if host != config.Localhost {
 		l, err := listenOne(ctx, addr, flag)
 		if err != nil {
 			return nil, err

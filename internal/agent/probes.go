@@ -25,6 +25,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel/neuron"
 	"github.com/Ignoramuss/orb8/internal/accel/nvml"
 	"github.com/Ignoramuss/orb8/internal/accel/tpu"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
@@ -38,13 +39,13 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.Clock) *probe.Manager {
+func probes(s Sink, now func() *config.Config, names *workload.Resolver, clock *probe.Clock) *probe.Manager {
 	cgroupRoot, part := names.Mount().Path, names.Part()
 	m := probe.NewManager(s.Log)
 
 	// First, so that the others' records find names.
 	helper := []probe.Option{probe.Helper()}
-	if s.Config.TCP == ModeOff && s.Config.Packet == ModeOff {
+	if s.Config.TCP == config.ModeOff && s.Config.Packet == config.ModeOff {
 		helper = append(helper, probe.Off("no probe is on that it could help"))
 	}
 	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}), helper...)
@@ -53,11 +54,11 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 		CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
 	})
 	packetProbe := packet.New(packet.Config{
-		DNSPorts: s.Config.copiedPorts(), DNSRingBytes: uint32(s.Config.DNSRingBytes),
+		DNSPorts: s.Config.CopiedPorts(), DNSRingBytes: uint32(s.Config.DNSRingBytes),
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, CgroupRoot: cgroupRoot + part.Path,
 		MapEntries: uint32(s.Config.PacketMapEntries),
 		Idle:       func() time.Duration { return now().IdleTimeout },
-		CountTCP:   func() bool { return s.Config.TCP != ModeOff && !m.Running(tcpProbe.Name()) },
+		CountTCP:   func() bool { return s.Config.TCP != config.ModeOff && !m.Running(tcpProbe.Name()) },
 	})
 
 	m.Add(tcpProbe, append(modeOptions(tcpProbe, s.Config.TCP), probe.Fallback(func() (string, bool) {
@@ -71,15 +72,15 @@ func probes(s Sink, now func() *Config, names *workload.Resolver, clock *probe.C
 	})
 	s.Messages(dnsProbe.Counts)
 	dnsOptions := modeOptions(dnsProbe, s.Config.DNS)
-	if s.Config.Packet == ModeOff && dnsOptions == nil {
+	if s.Config.Packet == config.ModeOff && dnsOptions == nil {
 		dnsOptions = []probe.Option{probe.Off("turned off by --packet=off: the packet probe's programs read DNS")}
 	}
 	m.Add(dnsProbe, dnsOptions...)
 	return m
 }
 
-func modeOptions(p probe.Probe, m Mode) []probe.Option {
-	if m == ModeOff {
+func modeOptions(p probe.Probe, m config.Mode) []probe.Option {
+	if m == config.ModeOff {
 		return []probe.Option{probe.Off("turned off by --" + p.Name() + "=off")}
 	}
 	return nil
@@ -94,7 +95,7 @@ type Host struct {
 // NewHost returns an agent with orb8's probes for this host. deps may leave
 // out all that this function knows: the probes, the resolver and the host's
 // facts. Close the Host after Run has returned.
-func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
+func NewHost(cfg config.Config, deps Deps, log *slog.Logger) (*Host, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		// Only kernels before 5.11 need it; there the probes say what fails.
 		log.Debug("raise the memlock limit", "err", err)
@@ -125,9 +126,9 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 	deps.Clock = clock
 	var a *Agent
 	deps.Probes = func(s Sink) *probe.Manager {
-		return probes(s, func() *Config { return a.config() }, r, clock)
+		return probes(s, func() *config.Config { return a.config() }, r, clock)
 	}
-	if deps.Accelerators == nil && cfg.GPU != ModeOff {
+	if deps.Accelerators == nil && cfg.GPU != config.ModeOff {
 		if cluster != nil {
 			deps.Kubelet = newKubelet(cfg, cluster, func() bool { return a.hasAccelerators() })
 		}
@@ -143,7 +144,7 @@ func NewHost(cfg Config, deps Deps, log *slog.Logger) (*Host, error) {
 }
 
 // newKubelet returns what asks this node's kubelet for the holders of devices.
-func newKubelet(cfg Config, cluster *kube.Cluster, wanted func() bool) *holders.Kubelet {
+func newKubelet(cfg config.Config, cluster *kube.Cluster, wanted func() bool) *holders.Kubelet {
 	socket := cfg.Kubelet
 	if socket == "" {
 		socket = holders.DefaultSocket
@@ -175,7 +176,7 @@ func exists(path string) bool {
 
 // driverRoot is where the host's root is looked for if nothing is said: that of the
 // first process, in a container that sees it and may.
-func driverRoot(cfg Config) string {
+func driverRoot(cfg config.Config) string {
 	if cfg.HostRoot != "" || !workload.SeesPIDs() {
 		return cfg.HostRoot
 	}
@@ -189,7 +190,7 @@ func driverRoot(cfg Config) string {
 
 // acceleratorSources are the backends that read accelerators. A new one is one more
 // line.
-func acceleratorSources(cfg Config, cluster *kube.Cluster, log *slog.Logger) []accel.Source {
+func acceleratorSources(cfg config.Config, cluster *kube.Cluster, log *slog.Logger) []accel.Source {
 	root := driverRoot(cfg)
 	sources := []accel.Source{
 		{Backend: nvml.New(nvml.Config{HostRoot: root, Log: log})},
@@ -213,7 +214,7 @@ func TryAccelerators(ctx context.Context) []accel.Status {
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
 	c := accel.NewCollector(accel.Config{
-		Sources:  acceleratorSources(DefaultConfig(), nil, log),
+		Sources:  acceleratorSources(config.Default(), nil, log),
 		Interval: func() time.Duration { return tryTime }, Report: func([]accel.Report) {}, Log: log,
 		Owner: func(uint32) (*workload.Identity, string) { return nil, "" },
 	})
@@ -231,7 +232,7 @@ func TryAccelerators(ctx context.Context) []accel.Status {
 }
 
 // newAccelerators returns what makes the collector.
-func newAccelerators(cfg Config, deps *Deps, names *workload.Resolver, cluster *kube.Cluster, log *slog.Logger) Accelerators {
+func newAccelerators(cfg config.Config, deps *Deps, names *workload.Resolver, cluster *kube.Cluster, log *slog.Logger) Accelerators {
 	owner := names.Process
 	if deps.HiddenPIDs {
 		owner = func(uint32) (*workload.Identity, string) { return nil, "" }
@@ -278,9 +279,9 @@ func isExporter(labels map[string]string) bool {
 }
 
 // newCluster returns what knows the cluster, or nil outside Kubernetes.
-func newCluster(cfg Config, version string, log *slog.Logger) (*kube.Cluster, error) {
+func newCluster(cfg config.Config, version string, log *slog.Logger) (*kube.Cluster, error) {
 	inside := os.Getenv("KUBERNETES_SERVICE_HOST") != "" || cfg.Kubeconfig != ""
-	if cfg.Kubernetes == ModeOff || cfg.Kubernetes == ModeAuto && !inside {
+	if cfg.Kubernetes == config.ModeOff || cfg.Kubernetes == config.ModeAuto && !inside {
 		return nil, nil
 	}
 	clients, err := kube.Connect(cfg.Kubeconfig, version)
@@ -318,7 +319,7 @@ type self struct {
 	ports map[uint16]bool
 }
 
-func newSelf(cfg Config) self {
+func newSelf(cfg config.Config) self {
 	s := self{pid: uint32(os.Getpid()), ports: make(map[uint16]bool)}
 	var st unix.Stat_t
 	if unix.Stat("/proc/self/ns/net", &st) == nil {

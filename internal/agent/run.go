@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
@@ -66,7 +67,7 @@ func (a *Agent) listen(ctx context.Context) (*listeners, error) {
 		case err == nil:
 			a.log.Info("listening", "for", "socket", "address", path)
 			ls.grpc = append(ls.grpc, l)
-		case path == DefaultSocket:
+		case path == config.DefaultSocket:
 			// As in a container whose file system is read-only.
 			a.log.Warn("no Unix socket for the commands on this host", "err", err)
 		default:
@@ -151,7 +152,7 @@ func (a *Agent) start() error {
 func (a *Agent) checkRequired() error {
 	var errs []error
 	for _, s := range a.manager.Status() {
-		if a.config().mode(s.Name) != ModeOn || s.State == probe.StateRunning {
+		if a.config().Mode(s.Name) != config.ModeOn || s.State == probe.StateRunning {
 			continue
 		}
 		err := fmt.Errorf("probe %s is set to on and does not run: %s", s.Name, s.Reason)
@@ -312,12 +313,12 @@ func (a *Agent) reload() {
 		a.log.Error("reload configuration; the old one stays in force", "err", err)
 		return
 	}
-	next, taken, restart := a.config().reload(to)
+	next, taken, restart := a.config().Reload(to)
 	a.cfg.Store(&next)
 	a.metrics.setMax(next.MetricsMaxSeries)
 	a.table.SetIdleTimeout(next.IdleTimeout)
 	if a.deps.LogLevel != nil {
-		setLevel(a.deps.LogLevel, next.LogLevel)
+		config.SetLevel(a.deps.LogLevel, next.LogLevel)
 	}
 	select {
 	case a.reloaded <- struct{}{}:

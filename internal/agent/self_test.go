@@ -8,11 +8,12 @@ import (
 	"os"
 	"testing"
 
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 func TestSelf(t *testing.T) {
-	s := newSelf(DefaultConfig())
+	s := newSelf(config.Default())
 	if s.netns == 0 {
 		t.Fatal("the own network namespace is not known")
 	}

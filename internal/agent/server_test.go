@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
@@ -57,7 +58,7 @@ func (r *rig) query(t *testing.T, req *orb8v1.QueryFlowsRequest) (rows []row, to
 // orb8 itself and of loopback.
 func podRig(t *testing.T) *rig {
 	t.Helper()
-	r := startRig(t, func(_ *Config, _ *Deps, r *rig) {
+	r := startRig(t, func(_ *config.Config, _ *Deps, r *rig) {
 		r.resolver.local = map[uint64]*workload.Identity{
 			1: {Namespace: "shop", Pod: "web", Kind: "Deployment", Name: "web", CgroupID: 1},
 			2: {Namespace: "bank", Pod: "db", Kind: "StatefulSet", Name: "db", CgroupID: 2},
@@ -141,7 +142,7 @@ func TestBadFilter(t *testing.T) {
 
 // TestLargeAnswerFits: clients take 4 MiB in one message unless told otherwise.
 func TestLargeAnswerFits(t *testing.T) {
-	r := startRig(t, func(_ *Config, _ *Deps, r *rig) {
+	r := startRig(t, func(_ *config.Config, _ *Deps, r *rig) {
 		r.resolver.local = map[uint64]*workload.Identity{42: {Name: strings.Repeat("n", 1000), CgroupID: 42}}
 	})
 	for i := range 6000 {
@@ -160,7 +161,7 @@ func TestLargeAnswerFits(t *testing.T) {
 }
 
 func TestGetStatus(t *testing.T) {
-	r := startRig(t, func(_ *Config, _ *Deps, r *rig) { r.packet.startErr = errors.New("no cgroup2") })
+	r := startRig(t, func(_ *config.Config, _ *Deps, r *rig) { r.packet.startErr = errors.New("no cgroup2") })
 	r.probe.feed(tcpSample(1, 1, 1), tcpSample(2, 1, 1))
 	r.query(t, &orb8v1.QueryFlowsRequest{})
 	r.losses.Add(loss.PacketMapFull, 3)
@@ -363,7 +364,7 @@ func TestObserveFollows(t *testing.T) {
 }
 
 func TestSlowClientIsTold(t *testing.T) {
-	r := startRig(t, func(c *Config, _ *Deps, _ *rig) { c.SubscriberQueue = 8 })
+	r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.SubscriberQueue = 8 })
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}})
 	const total = 20_000
 	for n := range total {

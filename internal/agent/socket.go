@@ -17,26 +17,10 @@ import (
 )
 
 const (
-	// DefaultSocket is where an agent on a host is asked.
-	DefaultSocket = "/run/orb8/agent.sock"
 	// SocketGroup is the group that may ask the agent, where there is one; else everybody
 	// may, as at the loopback address.
 	SocketGroup = "orb8"
-	// maxSocketPath is what the kernel takes.
-	maxSocketPath = 107
 )
-
-func checkSocket(path string) error {
-	switch {
-	case path == "":
-		return nil
-	case !filepath.IsAbs(path):
-		return fmt.Errorf("%q: want an absolute path, for instance %s", path, DefaultSocket)
-	case len(path) > maxSocketPath:
-		return fmt.Errorf("%q: a socket's path has at most %d bytes", path, maxSocketPath)
-	}
-	return nil
-}
 
 // listenSocket opens the Unix socket at path, for SocketGroup alone if there is one. Its
 // directory is made; it must be of a user whom clients believe, so that nobody else can

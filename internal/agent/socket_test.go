@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
@@ -90,7 +91,7 @@ func TestSocketInForeignDirectory(t *testing.T) {
 // The API answers at the socket.
 func TestServesAtSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")
-	startRig(t, func(c *Config, _ *Deps, _ *rig) { c.Socket = path })
+	startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.Socket = path })
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -21,22 +22,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
-// mode returns how the named probe is configured; auto for one without a key.
-func (c *Config) mode(name string) Mode {
-	switch name {
-	case "tcp":
-		return c.TCP
-	case "packet":
-		return c.Packet
-	case "dns":
-		return c.DNS
-	}
-	return ModeAuto
-}
-
 // healthOf sums the probes up: whether any runs, and what is wrong with those
 // that do not although they should.
-func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message string) {
+func healthOf(all []probe.Status, cfg *config.Config) (state orb8v1.NodeState, message string) {
 	running := false
 	var wrong []string
 	for _, s := range all {
@@ -48,7 +36,7 @@ func healthOf(all []probe.Status, cfg *Config) (state orb8v1.NodeState, message 
 		case s.State == probe.StateRunning:
 			running = running || !s.Helper
 		case s.Disabled:
-		case cfg.mode(s.Name) != ModeOff:
+		case cfg.Mode(s.Name) != config.ModeOff:
 			wrong = append(wrong, describe(s))
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/cluster"
 	"github.com/Ignoramuss/orb8/internal/doctor"
 	"github.com/Ignoramuss/orb8/internal/testwait"
@@ -79,8 +79,8 @@ func TestExamples(t *testing.T) {
 		ListenerUser: func(uint16) (uint32, bool) { return 0, false },
 		Doctor:       func(context.Context) []doctor.Finding { return nil },
 		Agent: func(fs *pflag.FlagSet) func(context.Context, string, io.Writer) error {
-			cfg := agent.DefaultConfig()
-			agent.BindFlags(fs, &cfg)
+			cfg := config.Default()
+			config.BindFlags(fs, &cfg)
 			fs.String("config", "", "")
 			return func(ctx context.Context, _ string, _ io.Writer) error { <-ctx.Done(); return nil }
 		},

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/doctor"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/procnet"
@@ -32,7 +33,7 @@ func platform(c *Config) {
 	c.MayProbe = mayProbe
 	c.Local = startLocal
 	c.Agent = runAgent
-	c.DefaultSocket = agent.DefaultSocket
+	c.DefaultSocket = config.DefaultSocket
 	c.PeerUser = peerUser
 	c.ListenerUser = func(port uint16) (uint32, bool) {
 		l, listens, err := procnet.Loopback("/proc", port)
@@ -64,24 +65,24 @@ const pipeBytes = 1 << 20
 
 // startLocal is Config.Local.
 func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() error, error) {
-	cfg := agent.LocalConfig()
+	cfg := config.Local()
 	cfg.Interval = o.Interval
-	cfg.Packet = agent.Mode(o.Packet)
+	cfg.Packet = config.Mode(o.Packet)
 	cfg.Loopback = !o.NoLoopback
-	cfg.GPU, cfg.DNS = agent.ModeOff, agent.ModeOff
+	cfg.GPU, cfg.DNS = config.ModeOff, config.ModeOff
 	if o.DNS {
-		cfg.DNS, cfg.TCP = agent.ModeOn, agent.ModeOff
+		cfg.DNS, cfg.TCP = config.ModeOn, config.ModeOff
 	}
 	if o.GPUs {
-		cfg.GPU, cfg.GPUInterval = agent.ModeAuto, o.Interval
-		cfg.TCP, cfg.Packet = agent.ModeOff, agent.ModeOff
+		cfg.GPU, cfg.GPUInterval = config.ModeAuto, o.Interval
+		cfg.TCP, cfg.Packet = config.ModeOff, config.ModeOff
 	}
 	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: !o.GPUs}, o.Logger)
 }
 
 // startHost runs an agent in this process that is reached over a connection in
 // memory.
-func startHost(ctx context.Context, cfg agent.Config, deps agent.Deps, log *slog.Logger) (*grpc.ClientConn, func() error, error) {
+func startHost(ctx context.Context, cfg config.Config, deps agent.Deps, log *slog.Logger) (*grpc.ClientConn, func() error, error) {
 	lis := bufconn.Listen(pipeBytes)
 	deps.Listener = lis
 	host, err := agent.NewHost(cfg, deps, log)
@@ -116,7 +117,7 @@ func tryProbes(ctx context.Context) []probe.Status {
 	broken := func(err error) []probe.Status {
 		return []probe.Status{{Name: "start", State: probe.StateOff, Reason: err.Error()}}
 	}
-	conn, stop, err := startHost(ctx, agent.LocalConfig(), agent.Deps{}, slog.New(slog.DiscardHandler))
+	conn, stop, err := startHost(ctx, config.Local(), agent.Deps{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return broken(err)
 	}
@@ -137,11 +138,11 @@ func tryProbes(ctx context.Context) []probe.Status {
 
 // runAgent is Config.Agent.
 func runAgent(flagSet *pflag.FlagSet) func(ctx context.Context, version string, stderr io.Writer) error {
-	flags := agent.DefaultConfig()
-	agent.BindFlags(flagSet, &flags)
+	flags := config.Default()
+	config.BindFlags(flagSet, &flags)
 	path := flagSet.String("config", "", "read settings from the YAML `FILE` too; SIGHUP reads it again")
 	return func(ctx context.Context, version string, stderr io.Writer) error {
-		resolve := func() (agent.Config, error) { return agent.Resolve(flagSet, flags, *path) }
+		resolve := func() (config.Config, error) { return config.Resolve(flagSet, flags, *path) }
 		cfg, err := resolve()
 		if errors.As(err, new(*fs.PathError)) {
 			return err
@@ -149,7 +150,7 @@ func runAgent(flagSet *pflag.FlagSet) func(ctx context.Context, version string, 
 		if err != nil {
 			return &usageError{err}
 		}
-		log, level := agent.NewLogger(stderr, &cfg)
+		log, level := config.NewLogger(stderr, &cfg)
 		saveMemory(log)
 		host, err := agent.NewHost(cfg, agent.Deps{Version: version, LogLevel: level, Reload: resolve}, log)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
@@ -52,7 +53,7 @@ func TestTraceShowsItsEnd(t *testing.T) {
 			c := realConfig(t, out, errs)
 			args := []string{"trace", "network", "--include-self", "-o", "compact", "--protocol", "udp", "--local", "--interval", "1h"}
 			if source == "agent" {
-				cfg := agent.DefaultConfig()
+				cfg := config.Default()
 				cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
 				cfg.Interval = time.Hour
 				addr := startAgentOn(t, cfg)
@@ -89,7 +90,7 @@ func TestTraceShowsItsEnd(t *testing.T) {
 }
 
 // startAgentOn runs an agent on a free port and returns its address.
-func startAgentOn(t *testing.T, cfg agent.Config) string {
+func startAgentOn(t *testing.T, cfg config.Config) string {
 	t.Helper()
 	l, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {

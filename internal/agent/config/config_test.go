@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package config
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ func writeConfig(t *testing.T, text string) string {
 }
 
 func TestDefaultsAreValid(t *testing.T) {
-	for _, c := range []Config{DefaultConfig(), LocalConfig()} {
+	for _, c := range []Config{Default(), Local()} {
 		if err := c.Validate(); err != nil {
 			t.Error(err)
 		}
@@ -77,15 +77,15 @@ kubernetes: off
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
 	}
-	one := DefaultConfig()
+	one := Default()
 	one.History = 1
 	tests := []struct {
 		name, text string
 		want       Config
 	}{
-		{"empty", "", DefaultConfig()},
-		{"comment", "# nothing\n", DefaultConfig()},
-		{"nothing after the colon", "listen:\nmetrics:\n", DefaultConfig()},
+		{"empty", "", Default()},
+		{"comment", "# nothing\n", Default()},
+		{"nothing after the colon", "listen:\nmetrics:\n", Default()},
 		{"one key", "history: 1\n", one},
 		{"all keys", all, want},
 	}
@@ -176,7 +176,7 @@ func TestValidate(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := DefaultConfig()
+			c := Default()
 			tt.change(&c)
 			err := c.Validate()
 			if err == nil {
@@ -194,7 +194,7 @@ func TestValidate(t *testing.T) {
 		func(c *Config) { c.Listen = "[::ffff:127.0.0.1]:80" },
 		func(c *Config) { c.Listen = "" },
 	} {
-		c := DefaultConfig()
+		c := Default()
 		ok(&c)
 		if err := c.Validate(); err != nil {
 			t.Error(err)
@@ -227,7 +227,7 @@ func TestResolve(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
-			flags := DefaultConfig()
+			flags := Default()
 			BindFlags(fs, &flags)
 			if err := fs.Parse(tt.args); err != nil {
 				t.Fatal(err)
@@ -240,7 +240,7 @@ func TestResolve(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := DefaultConfig()
+			want := Default()
 			tt.want(&want)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
@@ -251,7 +251,7 @@ func TestResolve(t *testing.T) {
 
 func TestResolveErrors(t *testing.T) {
 	fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
-	flags := DefaultConfig()
+	flags := Default()
 	BindFlags(fs, &flags)
 	if err := fs.Parse([]string{"--packet=maybe"}); err == nil || !strings.Contains(err.Error(), "want auto, on or off") {
 		t.Errorf("bad mode: %v", err)
@@ -262,11 +262,11 @@ func TestResolveErrors(t *testing.T) {
 }
 
 func TestReloadSplitsChanges(t *testing.T) {
-	from, to := DefaultConfig(), DefaultConfig()
+	from, to := Default(), Default()
 	to.Interval, to.Loopback, to.LogLevel = 2*time.Second, false, "debug"
 	to.Listen, to.MetricsPod = "localhost:1", true
-	next, taken, restart := from.reload(to)
-	want := DefaultConfig()
+	next, taken, restart := from.Reload(to)
+	want := Default()
 	want.Interval, want.Loopback, want.LogLevel = 2*time.Second, false, "debug"
 	if diff := cmp.Diff(want, next); diff != "" {
 		t.Errorf("next (-want +got)\n%s", diff)
@@ -277,13 +277,13 @@ func TestReloadSplitsChanges(t *testing.T) {
 	if diff := cmp.Diff([]string{"listen", "metrics.pod"}, restart); diff != "" {
 		t.Errorf("restart (-want +got)\n%s", diff)
 	}
-	if diff := cmp.Diff(DefaultConfig(), from); diff != "" {
+	if diff := cmp.Diff(Default(), from); diff != "" {
 		t.Errorf("the old configuration was changed\n%s", diff)
 	}
 }
 
 func TestNewLogger(t *testing.T) {
-	c := DefaultConfig()
+	c := Default()
 	c.LogLevel, c.LogFormat = "warn", "json"
 	var out bytes.Buffer
 	log, level := NewLogger(&out, &c)
@@ -302,7 +302,7 @@ func TestNewLogger(t *testing.T) {
 // TestConfigIsDescribed: docs/config.md has a row for every key, with its
 // default, and names no other.
 func TestConfigIsDescribed(t *testing.T) {
-	b, err := os.ReadFile("../../docs/config.md")
+	b, err := os.ReadFile("../../../docs/config.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +312,7 @@ func TestConfigIsDescribed(t *testing.T) {
 			got = append(got, strings.TrimSpace(line))
 		}
 	}
-	c := DefaultConfig()
+	c := Default()
 	var want []string
 	for _, s := range c.settings() {
 		value := "`" + s.text() + "`"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+// Package config is what an agent can be told: by flags, by a YAML file, by both.
+package config
 
 import (
 	"errors"
@@ -72,8 +73,8 @@ type Config struct {
 	Kubeconfig string
 }
 
-// DefaultConfig suits a host outside Kubernetes.
-func DefaultConfig() Config {
+// Default suits a host outside Kubernetes.
+func Default() Config {
 	return Config{
 		Listen:        "localhost:9090",
 		Socket:        DefaultSocket,
@@ -111,10 +112,10 @@ func DefaultConfig() Config {
 	}
 }
 
-// LocalConfig is DefaultConfig for an agent that lives within a command of the
+// Local is Default for an agent that lives within a command of the
 // CLI: it listens nowhere and samples every second.
-func LocalConfig() Config {
-	c := DefaultConfig()
+func Local() Config {
+	c := Default()
 	c.Listen, c.Socket, c.MetricsListen = "", "", ""
 	c.Interval = time.Second
 	c.LogLevel = "warn"
@@ -198,13 +199,13 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// minInterval keeps the sampler from following itself: passes are at least that
-// far apart anyway.
-const minInterval = collectGap
+// MinInterval is the least time between two samples: passes over the probes are that far
+// apart, whoever asks for them.
+const MinInterval = 200 * time.Millisecond
 
 func (c *Config) checkInterval() error {
-	if c.Interval < minInterval {
-		return fmt.Errorf("%v: want at least %v", c.Interval, minInterval)
+	if c.Interval < MinInterval {
+		return fmt.Errorf("%v: want at least %v", c.Interval, MinInterval)
 	}
 	return nil
 }
@@ -216,16 +217,16 @@ func (c *Config) checkKeep() error {
 	return nil
 }
 
-// minGPUInterval is what a driver's own counters need between two readings; a gap
+// MinGPUInterval is what a driver's own counters need between two readings; a gap
 // of more than maxGPUInterval is not accounted for.
 const (
-	minGPUInterval = 100 * time.Millisecond
+	MinGPUInterval = 100 * time.Millisecond
 	maxGPUInterval = 20 * time.Second
 )
 
 func (c *Config) checkGPUInterval() error {
-	if c.GPUInterval < minGPUInterval || c.GPUInterval > maxGPUInterval {
-		return fmt.Errorf("%v: want %v to %v", c.GPUInterval, minGPUInterval, maxGPUInterval)
+	if c.GPUInterval < MinGPUInterval || c.GPUInterval > maxGPUInterval {
+		return fmt.Errorf("%v: want %v to %v", c.GPUInterval, MinGPUInterval, maxGPUInterval)
 	}
 	return nil
 }
@@ -283,9 +284,9 @@ func (c *Config) dnsPorts() ([]uint16, error) {
 	return ports, nil
 }
 
-// copiedPorts are those whose messages are copied for the dns probe; the list has
+// CopiedPorts are those whose messages are copied for the dns probe; the list has
 // been validated.
-func (c *Config) copiedPorts() []uint16 {
+func (c *Config) CopiedPorts() []uint16 {
 	if c.DNS == ModeOff {
 		return nil
 	}
@@ -306,6 +307,19 @@ func (c *Config) checkLogLevel() error {
 		return fmt.Errorf("%q: want debug, info, warn or error", c.LogLevel)
 	}
 	return nil
+}
+
+// Mode returns how the named probe is configured; auto for one without a key.
+func (c *Config) Mode(name string) Mode {
+	switch name {
+	case "tcp":
+		return c.TCP
+	case "packet":
+		return c.Packet
+	case "dns":
+		return c.DNS
+	}
+	return ModeAuto
 }
 
 func (m Mode) check() error {
@@ -340,7 +354,7 @@ func oneOf(v *string, accepted ...string) func() error {
 // reload changes it. c must be valid.
 func NewLogger(w io.Writer, c *Config) (*slog.Logger, *slog.LevelVar) {
 	level := new(slog.LevelVar)
-	setLevel(level, c.LogLevel)
+	SetLevel(level, c.LogLevel)
 	opts := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts)), level
@@ -348,7 +362,7 @@ func NewLogger(w io.Writer, c *Config) (*slog.Logger, *slog.LevelVar) {
 	return slog.New(slog.NewTextHandler(w, opts)), level
 }
 
-func setLevel(v *slog.LevelVar, name string) {
+func SetLevel(v *slog.LevelVar, name string) {
 	var l slog.Level
 	if l.UnmarshalText([]byte(name)) == nil {
 		v.Set(l)

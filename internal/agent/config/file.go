@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package config
 
 import (
 	"bytes"
@@ -42,7 +42,7 @@ func Load(path string) (Config, error) {
 }
 
 func parseConfig(b []byte) (Config, error) {
-	cfg := DefaultConfig()
+	cfg := Default()
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	if err := dec.Decode(&doc); err != nil {
@@ -205,7 +205,7 @@ func BindFlags(fs *pflag.FlagSet, c *Config) {
 // unless that is empty, then the flags that were given. fs and flags are those
 // of BindFlags, after parsing. The result is validated.
 func Resolve(fs *pflag.FlagSet, flags Config, path string) (Config, error) {
-	cfg := DefaultConfig()
+	cfg := Default()
 	if path != "" {
 		var err error
 		if cfg, err = Load(path); err != nil {
@@ -224,9 +224,9 @@ func Resolve(fs *pflag.FlagSet, flags Config, path string) (Config, error) {
 	return cfg, nil
 }
 
-// reload returns c with those settings of to that a running agent can take over,
+// Reload returns c with those settings of to that a running agent can take over,
 // their keys, and the keys of settings that differ but need a restart.
-func (c Config) reload(to Config) (next Config, taken, restart []string) {
+func (c Config) Reload(to Config) (next Config, taken, restart []string) {
 	wanted := to.settings()
 	for i, s := range c.settings() {
 		if s.text() == wanted[i].text() {
