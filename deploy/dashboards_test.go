@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/metrics"
 )
 
 var (
@@ -26,8 +26,8 @@ func TestDashboards(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatal("no dashboards", err)
 	}
-	families := make(map[string]agent.Family)
-	for _, f := range agent.Families(true) {
+	families := make(map[string]metrics.Family)
+	for _, f := range metrics.Families(true) {
 		families[f.Name] = f
 	}
 	labels := regexp.MustCompile(`[{,(]\s*([a-z_]+)\s*(?:=|!=|=~|!~)"`)

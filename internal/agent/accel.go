@@ -10,6 +10,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/metrics"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind"
@@ -222,4 +223,28 @@ func (a *Agent) acceleratorStatus() []*orb8v1.AcceleratorStatus {
 		})
 	}
 	return append(all, a.nameless()...)
+}
+
+// maxReportAge is how old a reading may be whose gauges are still shown: what a
+// driver that hangs said last is not how things are.
+const maxReportAge = 30 * time.Second
+
+// gpuFacts returns nil if no accelerators are read.
+func (a *Agent) gpuFacts(now time.Time) *metrics.GPUFacts {
+	if a.accel == nil {
+		return nil
+	}
+	f := &metrics.GPUFacts{
+		Accounts: a.accel.ledger.Accounts(), Errors: a.accel.ledger.ErrorCounts(), Backends: a.accel.collector.Status(),
+		LastError: make(map[string]uint64), Kubelet: a.kubeletUp(now),
+	}
+	for _, r := range a.accel.ledger.Reports() {
+		if now.Sub(r.Time) <= maxReportAge {
+			f.Reports = append(f.Reports, r)
+			if all := a.accel.ledger.Errors(r.Device.ID); len(all) > 0 {
+				f.LastError[r.Device.ID] = all[len(all)-1].Code
+			}
+		}
+	}
+	return f
 }

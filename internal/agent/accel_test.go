@@ -4,7 +4,10 @@ package agent
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -222,4 +225,32 @@ func TestAcceleratorsThatMustBe(t *testing.T) {
 			t.Errorf("%s: %q, want %q", mode, got, want)
 		}
 	}
+}
+
+// What a driver that hangs said last is not shown as if it were so.
+func TestOldReadingsAreNotShown(t *testing.T) {
+	r := startRig(t, withGPUs(new(gpus)))
+	r.await(t, "a reading", func() bool { return len(r.gpuFacts(time.Now()).Reports) == 2 })
+	if f := r.gpuFacts(time.Now().Add(maxReportAge + time.Minute)); len(f.Reports) != 0 || len(f.Accounts) == 0 {
+		t.Errorf("%d reports, %d accounts after %v", len(f.Reports), len(f.Accounts), maxReportAge)
+	}
+}
+
+func TestMetricsDCGMIsServed(t *testing.T) {
+	for _, on := range []bool{true, false} {
+		r := startRig(t, withGPUs(new(gpus)), func(cfg *config.Config, _ *Deps, _ *rig) {
+			cfg.MetricsListen, cfg.MetricsDCGM = "127.0.0.1:0", on
+		})
+		r.await(t, "a reading", func() bool { return len(r.accel.ledger.Reports()) == 2 })
+		w := body(r.http.Handler, "/metrics/dcgm")
+		if got := strings.Contains(w, "\nDCGM_FI_DEV_GPU_UTIL{"); got != on {
+			t.Errorf("metrics.dcgm %v: served %v", on, got)
+		}
+	}
+}
+
+func body(h http.Handler, path string) string {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Body.String()
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/metrics"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
@@ -154,7 +155,7 @@ type Agent struct {
 	queryLane *hub.Lane[dns.Record]
 	accelLane *hub.Lane[accel.Report]
 	kinds     []streamKind
-	metrics   *metrics
+	metrics   *metrics.Workloads
 	collector *collector
 	accel     *accelerators
 	watch     *watch
@@ -196,7 +197,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.cfg.Store(&cfg)
 	a.hub = hub.New(a.losses)
 	a.kinds = a.newKinds(cfg.History)
-	a.metrics = newMetrics(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
+	a.metrics = metrics.NewWorkloads(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout, Losses: a.losses,
 		RTTEvery: func() time.Duration { return a.config().Interval },
@@ -216,9 +217,9 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.grpc, a.health = newGRPCServer(&server{agent: a}, log, &a.panics)
 	var dcgm prometheus.Collector
 	if cfg.MetricsDCGM {
-		dcgm = newDCGMExporter(node, func() *gpuFacts { return a.gpuFacts(time.Now()) })
+		dcgm = metrics.NewDCGM(node, func() *metrics.GPUFacts { return a.gpuFacts(time.Now()) })
 	}
-	a.http = newHTTPServer(newExporter(a.metrics, a.losses, a.facts, a.eachRow), dcgm, a.liveness, a.readiness, log)
+	a.http = metrics.NewServer(metrics.NewExporter(a.metrics, a.losses, a.facts, a.eachRow), dcgm, a.liveness, a.readiness, log)
 	setHealth(a.health, false)
 	return a, nil
 }
@@ -269,7 +270,7 @@ func (a *Agent) apply(s *flow.Sample) {
 // record takes what has happened to flows, one record at a time.
 func (a *Agent) record(r *flow.Record) {
 	if measured, shown := a.takes(&r.Header); measured {
-		a.metrics.observe(r)
+		a.metrics.Observe(r)
 	} else if !shown {
 		return
 	}
@@ -285,7 +286,7 @@ func (a *Agent) query(r *dns.Record) {
 // recordQuery takes DNS queries, one at a time.
 func (a *Agent) recordQuery(r *dns.Record) {
 	if measured, shown := a.takes(&r.Header); measured {
-		measure(a.metrics, &r.Header, r, queries.Measure)
+		metrics.Measure(a.metrics, &r.Header, r, queries.Measure)
 		a.dnsNames.Add(r)
 	} else if !shown {
 		return
@@ -313,7 +314,7 @@ func publish[T any](a *Agent, l *hub.Lane[T], h *record.Header, r *T) {
 func (a *Agent) collect() {
 	begin, before := time.Now(), a.deps.Clock.Now()
 	a.manager.Collect()
-	a.metrics.observePass(time.Since(begin))
+	a.metrics.ObservePass(time.Since(begin))
 	a.advance(before)
 }
 

@@ -26,6 +26,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/testwait"
@@ -39,7 +40,7 @@ func TestStopSendsTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // where time is that of the agent alone
 		r := startRig(t)
 		stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
-		s := tcpSample(1, 1, 1)
+		s := flowtest.TCP(1, 1, 1)
 		s.Last = time.Now().UnixNano()
 		r.probe.feed(s)
 		took := r.stop(t)
@@ -71,7 +72,7 @@ func TestStopWithStalledStream(t *testing.T) {
 		}
 		synctest.Wait()
 		for n := range 3000 { // far beyond HTTP/2's window of 64 KiB
-			r.probe.feed(udpSample(uint16(n), 1, 1))
+			r.probe.feed(flowtest.UDP(uint16(n), 1, 1))
 		}
 		r.query(t, &orb8v1.QueryFlowsRequest{})
 		synctest.Wait()
@@ -128,7 +129,7 @@ func TestSamplingInterval(t *testing.T) {
 
 func TestIdleFlowsExpire(t *testing.T) {
 	r := startRig(t, idleTimeout(30*time.Second))
-	old := udpSample(1, 1, 1)
+	old := flowtest.UDP(1, 1, 1)
 	old.Last = time.Now().Add(-time.Minute).UnixNano()
 	r.probe.feed(old)
 	r.query(t, &orb8v1.QueryFlowsRequest{})
@@ -147,7 +148,7 @@ func TestFullTableIsTold(t *testing.T) {
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
 	var all []flow.Sample
 	for port := range uint16(3) {
-		s := udpSample(port+1, 1, 1)
+		s := flowtest.UDP(port+1, 1, 1)
 		s.Last = time.Now().Add(-time.Minute).UnixNano()
 		all = append(all, s)
 	}
@@ -167,9 +168,9 @@ func TestLoopbackOff(t *testing.T) {
 	r := startRig(t, func(c *config.Config, d *Deps, _ *rig) {
 		d.Reload = func() (config.Config, error) { n := *c; n.Loopback = false; return n, nil }
 	})
-	lo := udpSample(1, 100, 0)
+	lo := flowtest.UDP(1, 100, 0)
 	lo.Loopback = true
-	r.probe.feed(lo, udpSample(2, 50, 0))
+	r.probe.feed(lo, flowtest.UDP(2, 50, 0))
 	if _, total := r.query(t, &orb8v1.QueryFlowsRequest{Filters: []*orb8v1.Filter{{Ports: []uint32{1}}}}); total == 0 {
 		t.Error("loopback is not shown at first")
 	}
@@ -185,14 +186,13 @@ func TestLoopbackOff(t *testing.T) {
 }
 
 func TestIncludeSelf(t *testing.T) {
-	own := udpSample(1, 100, 0)
+	own := flowtest.UDP(1, 100, 0)
 	own.PID, own.Total.RxPackets = selfPID, 0
 	for _, include := range []bool{false, true} {
 		r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.IncludeSelf = include })
 		r.probe.feed(own)
 		_, total := r.query(t, &orb8v1.QueryFlowsRequest{})
-		e := newExporter(r.metrics, r.losses, r.facts, r.eachRow)
-		counted := len(gather(t, e, "orb8_network_bytes")) > 0
+		counted := strings.Contains(body(r.http.Handler, "/metrics"), "\norb8_network_bytes_total{")
 		if (total > 0) != include || counted != include {
 			t.Errorf("include_self %v: %d rows, in metrics: %v", include, total, counted)
 		}
@@ -296,7 +296,7 @@ func TestNothingLeaks(t *testing.T) {
 	run := func() {
 		r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.Listen, c.MetricsListen = "localhost:0", "localhost:0" })
 		r.follow(t.Context(), t, &orb8v1.ObserveRequest{Snapshot: true})
-		r.probe.feed(tcpSample(1, 1, 1))
+		r.probe.feed(flowtest.TCP(1, 1, 1))
 		r.query(t, &orb8v1.QueryFlowsRequest{})
 		r.stop(t)
 		_ = r.conn.Close()
@@ -359,7 +359,7 @@ func TestHTTP(t *testing.T) {
 	check("/readyz", answer{200, "ok\n"})
 	check("/", answer{200, "orb8 agent: /metrics /healthz /readyz\n"})
 	check("/debug/pprof/", answer{404, "404 page not found\n"})
-	r.probe.feed(udpSample(1, 100, 0))
+	r.probe.feed(flowtest.UDP(1, 100, 0))
 	r.collect()
 	code, body := get(t, url+"/metrics")
 	for _, want := range []string{
@@ -411,12 +411,10 @@ func TestReloadOnHangup(t *testing.T) {
 	if level.Level() != slog.LevelDebug {
 		t.Errorf("log level %v", level.Level())
 	}
-	r.metrics.mu.Lock()
-	if r.metrics.max != 17 {
-		t.Errorf("cap %d", r.metrics.max)
+	if page := body(r.http.Handler, "/metrics"); !strings.Contains(page, "\norb8_agent_workload_series_limit 17\n") {
+		t.Errorf("the metrics' cap is not 17:\n%s", page)
 	}
-	r.metrics.mu.Unlock()
-	idle := udpSample(1, 1, 1)
+	idle := flowtest.UDP(1, 1, 1)
 	idle.Last = time.Now().Add(-time.Minute).UnixNano()
 	r.probe.feed(idle)
 	r.tick(t.Context(), time.Now())
@@ -504,7 +502,7 @@ func TestHealthOf(t *testing.T) {
 // the history and one subscriber's filter.
 func BenchmarkRecord(b *testing.B) {
 	r := newRig(b)
-	rec := recordOf(flow.EventUpdate, tcpSample(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1})
+	rec := flowtest.Record(flow.EventUpdate, flowtest.TCP(1, 1000, 1000), flow.Counters{TxBytes: 1000, TxPackets: 1})
 	b.ReportAllocs()
 	for b.Loop() {
 		r.record(rec)

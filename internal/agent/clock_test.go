@@ -13,6 +13,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -46,7 +47,7 @@ func (c *steppedClock) pass(d, step time.Duration) {
 func TestWallClockSteps(t *testing.T) {
 	for _, step := range []time.Duration{-time.Hour, time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
-			clock := &steppedClock{now: time.Unix(0, second(0))}
+			clock := &steppedClock{now: time.Unix(0, flowtest.Second(0))}
 			var since []int64
 			r := startRig(t, idleTimeout(30*time.Second), func(_ *config.Config, d *Deps, r *rig) {
 				d.Clock = clock
@@ -54,8 +55,8 @@ func TestWallClockSteps(t *testing.T) {
 			})
 			at := func() int64 { return clock.Now().UnixNano() }
 			feed := func(port uint16, state flow.State, bytes uint64) {
-				s := tcpSample(port, bytes, 0)
-				s.First, s.Last, s.TCP.State = second(0), at(), state
+				s := flowtest.TCP(port, bytes, 0)
+				s.First, s.Last, s.TCP.State = flowtest.Second(0), at(), state
 				r.probe.feed(s)
 				r.query(t, &orb8v1.QueryFlowsRequest{})
 			}
@@ -76,12 +77,12 @@ func TestWallClockSteps(t *testing.T) {
 				t.Errorf("%d rows are left, %v", resp.GetTotal(), err)
 			}
 			// By the wall clock of the moment everything before is an hour off.
-			recent := r.observe(t, &orb8v1.ObserveRequest{SinceNs: second(36) + int64(step)})
+			recent := r.observe(t, &orb8v1.ObserveRequest{SinceNs: flowtest.Second(36) + int64(step)})
 			if !slices.Contains(recent, "expire 2") || slices.Contains(recent, "opened 2") {
 				t.Errorf("since the end: %q", recent)
 			}
-			if last := since[len(since)-1]; last != second(0)+int64(step) {
-				t.Errorf("the peer is asked for at %d, want %d", last, second(0)+int64(step))
+			if last := since[len(since)-1]; last != flowtest.Second(0)+int64(step) {
+				t.Errorf("the peer is asked for at %d, want %d", last, flowtest.Second(0)+int64(step))
 			}
 		})
 	}

@@ -12,20 +12,17 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/dns"
-	"github.com/Ignoramuss/orb8/internal/flow"
-	"github.com/Ignoramuss/orb8/internal/kind"
-	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/record"
-	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // query is one of cgroup 42 with its answer.
 func queryOf(name string, role record.Role, code dns.RCode) *dns.Record {
-	s := udpSample(40000, 0, 0)
+	s := flowtest.UDP(40000, 0, 0)
 	return &dns.Record{
 		Header: record.Header{
 			CgroupID: s.CgroupID, PID: s.PID, Comm: s.Comm, Local: s.Local, Remote: s.Remote, LocalPort: 40000, RemotePort: 53,
-			Protocol: record.UDP, Role: role, First: second(0), Last: second(1), Time: second(1),
+			Protocol: record.UDP, Role: role, First: flowtest.Second(0), Last: flowtest.Second(1), Time: flowtest.Second(1),
 		},
 		Exchange: dns.Exchange{Outcome: dns.Answered, Name: name, Type: dns.TypeA, RCode: code, Latency: 3 * time.Millisecond},
 	}
@@ -91,11 +88,11 @@ func TestQueries(t *testing.T) {
 	if diff := cmp.Diff([]string{"a.test 1 map[NOERROR:1]", "b.test 1 map[NXDOMAIN:1]"}, rows); diff != "" {
 		t.Errorf("names (-want +got)\n%s", diff)
 	}
-	got := strings.Join(gather(t, exporterOf(r.metrics), "orb8_dns"), "\n")
+	got := body(r.http.Handler, "/metrics")
 	for _, want := range []string{
-		"dns_queries_total{namespace=,rcode=NOERROR,workload=curl,workload_kind=Process} 1",
-		"dns_queries_total{namespace=,rcode=NXDOMAIN,workload=curl,workload_kind=Process} 1",
-		"dns_served_queries_total{namespace=,rcode=NOERROR,workload=curl,workload_kind=Process} 1",
+		`orb8_dns_queries_total{namespace="",rcode="NOERROR",workload="curl",workload_kind="Process"} 1`,
+		`orb8_dns_queries_total{namespace="",rcode="NXDOMAIN",workload="curl",workload_kind="Process"} 1`,
+		`orb8_dns_served_queries_total{namespace="",rcode="NOERROR",workload="curl",workload_kind="Process"} 1`,
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no line %s in\n%s", want, got)
@@ -106,37 +103,5 @@ func TestQueries(t *testing.T) {
 func (r *rig) submit(all ...*dns.Record) {
 	for _, q := range all {
 		r.Agent.query(q)
-	}
-}
-
-// The values of a label that are known at run time only are bounded, as are the series of
-// all workloads together.
-func TestMetricsOfKindsAreBounded(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
-	count := func(name, value string) {
-		h := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{}).Header
-		h.Owner = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: 9}
-		measure(m, &h, &value, func(v *string, to kind.Meter) { to.Count("orb8_dns_queries_total", *v, 1) })
-	}
-	for i := range 3 * kind.MaxValues {
-		count("web", fmt.Sprint("RCODE", i))
-	}
-	got := gather(t, exporterOf(m), "orb8_dns_queries_total")
-	if len(got) != kind.MaxValues+1 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=other,workload=web,workload_kind=Unit} ", 2*kind.MaxValues)) {
-		t.Errorf("%d series: %v", len(got), got)
-	}
-	if m.used != kind.MaxValues+1 {
-		t.Errorf("%d series count towards the bound", m.used)
-	}
-	for i := range 200 {
-		count(fmt.Sprint("w", i), "NOERROR")
-	}
-	got = gather(t, exporterOf(m), "orb8_dns_queries_total")
-	if m.used > 100 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=NOERROR,workload=other,workload_kind=Other} ", 200-(100-kind.MaxValues-1))) {
-		t.Errorf("%d used: %v", m.used, got)
-	}
-	m.sweep(time.Now().Add(time.Hour), time.Minute, func(uint64) bool { return false })
-	if m.used != 0 {
-		t.Errorf("%d series are left", m.used)
 	}
 }

@@ -122,7 +122,7 @@ func TestHolders(t *testing.T) {
 	if m := r.status().GetHealthMessage(); m != "" {
 		t.Errorf("unhealthy: %s", m)
 	}
-	if f := r.gpuFacts(time.Now()); f.kubelet == nil || !*f.kubelet {
+	if f := r.gpuFacts(time.Now()); f.Kubelet == nil || !*f.Kubelet {
 		t.Error("orb8_gpu_kubelet_up is not 1")
 	}
 }
@@ -133,7 +133,7 @@ func TestNamelessAccelerators(t *testing.T) {
 	for _, want := range []string{"has no names (hostPID: true in the agent's pod", "none.sock: the agent's pod needs the hostPath"} {
 		r.await(t, want, func() bool { return strings.Contains(r.status().GetHealthMessage(), want) })
 	}
-	if f := r.gpuFacts(time.Now()); f.kubelet == nil || *f.kubelet {
+	if f := r.gpuFacts(time.Now()); f.Kubelet == nil || *f.Kubelet {
 		t.Error("orb8_gpu_kubelet_up is not 0")
 	}
 	// A node without accelerators lacks nothing.
@@ -145,7 +145,7 @@ func TestNamelessAccelerators(t *testing.T) {
 		}
 	})
 	none.await(t, "the outcome", func() bool { return none.accel.collector.Status()[0].Reason == "no driver" })
-	if m := none.status().GetHealthMessage(); m != "" || none.gpuFacts(time.Now()).kubelet != nil {
+	if m := none.status().GetHealthMessage(); m != "" || none.gpuFacts(time.Now()).Kubelet != nil {
 		t.Errorf("without accelerators: %q", m)
 	}
 }

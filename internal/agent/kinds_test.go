@@ -9,6 +9,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/hub"
 )
 
@@ -20,9 +21,9 @@ const (
 func asking(kinds ...orb8v1.EventKind) interest { return interest{kinds: kinds} }
 
 func TestWants(t *testing.T) {
-	open := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
-	update := recordOf(flow.EventUpdate, tcpSample(1, 1, 1), flow.Counters{})
-	own := recordOf(flow.EventOpen, tcpSample(1, 1, 1), flow.Counters{})
+	open := flowtest.Record(flow.EventOpen, flowtest.TCP(1, 1, 1), flow.Counters{})
+	update := flowtest.Record(flow.EventUpdate, flowtest.TCP(1, 1, 1), flow.Counters{})
+	own := flowtest.Record(flow.EventOpen, flowtest.TCP(1, 1, 1), flow.Counters{})
 	own.Self = true
 	withOwn := asking(ofFlows)
 	withOwn.self = true
@@ -55,8 +56,8 @@ func TestWants(t *testing.T) {
 }
 
 func TestUpdateForm(t *testing.T) {
-	open := recordOf(flow.EventOpen, tcpSample(1, 0, 0), flow.Counters{})
-	change := recordOf(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{})
+	open := flowtest.Record(flow.EventOpen, flowtest.TCP(1, 0, 0), flow.Counters{})
+	change := flowtest.Record(flow.EventUpdate, flowtest.TCP(1, 0, 0), flow.Counters{})
 	tests := []struct {
 		name   string
 		r      *flow.Record

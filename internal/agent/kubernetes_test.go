@@ -14,10 +14,8 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
-	"github.com/Ignoramuss/orb8/internal/flow"
-	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/kube"
-	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -87,7 +85,7 @@ func TestRecordsWaitForPods(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.await(t, "subscription", func() bool { return r.hub.Subscribers() > 0 })
-		s := udpSample(5000, 10, 0)
+		s := flowtest.UDP(5000, 10, 0)
 		r.apply(&s)
 		time.Sleep(3 * flushEvery)
 		synctest.Wait()
@@ -124,7 +122,7 @@ func TestLowWatermark(t *testing.T) {
 		if ev, err := stream.Recv(); err != nil || ev.GetProgress().GetLowWatermarkNs() != 1 {
 			t.Errorf("after the greeting %v, %v", ev, err)
 		}
-		waits := udpSample(5000, 10, 0)
+		waits := flowtest.UDP(5000, 10, 0)
 		waits.Last = time.Now().UnixNano()
 		r.probe.feed(waits)
 		for range 3 {
@@ -164,29 +162,4 @@ func TestLowWatermark(t *testing.T) {
 			low = ev.GetProgress().GetLowWatermarkNs()
 		}
 	})
-}
-
-func TestZoneMetrics(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
-	send := func(remote *workload.Identity, n uint64) {
-		r := recordOf(flow.EventUpdate, tcpSample(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
-		r.Owner = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}
-		r.Peer = remote
-		m.observe(r)
-	}
-	send(&workload.Identity{Zone: "a"}, 1)
-	send(&workload.Identity{Zone: "b"}, 10)
-	send(&workload.Identity{Zone: "c"}, 100)
-	send(&workload.Identity{}, 1000)
-	send(nil, 1000)
-	base := "namespace=ns,workload=web,workload_kind=Deployment"
-	got := strings.Join(gather(t, exporterOf(m), "orb8_network_zone"), "\n")
-	for direction, want := range map[string][2]string{flows.DirEgress: {"1", "110"}, flows.DirIngress: {"2", "220"}} {
-		for i, zone := range []string{"same", "cross"} {
-			line := "network_zone_bytes_total{direction=" + direction + "," + base + ",zone=" + zone + "} " + want[i]
-			if !strings.Contains(got, line) {
-				t.Errorf("no line %s in\n%s", line, got)
-			}
-		}
-	}
 }

@@ -315,7 +315,7 @@ func (a *Agent) reload() {
 	}
 	next, taken, restart := a.config().Reload(to)
 	a.cfg.Store(&next)
-	a.metrics.setMax(next.MetricsMaxSeries)
+	a.metrics.SetMax(next.MetricsMaxSeries)
 	a.table.SetIdleTimeout(next.IdleTimeout)
 	if a.deps.LogLevel != nil {
 		config.SetLevel(a.deps.LogLevel, next.LogLevel)

@@ -24,6 +24,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -65,9 +66,9 @@ func podRig(t *testing.T) *rig {
 		}
 		r.resolver.remote = map[netip.Addr]*workload.Identity{netip.MustParseAddr("10.0.0.2"): {Service: "api"}}
 	})
-	web, db, own, lo := tcpSample(1, 500, 100), udpSample(2, 0, 300), tcpSample(3, 900, 900), udpSample(4, 50, 0)
+	web, db, own, lo := flowtest.TCP(1, 500, 100), flowtest.UDP(2, 0, 300), flowtest.TCP(3, 900, 900), flowtest.UDP(4, 50, 0)
 	web.CgroupID, db.CgroupID, own.PID, lo.Loopback = 1, 2, selfPID, true
-	web.Last, db.Last = second(10), second(20)
+	web.Last, db.Last = flowtest.Second(10), flowtest.Second(20)
 	db.Total.TxPackets = 0
 	lo.Total.RxPackets = 0
 	r.probe.feed(web, db, own, lo)
@@ -92,7 +93,7 @@ func TestQueryFlows(t *testing.T) {
 		{"filter", &orb8v1.QueryFlowsRequest{Filters: []*orb8v1.Filter{{Protocols: []string{"tcp"}}}}, []row{webOut, webIn}, 2},
 		{"filter and pods", &orb8v1.QueryFlowsRequest{PodNames: []string{"web"}, Filters: []*orb8v1.Filter{{Protocols: []string{"udp"}}}}, nil, 0},
 		{"node", &orb8v1.QueryFlowsRequest{Filters: []*orb8v1.Filter{{Nodes: []string{"node-b"}}}}, nil, 0},
-		{"since", &orb8v1.QueryFlowsRequest{SinceNs: second(11)}, []row{dbIn}, 1},
+		{"since", &orb8v1.QueryFlowsRequest{SinceNs: flowtest.Second(11)}, []row{dbIn}, 1},
 		{"own traffic", &orb8v1.QueryFlowsRequest{IncludeSelf: true, Limit: 1}, []row{{3, flows.DirEgress, 900}}, 6},
 	}
 	for _, tt := range tests {
@@ -108,7 +109,7 @@ func TestQueryFlows(t *testing.T) {
 func TestQueryFlowsReadsTheKernelFirst(t *testing.T) {
 	r := startRig(t)
 	for n := uint64(1); n <= 3; n++ {
-		r.probe.feed(udpSample(1, n*100, 0))
+		r.probe.feed(flowtest.UDP(1, n*100, 0))
 		got, _ := r.query(t, &orb8v1.QueryFlowsRequest{Limit: 1})
 		if diff := cmp.Diff([]row{{1, flows.DirEgress, n * 100}}, got); diff != "" {
 			t.Fatalf("(-want +got)\n%s", diff)
@@ -146,7 +147,7 @@ func TestLargeAnswerFits(t *testing.T) {
 		r.resolver.local = map[uint64]*workload.Identity{42: {Name: strings.Repeat("n", 1000), CgroupID: 42}}
 	})
 	for i := range 6000 {
-		r.probe.feed(tcpSample(uint16(i), uint64(i), 1))
+		r.probe.feed(flowtest.TCP(uint16(i), uint64(i), 1))
 	}
 	resp, err := r.client.QueryFlows(t.Context(), &orb8v1.QueryFlowsRequest{Limit: 1 << 30})
 	if err != nil {
@@ -162,7 +163,7 @@ func TestLargeAnswerFits(t *testing.T) {
 
 func TestGetStatus(t *testing.T) {
 	r := startRig(t, func(_ *config.Config, _ *Deps, r *rig) { r.packet.startErr = errors.New("no cgroup2") })
-	r.probe.feed(tcpSample(1, 1, 1), tcpSample(2, 1, 1))
+	r.probe.feed(flowtest.TCP(1, 1, 1), flowtest.TCP(2, 1, 1))
 	r.query(t, &orb8v1.QueryFlowsRequest{})
 	r.losses.Add(loss.PacketMapFull, 3)
 	got, err := r.client.GetStatus(t.Context(), &orb8v1.GetStatusRequest{})
@@ -230,11 +231,11 @@ func TestStreamEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await(t, "subscription", func() bool { return r.hub.Subscribers() == 1 })
-	s := tcpSample(7, 100, 0)
+	s := flowtest.TCP(7, 100, 0)
 	s.Total.RxPackets = 0
 	own := s
 	own.PID, own.LocalPort, own.RemotePort = selfPID, 8, 7
-	r.probe.feed(s, own, tcpSample(9, 1, 1))
+	r.probe.feed(s, own, flowtest.TCP(9, 1, 1))
 	s.Total.TxBytes += 5e9
 	r.probe.feed(s)
 	r.query(t, &orb8v1.QueryFlowsRequest{})
@@ -245,7 +246,7 @@ func TestStreamEvents(t *testing.T) {
 	var bytes []uint32
 	for _, e := range got {
 		bytes = append(bytes, e.GetBytes())
-		if e.GetSrcPort() != 7 || e.GetDirection() != flows.DirEgress || e.GetTimestampNs() != second(1) {
+		if e.GetSrcPort() != 7 || e.GetDirection() != flows.DirEgress || e.GetTimestampNs() != flowtest.Second(1) {
 			t.Errorf("unexpected event %v", e)
 		}
 	}
@@ -292,9 +293,9 @@ func (r *rig) observe(t *testing.T, req *orb8v1.ObserveRequest) []string {
 
 func TestObserveOnce(t *testing.T) {
 	r := startRig(t)
-	busy, slow, big := tcpSample(1, 10, 10), tcpSample(2, 20, 20), udpSample(3, 1000, 1000)
+	busy, slow, big := flowtest.TCP(1, 10, 10), flowtest.TCP(2, 20, 20), flowtest.UDP(3, 1000, 1000)
 	busy.Total.TxPackets, busy.TCP.Retransmits = 1_000_000, 5
-	slow.TCP.RTTMicros, slow.Last = 9_000_000, second(9)
+	slow.TCP.RTTMicros, slow.Last = 9_000_000, flowtest.Second(9)
 	r.probe.feed(busy, slow, big)
 	flows, conns := orb8v1.EventKind_EVENT_KIND_FLOW, orb8v1.EventKind_EVENT_KIND_CONNECTION
 	tests := []struct {
@@ -313,7 +314,7 @@ func TestObserveOnce(t *testing.T) {
 		{"history", &orb8v1.ObserveRequest{Last: 10}, []string{"opened 1", "opened 2", "open 3"}},
 		{"history, flows", &orb8v1.ObserveRequest{Last: 10, Kinds: []orb8v1.EventKind{flows}}, []string{"open 1", "open 2", "open 3"}},
 		{"history, connections", &orb8v1.ObserveRequest{Last: 1, Kinds: []orb8v1.EventKind{conns}}, []string{"opened 2"}},
-		{"history since", &orb8v1.ObserveRequest{SinceNs: second(2)}, []string{"opened 2"}},
+		{"history since", &orb8v1.ObserveRequest{SinceNs: flowtest.Second(2)}, []string{"opened 2"}},
 		{"snapshot before history", &orb8v1.ObserveRequest{Snapshot: true, Limit: 1, Last: 1}, []string{"open 3", "open 3"}},
 		{"filter", &orb8v1.ObserveRequest{Snapshot: true, Last: 9, Filters: []*orb8v1.Filter{{Ports: []uint32{2}}}}, []string{"open 2", "opened 2"}},
 	}
@@ -331,13 +332,13 @@ func TestObserveOnce(t *testing.T) {
 func TestObserveFollows(t *testing.T) {
 	r := startRig(t)
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{})
-	s := tcpSample(1, 1, 1)
+	s := flowtest.TCP(1, 1, 1)
 	r.probe.feed(s)
 	s.Total.TxBytes = 50
 	r.probe.feed(s)
 	s.TCP.End, s.TCP.State = flow.EndFIN, flow.StateClose
 	r.probe.feed(s)
-	refused := tcpSample(2, 0, 0)
+	refused := flowtest.TCP(2, 0, 0)
 	refused.TCP = flow.TCPInfo{Valid: true, State: flow.StateClose, End: flow.EndRefused, Failed: true}
 	r.probe.feed(refused)
 	r.query(t, &orb8v1.QueryFlowsRequest{}) // the flows are told of before the losses
@@ -368,7 +369,7 @@ func TestSlowClientIsTold(t *testing.T) {
 	stream := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}})
 	const total = 20_000
 	for n := range total {
-		r.probe.feed(udpSample(uint16(n), uint64(n)+1, 0))
+		r.probe.feed(flowtest.UDP(uint16(n), uint64(n)+1, 0))
 	}
 	r.query(t, &orb8v1.QueryFlowsRequest{})
 	lost := r.losses.Get(loss.SubscriberSlow)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 )
 
 // A client that asks for everything and takes nothing is let go, and what it held is
@@ -24,7 +25,7 @@ func TestStalledClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t)
 		for n := range 3000 { // far beyond HTTP/2's window of 64 KiB
-			r.probe.feed(udpSample(uint16(n), 1, 1))
+			r.probe.feed(flowtest.UDP(uint16(n), 1, 1))
 		}
 		r.query(t, &orb8v1.QueryFlowsRequest{})
 		// Without the deadlines of this package's clients.

@@ -15,6 +15,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/metrics"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -150,7 +151,7 @@ func (a *Agent) readiness() error {
 }
 
 // facts is what the metrics say of the agent.
-func (a *Agent) facts() facts {
+func (a *Agent) facts() metrics.Facts {
 	cfg := a.config()
 	var cluster *kube.Status
 	if a.deps.Cluster != nil {
@@ -161,19 +162,19 @@ func (a *Agent) facts() facts {
 	if a.messages != nil {
 		messages = a.messages()
 	}
-	return facts{
-		messages: messages,
-		version:  a.deps.Version, node: a.node, kernel: a.deps.KernelRelease,
-		interval: a.interval(),
-		events:   a.processed.Load(), panics: a.panics.Load(),
-		reloads: a.reloads.Load(), reloadsFailed: a.failedReloads.Load(),
-		subscribers: a.hub.Subscribers(),
-		flows:       a.table.Len(), maxFlows: cfg.MaxFlows,
-		history: a.flowLane.Kept(), maxHistory: cfg.History,
-		probes:      a.manager.Status(),
-		includeSelf: cfg.IncludeSelf,
-		waiting:     a.names.Waiting(), cluster: cluster,
-		gpus: a.gpuFacts(time.Now()),
+	return metrics.Facts{
+		Messages: messages,
+		Version:  a.deps.Version, Node: a.node, Kernel: a.deps.KernelRelease,
+		Interval: a.interval(),
+		Events:   a.processed.Load(), Panics: a.panics.Load(),
+		Reloads: a.reloads.Load(), ReloadsFailed: a.failedReloads.Load(),
+		Subscribers: a.hub.Subscribers(),
+		Flows:       a.table.Len(), MaxFlows: cfg.MaxFlows,
+		History: a.flowLane.Kept(), MaxHistory: cfg.History,
+		Probes:      a.manager.Status(),
+		IncludeSelf: cfg.IncludeSelf,
+		Waiting:     a.names.Waiting(), Cluster: cluster,
+		GPUs: a.gpuFacts(time.Now()),
 	}
 }
 
@@ -277,5 +278,5 @@ func (w *watch) sweep(now time.Time) {
 	if w.agent.accel != nil {
 		w.agent.accel.ledger.Sweep(now, keep)
 	}
-	w.agent.metrics.sweep(w.agent.deps.Clock.Now(), keep, w.agent.deps.Resolver.Alive)
+	w.agent.metrics.Sweep(w.agent.deps.Clock.Now(), keep, w.agent.deps.Resolver.Alive)
 }

@@ -11,7 +11,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/metrics"
 	"github.com/Ignoramuss/orb8/internal/loss"
 )
 
@@ -45,7 +45,7 @@ func page() string {
 	w := new(strings.Builder)
 	w.WriteString(intro)
 	group := ""
-	for _, f := range agent.Families(false) {
+	for _, f := range metrics.Families(false) {
 		if f.Group != group {
 			group = f.Group
 			fmt.Fprintf(w, "\n## %s\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n", group)

@@ -362,6 +362,7 @@ func NewLogger(w io.Writer, c *Config) (*slog.Logger, *slog.LevelVar) {
 	return slog.New(slog.NewTextHandler(w, opts)), level
 }
 
+// SetLevel sets v to the level of that name, if there is one.
 func SetLevel(v *slog.LevelVar, name string) {
 	var l slog.Level
 	if l.UnmarshalText([]byte(name)) == nil {

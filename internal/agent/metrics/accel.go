@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,40 +12,16 @@ import (
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-// maxReportAge is how old a reading may be whose gauges are still shown: what a
-// driver that hangs said last is not how things are.
-const maxReportAge = 30 * time.Second
-
-// gpuFacts is what there is to say of accelerators at one time.
-type gpuFacts struct {
-	reports  []accel.Report
-	accounts []accel.Account
-	errors   []accel.ErrorCount
-	backends []accel.Status
-	// lastError is the code of each device's latest error.
-	lastError map[string]uint64
-	// kubelet is nil where no kubelet is asked.
-	kubelet *bool
-}
-
-// gpuFacts returns nil if no accelerators are read.
-func (a *Agent) gpuFacts(now time.Time) *gpuFacts {
-	if a.accel == nil {
-		return nil
-	}
-	f := &gpuFacts{
-		accounts: a.accel.ledger.Accounts(), errors: a.accel.ledger.ErrorCounts(), backends: a.accel.collector.Status(),
-		lastError: make(map[string]uint64), kubelet: a.kubeletUp(now),
-	}
-	for _, r := range a.accel.ledger.Reports() {
-		if now.Sub(r.Time) <= maxReportAge {
-			f.reports = append(f.reports, r)
-			if all := a.accel.ledger.Errors(r.Device.ID); len(all) > 0 {
-				f.lastError[r.Device.ID] = all[len(all)-1].Code
-			}
-		}
-	}
-	return f
+// GPUFacts is what there is to say of accelerators at one time.
+type GPUFacts struct {
+	Reports  []accel.Report
+	Accounts []accel.Account
+	Errors   []accel.ErrorCount
+	Backends []accel.Status
+	// LastError is the code of each device's latest error.
+	LastError map[string]uint64
+	// Kubelet is nil where no kubelet is asked.
+	Kubelet *bool
 }
 
 // gpuScrape adds values up by their labels: two owners that are told apart
@@ -95,25 +70,25 @@ func shareLabels(d *accel.Device, owner *workload.Identity, extra ...string) []s
 }
 
 // accelerators collects what f has; nil has nothing.
-func (s scrape) accelerators(f *gpuFacts) {
+func (s scrape) accelerators(f *GPUFacts) {
 	if f == nil {
 		return
 	}
 	g := &gpuScrape{scrape: s, sums: make(map[string]*gpuPoint)}
-	for i := range f.reports {
-		g.device(&f.reports[i])
+	for i := range f.Reports {
+		g.device(&f.Reports[i])
 	}
-	for i := range f.accounts {
-		g.account(&f.accounts[i])
+	for i := range f.Accounts {
+		g.account(&f.Accounts[i])
 	}
-	for _, e := range f.errors {
+	for _, e := range f.Errors {
 		g.add(gpuErrors, float64(e.Count), shareLabels(e.Device, e.Owner, strconv.FormatUint(e.Code, 10)))
 	}
-	for _, b := range f.backends {
+	for _, b := range f.Backends {
 		g.backend(b)
 	}
-	if f.kubelet != nil {
-		g.add(gpuHolders, truth(*f.kubelet), nil)
+	if f.Kubelet != nil {
+		g.add(gpuHolders, truth(*f.Kubelet), nil)
 	}
 	types := families(s.metrics.pod)
 	for _, p := range g.sums {

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"math"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +14,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
-	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -57,20 +54,20 @@ func gpuLedger(begin time.Time) *accel.Ledger {
 	return l
 }
 
-func factsOf(l *accel.Ledger) *gpuFacts {
+func factsOf(l *accel.Ledger) *GPUFacts {
 	up := true
-	f := &gpuFacts{
-		reports: l.Reports(), accounts: l.Accounts(), errors: l.ErrorCounts(),
-		backends:  []accel.Status{{Name: "nvml", State: accel.StateStuck, Devices: 2, Reads: 3, Failed: 1, Skipped: 4, ReadTime: time.Second}},
-		lastError: map[string]uint64{"GPU-a": 31}, kubelet: &up,
+	f := &GPUFacts{
+		Reports: l.Reports(), Accounts: l.Accounts(), Errors: l.ErrorCounts(),
+		Backends:  []accel.Status{{Name: "nvml", State: accel.StateStuck, Devices: 2, Reads: 3, Failed: 1, Skipped: 4, ReadTime: time.Second}},
+		LastError: map[string]uint64{"GPU-a": 31}, Kubelet: &up,
 	}
 	return f
 }
 
 func TestAcceleratorMetrics(t *testing.T) {
-	e := exporterOf(newMetrics(false, 1000, new(loss.Counters)))
+	e := exporterOf(NewWorkloads(false, 1000, new(loss.Counters)))
 	f := factsOf(gpuLedger(time.Now()))
-	e.facts = func() facts { return facts{gpus: f} }
+	e.facts = func() Facts { return Facts{GPUs: f} }
 	const (
 		a     = `model="H200 �"`
 		b     = `model="H200"`
@@ -154,9 +151,9 @@ func gathered(t *testing.T, c prometheus.Collector, by string) map[string]map[st
 
 // The series by workload add up to those of the device.
 func TestAcceleratorMetricsAddUp(t *testing.T) {
-	e := exporterOf(newMetrics(false, 1000, new(loss.Counters)))
+	e := exporterOf(NewWorkloads(false, 1000, new(loss.Counters)))
 	f := factsOf(gpuLedger(time.Now()))
-	e.facts = func() facts { return facts{gpus: f} }
+	e.facts = func() Facts { return Facts{GPUs: f} }
 	sums := gathered(t, e, "uuid")
 	compared := 0
 	for m := range accel.NumMetrics {
@@ -183,7 +180,7 @@ func TestAcceleratorMetricsAddUp(t *testing.T) {
 // dcgm-exporter's names, with no device's value under two pods.
 func TestDCGMMetrics(t *testing.T) {
 	f := factsOf(gpuLedger(time.Now()))
-	e := newDCGMExporter("node-a", func() *gpuFacts { return f })
+	e := NewDCGM("node-a", func() *GPUFacts { return f })
 	const a = `DCGM_FI_DRIVER_VERSION="570",GPU_I_ID="",GPU_I_PROFILE="",Hostname="node-a",UUID="GPU-a",`
 	const tail = `pci_bus_id="00000000:3B:00.0",`
 	want := `# HELP DCGM_FI_DEV_GPU_UTIL Utilization, in percent.
@@ -217,37 +214,9 @@ DCGM_FI_DEV_XID_ERRORS{DCGM_FI_DRIVER_VERSION="",GPU_I_ID="",GPU_I_PROFILE="",Ho
 		Vendor: accel.NVIDIA, ID: "MIG-1", Index: "0:2", Model: "H200 MIG 1g", Parent: "GPU-a", Instance: 7, Profile: "1g.18gb", Minor: 0,
 	}}}
 	part.Values[accel.MemoryUsed] = accel.Of(1<<20, accel.Driver)
-	f.reports = append(f.reports, part)
+	f.Reports = append(f.Reports, part)
 	if err := testutil.CollectAndCompare(e, strings.NewReader(""), "DCGM_FI_DEV_FB_USED"); err == nil ||
 		!strings.Contains(err.Error(), `GPU_I_ID="7",GPU_I_PROFILE="1g.18gb",Hostname="node-a",UUID="GPU-a"`) {
 		t.Errorf("a MIG instance: %v", err)
 	}
-}
-
-// What a driver that hangs said last is not shown as if it were so.
-func TestOldReadingsAreNotShown(t *testing.T) {
-	r := startRig(t, withGPUs(new(gpus)))
-	r.await(t, "a reading", func() bool { return len(r.gpuFacts(time.Now()).reports) == 2 })
-	if f := r.gpuFacts(time.Now().Add(maxReportAge + time.Minute)); len(f.reports) != 0 || len(f.accounts) == 0 {
-		t.Errorf("%d reports, %d accounts after %v", len(f.reports), len(f.accounts), maxReportAge)
-	}
-}
-
-func TestMetricsDCGMIsServed(t *testing.T) {
-	for _, on := range []bool{true, false} {
-		r := startRig(t, withGPUs(new(gpus)), func(cfg *config.Config, _ *Deps, _ *rig) {
-			cfg.MetricsListen, cfg.MetricsDCGM = "127.0.0.1:0", on
-		})
-		r.await(t, "a reading", func() bool { return len(r.accel.ledger.Reports()) == 2 })
-		w := body(r.http.Handler, "/metrics/dcgm")
-		if got := strings.Contains(w, "\nDCGM_FI_DEV_GPU_UTIL{"); got != on {
-			t.Errorf("metrics.dcgm %v: served %v", on, got)
-		}
-	}
-}
-
-func body(h http.Handler, path string) string {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-	return w.Body.String()
 }

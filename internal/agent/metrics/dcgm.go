@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"fmt"
@@ -67,18 +67,20 @@ const (
 	dcgmXID  = "DCGM_FI_DEV_XID_ERRORS"
 )
 
-// dcgmExporter serves NVIDIA GPUs as dcgm-exporter does, for dashboards that are
+// DCGM serves NVIDIA GPUs as dcgm-exporter does, for dashboards that are
 // there already. Where several pods share a device, what can be divided is there
 // once for each, as its part, and once without a pod for the rest, so that sums
 // over pods are the device's.
-type dcgmExporter struct {
+type DCGM struct {
 	node  string
-	gpus  func() *gpuFacts
+	gpus  func() *GPUFacts
 	descs map[string]*prometheus.Desc
 }
 
-func newDCGMExporter(node string, gpus func() *gpuFacts) *dcgmExporter {
-	e := &dcgmExporter{node: node, gpus: gpus, descs: make(map[string]*prometheus.Desc)}
+// NewDCGM returns an exporter of what gpus returns at each scrape; nil is nothing. node is
+// the value of the label Hostname.
+func NewDCGM(node string, gpus func() *GPUFacts) *DCGM {
+	e := &DCGM{node: node, gpus: gpus, descs: make(map[string]*prometheus.Desc)}
 	labels := []string{
 		"gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname", "DCGM_FI_DRIVER_VERSION", "GPU_I_PROFILE", "GPU_I_ID",
 		"namespace", "pod", "container",
@@ -93,30 +95,30 @@ func newDCGMExporter(node string, gpus func() *gpuFacts) *dcgmExporter {
 }
 
 // Describe implements prometheus.Collector.
-func (e *dcgmExporter) Describe(ch chan<- *prometheus.Desc) {
+func (e *DCGM) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range e.descs {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (e *dcgmExporter) Collect(ch chan<- prometheus.Metric) {
+func (e *DCGM) Collect(ch chan<- prometheus.Metric) {
 	f := e.gpus()
 	if f == nil {
 		return
 	}
 	models := make(map[string]string) // of whole devices, by id
-	for i := range f.reports {
-		models[f.reports[i].Device.ID] = f.reports[i].Device.Model
+	for i := range f.Reports {
+		models[f.Reports[i].Device.ID] = f.Reports[i].Device.Model
 	}
-	for i := range f.reports {
-		if r := &f.reports[i]; r.Device.Vendor == accel.NVIDIA {
-			e.report(ch, r, models, f.lastError[r.Device.ID])
+	for i := range f.Reports {
+		if r := &f.Reports[i]; r.Device.Vendor == accel.NVIDIA {
+			e.report(ch, r, models, f.LastError[r.Device.ID])
 		}
 	}
 }
 
-func (e *dcgmExporter) report(ch chan<- prometheus.Metric, r *accel.Report, models map[string]string, xid uint64) {
+func (e *DCGM) report(ch chan<- prometheus.Metric, r *accel.Report, models map[string]string, xid uint64) {
 	d := r.Device
 	index, _, part := strings.Cut(d.Index, ":")
 	uuid, model, instance := d.ID, d.Model, ""

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"time"
@@ -15,39 +15,41 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe"
 )
 
-// facts is what the agent says of itself in the metrics.
-type facts struct {
-	version, node, kernel  string
-	interval               time.Duration
-	events, panics         uint64
-	reloads, reloadsFailed uint64
-	subscribers            int
-	flows, maxFlows        int
-	history, maxHistory    int
-	probes                 []probe.Status
-	includeSelf            bool
-	waiting                int
-	messages               dns.Counts
-	// cluster is nil outside Kubernetes.
-	cluster *kube.Status
-	// gpus is nil where no accelerators are read.
-	gpus *gpuFacts
+// Facts is what the agent says of itself in the metrics.
+type Facts struct {
+	Version, Node, Kernel  string
+	Interval               time.Duration
+	Events, Panics         uint64
+	Reloads, ReloadsFailed uint64
+	Subscribers            int
+	Flows, MaxFlows        int
+	History, MaxHistory    int
+	Probes                 []probe.Status
+	IncludeSelf            bool
+	Waiting                int
+	Messages               dns.Counts
+	// Cluster is nil outside Kubernetes.
+	Cluster *kube.Status
+	// GPUs is nil where no accelerators are read.
+	GPUs *GPUFacts
 }
 
-// exporter is what Prometheus collects. Everything is made at scrape time from
+// Exporter is what Prometheus collects. Everything is made at scrape time from
 // copies, so that a slow scrape holds nothing up.
-type exporter struct {
-	metrics *metrics
+type Exporter struct {
+	metrics *Workloads
 	losses  *loss.Counters
 	descs   [numFamilies]*prometheus.Desc
 	more    map[string]*prometheus.Desc // of single kinds' families, by name
-	facts   func() facts
+	facts   func() Facts
 	// rows calls its argument with each row of the flow table.
 	rows func(func(*flow.Record))
 }
 
-func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows func(func(*flow.Record))) *exporter {
-	e := &exporter{metrics: m, losses: losses, facts: about, rows: rows, more: make(map[string]*prometheus.Desc)}
+// NewExporter returns an exporter of m and losses, of what about returns at each scrape, and
+// of the rows of the flow table, with each of which rows calls its argument.
+func NewExporter(m *Workloads, losses *loss.Counters, about func() Facts, rows func(func(*flow.Record))) *Exporter {
+	e := &Exporter{metrics: m, losses: losses, facts: about, rows: rows, more: make(map[string]*prometheus.Desc)}
 	for _, f := range kindFamilies(m.pod) {
 		e.more[f.Name] = prometheus.NewDesc(f.Name, f.Help, f.Labels, nil)
 	}
@@ -61,7 +63,7 @@ func newExporter(m *metrics, losses *loss.Counters, about func() facts, rows fun
 }
 
 // Describe implements prometheus.Collector.
-func (e *exporter) Describe(ch chan<- *prometheus.Desc) {
+func (e *Exporter) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range &e.descs {
 		if d != nil {
 			ch <- d
@@ -73,18 +75,18 @@ func (e *exporter) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (e *exporter) Collect(ch chan<- prometheus.Metric) {
-	s := scrape{exporter: e, ch: ch}
+func (e *Exporter) Collect(ch chan<- prometheus.Metric) {
+	s := scrape{Exporter: e, ch: ch}
 	f := e.facts()
 	s.workloads(&f)
-	s.accelerators(f.gpus)
+	s.accelerators(f.GPUs)
 	s.health(&f)
 	s.agent(&f)
 }
 
 // scrape is one pass of an exporter.
 type scrape struct {
-	*exporter
+	*Exporter
 	ch chan<- prometheus.Metric
 }
 
@@ -128,7 +130,7 @@ func (s scrape) sendHistogram(desc *prometheus.Desc, h *histogram, labels []stri
 	s.ch <- m
 }
 
-func (s scrape) workloads(f *facts) {
+func (s scrape) workloads(f *Facts) {
 	flows := s.activeFlows(f)
 	all, used, limit := s.metrics.copies()
 	for _, w := range all {
@@ -195,11 +197,11 @@ func (s scrape) workload(w *series, active [numProtocols]int) {
 
 // activeFlows counts the table's rows that have not ended, by workload and
 // protocol.
-func (s scrape) activeFlows(f *facts) map[*series][numProtocols]int {
+func (s scrape) activeFlows(f *Facts) map[*series][numProtocols]int {
 	counts := make(map[*series][numProtocols]int)
 	s.rows(func(r *flow.Record) {
 		ended := r.Event == flow.EventClose
-		if ended || r.Self && !f.includeSelf {
+		if ended || r.Self && !f.IncludeSelf {
 			return
 		}
 		p := protocolIndex(r.Protocol)
@@ -213,17 +215,17 @@ func (s scrape) activeFlows(f *facts) map[*series][numProtocols]int {
 	return counts
 }
 
-func (s scrape) health(f *facts) {
+func (s scrape) health(f *Facts) {
 	for result, n := range map[string]uint64{
-		"query": f.messages.Queries, "answer": f.messages.Answers, "unmatched": f.messages.Unmatched,
-		"malformed": f.messages.Malformed, "other": f.messages.Other, "unread": f.messages.Unread,
+		"query": f.Messages.Queries, "answer": f.Messages.Answers, "unmatched": f.Messages.Unmatched,
+		"malformed": f.Messages.Malformed, "other": f.Messages.Other, "unread": f.Messages.Unread,
 	} {
 		s.counter(dnsMessages, n, result)
 	}
 	for _, stage := range loss.Stages() {
 		s.counter(lostEvents, s.losses.Get(stage), stage.String())
 	}
-	for _, p := range f.probes {
+	for _, p := range f.Probes {
 		s.gauge(probeUp, truth(p.State == probe.StateRunning), p.Name)
 		s.counter(probeReadErrors, p.ReadErrors, p.Name)
 		for _, state := range []probe.State{probe.StateRunning, probe.StateFallback, probe.StateOff} {
@@ -232,25 +234,25 @@ func (s scrape) health(f *facts) {
 	}
 }
 
-func (s scrape) agent(f *facts) {
-	s.gauge(agentInfo, 1, f.version, f.node, f.kernel)
-	s.gauge(agentInterval, f.interval.Seconds())
+func (s scrape) agent(f *Facts) {
+	s.gauge(agentInfo, 1, f.Version, f.Node, f.Kernel)
+	s.gauge(agentInterval, f.Interval.Seconds())
 	s.histogram(agentSampleDuration, s.metrics.passesCopy())
-	s.counter(agentEvents, f.events)
-	s.gauge(agentSubscribers, float64(f.subscribers))
-	s.gauge(agentFlows, float64(f.flows))
-	s.gauge(agentFlowsMax, float64(f.maxFlows))
-	s.gauge(agentHistory, float64(f.history))
-	s.gauge(agentHistoryMax, float64(f.maxHistory))
-	s.gauge(agentWaiting, float64(f.waiting))
-	if f.cluster != nil {
-		s.gauge(agentPods, float64(f.cluster.Pods), "node")
-		s.gauge(agentPods, float64(f.cluster.Peers), "peer")
-		s.gauge(agentKubernetes, truth(f.cluster.Synced && f.cluster.Degraded == ""))
+	s.counter(agentEvents, f.Events)
+	s.gauge(agentSubscribers, float64(f.Subscribers))
+	s.gauge(agentFlows, float64(f.Flows))
+	s.gauge(agentFlowsMax, float64(f.MaxFlows))
+	s.gauge(agentHistory, float64(f.History))
+	s.gauge(agentHistoryMax, float64(f.MaxHistory))
+	s.gauge(agentWaiting, float64(f.Waiting))
+	if f.Cluster != nil {
+		s.gauge(agentPods, float64(f.Cluster.Pods), "node")
+		s.gauge(agentPods, float64(f.Cluster.Peers), "peer")
+		s.gauge(agentKubernetes, truth(f.Cluster.Synced && f.Cluster.Degraded == ""))
 	}
-	s.counter(agentReloads, f.reloads, "ok")
-	s.counter(agentReloads, f.reloadsFailed, "error")
-	s.counter(agentPanics, f.panics)
+	s.counter(agentReloads, f.Reloads, "ok")
+	s.counter(agentReloads, f.ReloadsFailed, "error")
+	s.counter(agentPanics, f.Panics)
 }
 
 func truth(b bool) float64 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"fmt"
@@ -15,6 +15,9 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/flow"
+	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
+	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kinds"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -26,7 +29,7 @@ import (
 // gather returns the samples of e, one per line as name{values} number, of the
 // families whose name begins with one of the prefixes. A histogram shows its
 // count and sum.
-func gather(t testing.TB, e *exporter, prefixes ...string) []string {
+func gather(t testing.TB, e *Exporter, prefixes ...string) []string {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(e)
@@ -73,20 +76,20 @@ func these(rows ...flow.Record) func(func(*flow.Record)) {
 	}
 }
 
-func exporterOf(m *metrics, rows ...flow.Record) *exporter {
-	return newExporter(m, m.losses, func() facts { return facts{} }, these(rows...))
+func exporterOf(m *Workloads, rows ...flow.Record) *Exporter {
+	return NewExporter(m, m.losses, func() Facts { return Facts{} }, these(rows...))
 }
 
 func TestMetricsByWorkload(t *testing.T) {
-	m := newMetrics(false, 1000, new(loss.Counters))
+	m := NewWorkloads(false, 1000, new(loss.Counters))
 	web := &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: "web-1"}
 	observe := func(e flow.Event, s flow.Sample, d flow.Counters) *flow.Record {
-		r := recordOf(e, s, d)
+		r := flowtest.Record(e, s, d)
 		r.Owner = web
-		m.observe(r)
+		m.Observe(r)
 		return r
 	}
-	conn := tcpSample(1, 0, 0)
+	conn := flowtest.TCP(1, 0, 0)
 	open := observe(flow.EventOpen, conn, flow.Counters{TxBytes: 100, TxPackets: 1, RxBytes: 1000, RxPackets: 2})
 	conn.Base.TxPackets = 1
 	conn.TCP.Retransmits, conn.TCP.RTTMicros = 3, 2500
@@ -94,11 +97,11 @@ func TestMetricsByWorkload(t *testing.T) {
 	conn.TCP.Retransmits, conn.TCP.BaseRetransmits = 5, 3
 	conn.TCP.ResetSent, conn.TCP.RTTMicros, conn.TCP.End = true, 0, flow.EndResetLocal
 	observe(flow.EventClose, conn, flow.Counters{})
-	refused := tcpSample(2, 0, 0)
+	refused := flowtest.TCP(2, 0, 0)
 	refused.TCP = flow.TCPInfo{Valid: true, Failed: true, End: flow.EndRefused, ResetReceived: true}
 	observe(flow.EventClose, refused, flow.Counters{})
-	dns := observe(flow.EventOpen, udpSample(3, 0, 0), flow.Counters{TxBytes: 60, TxPackets: 1, RxBytes: 200, RxPackets: 1})
-	sctp := udpSample(4, 0, 0)
+	dns := observe(flow.EventOpen, flowtest.UDP(3, 0, 0), flow.Counters{TxBytes: 60, TxPackets: 1, RxBytes: 200, RxPackets: 1})
+	sctp := flowtest.UDP(4, 0, 0)
 	sctp.Protocol = 132
 	observe(flow.EventOpen, sctp, flow.Counters{TxBytes: 9, TxPackets: 1})
 
@@ -134,11 +137,11 @@ func TestMetricsByWorkload(t *testing.T) {
 }
 
 func TestPodLabel(t *testing.T) {
-	m := newMetrics(true, 1000, new(loss.Counters))
+	m := NewWorkloads(true, 1000, new(loss.Counters))
 	for _, pod := range []string{"web-1", "web-2"} {
-		r := recordOf(flow.EventOpen, udpSample(1, 0, 0), flow.Counters{TxBytes: 5})
+		r := flowtest.Record(flow.EventOpen, flowtest.UDP(1, 0, 0), flow.Counters{TxBytes: 5})
 		r.Owner = &workload.Identity{Namespace: "shop", Kind: "Deployment", Name: "web", Pod: pod}
-		m.observe(r)
+		m.Observe(r)
 	}
 	want := []string{
 		"network_bytes_total{direction=egress,namespace=shop,pod=web-1,protocol=UDP,workload=web,workload_kind=Deployment} 5",
@@ -152,27 +155,27 @@ func TestPodLabel(t *testing.T) {
 }
 
 // ofWorkload is n records' worth of UDP traffic of one workload.
-func ofWorkload(m *metrics, name string, at int64) *flow.Record {
-	r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 1, TxPackets: 1})
+func ofWorkload(m *Workloads, name string, at int64) *flow.Record {
+	r := flowtest.Record(flow.EventUpdate, flowtest.UDP(1, 0, 0), flow.Counters{TxBytes: 1, TxPackets: 1})
 	r.Owner = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: uint64(at) + 1}
-	r.Time = second(at)
-	m.observe(r)
+	r.Time = flowtest.Second(at)
+	m.Observe(r)
 	return r
 }
 
 func TestSeriesCap(t *testing.T) {
 	losses := new(loss.Counters)
 	const room = 2 // workloads with one protocol
-	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
+	m := NewWorkloads(false, room*seriesOf(cellTraffic), losses)
 	var rows []flow.Record
 	for i := range 5 {
 		rows = append(rows, *ofWorkload(m, fmt.Sprint("w", i), 0))
 		ofWorkload(m, fmt.Sprint("w", i), 0) // by another identity
 	}
 	// A second protocol of a workload that is in is refused as well.
-	r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 100})
+	r := flowtest.Record(flow.EventUpdate, flowtest.UDP(1, 0, 0), flow.Counters{TxBytes: 100})
 	r.Protocol, r.Owner = record.ICMP, rows[0].Owner
-	m.observe(r)
+	m.Observe(r)
 
 	var got []string
 	for _, line := range gather(t, exporterOf(m, rows...), "orb8_network_bytes", "orb8_network_active") {
@@ -206,12 +209,12 @@ func TestSeriesCap(t *testing.T) {
 func TestCommandsDoNotCrowd(t *testing.T) {
 	losses := new(loss.Counters)
 	const room = 40
-	m := newMetrics(false, room*seriesOf(cellTraffic), losses)
+	m := NewWorkloads(false, room*seriesOf(cellTraffic), losses)
 	command := func(i int) *flow.Record {
-		r := recordOf(flow.EventUpdate, udpSample(1, 0, 0), flow.Counters{TxBytes: 2})
-		r.Time = second(0)
+		r := flowtest.Record(flow.EventUpdate, flowtest.UDP(1, 0, 0), flow.Counters{TxBytes: 2})
+		r.Time = flowtest.Second(0)
 		r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: fmt.Sprint("x", i), CgroupID: 9}
-		m.observe(r)
+		m.Observe(r)
 		return r
 	}
 	for i := range 300 {
@@ -240,7 +243,7 @@ func TestCommandsDoNotCrowd(t *testing.T) {
 	if n := losses.Get(loss.MetricSeriesCapped); n != 300-room/4 {
 		t.Errorf("%d capped, want %d", n, 300-room/4)
 	}
-	m.sweep(time.Unix(0, second(61)), time.Minute, func(uint64) bool { return true })
+	m.Sweep(time.Unix(0, flowtest.Second(61)), time.Minute, func(uint64) bool { return true })
 	if m.commands != 0 || m.usedByCommands != 0 || m.used != room*3/4*seriesOf(cellTraffic) {
 		t.Errorf("after a minute %d commands have %d series, of %d", m.commands, m.usedByCommands, m.used)
 	}
@@ -250,7 +253,7 @@ func TestCommandsDoNotCrowd(t *testing.T) {
 }
 
 func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
-	m := newMetrics(false, 10, new(loss.Counters))
+	m := NewWorkloads(false, 10, new(loss.Counters))
 	for i := range 3 * maxIdentities {
 		ofWorkload(m, fmt.Sprint(i), 0)
 	}
@@ -260,7 +263,7 @@ func TestWorkloadsBeyondTheCapTakeNoMemory(t *testing.T) {
 }
 
 func TestZeroCap(t *testing.T) {
-	m := newMetrics(false, 0, new(loss.Counters))
+	m := NewWorkloads(false, 0, new(loss.Counters))
 	ofWorkload(m, "w", 0)
 	got := gather(t, exporterOf(m), "orb8_network_packets")
 	want := []string{
@@ -272,7 +275,7 @@ func TestZeroCap(t *testing.T) {
 	}
 }
 
-func shown(m *metrics) []string {
+func shown(m *Workloads) []string {
 	var names []string
 	all, _, _ := m.copies()
 	for _, c := range all {
@@ -288,7 +291,7 @@ func (c copied) name() string { return c.labels.name }
 
 func TestSweep(t *testing.T) {
 	losses := new(loss.Counters)
-	m := newMetrics(false, 3*seriesOf(cellTraffic), losses)
+	m := NewWorkloads(false, 3*seriesOf(cellTraffic), losses)
 	ofWorkload(m, "gone", 0)
 	ofWorkload(m, "idle", 1) // silent, but its cgroup is there
 	command := ofWorkload(m, "command", 2)
@@ -300,23 +303,23 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	refused := ofWorkload(m, "refused", 3)
-	at := func(n int64) time.Time { return time.Unix(0, second(n)) }
+	at := func(n int64) time.Time { return time.Unix(0, flowtest.Second(n)) }
 	alive := func(cgroup uint64) bool { return cgroup != 1 } // that of gone
 
-	m.sweep(at(59), time.Minute, alive)
+	m.Sweep(at(59), time.Minute, alive)
 	if diff := cmp.Diff([]string{"command", "gone", "idle"}, shown(m)); diff != "" {
 		t.Errorf("after 59 s (-want +got)\n%s", diff)
 	}
-	m.sweep(at(60), time.Minute, alive)
+	m.Sweep(at(60), time.Minute, alive)
 	if diff := cmp.Diff([]string{"command", "idle"}, shown(m)); diff != "" {
 		t.Errorf("after 60 s (-want +got)\n%s", diff)
 	}
 	// There is room now for the one that was refused.
-	m.observe(refused)
+	m.Observe(refused)
 	if diff := cmp.Diff([]string{"command", "idle", "refused"}, shown(m)); diff != "" {
 		t.Errorf("after more traffic (-want +got)\n%s", diff)
 	}
-	m.sweep(at(62), time.Minute, alive)
+	m.Sweep(at(62), time.Minute, alive)
 	if diff := cmp.Diff([]string{"idle", "refused"}, shown(m)); diff != "" {
 		t.Errorf("after 62 s (-want +got)\n%s", diff)
 	}
@@ -329,11 +332,11 @@ func TestSweep(t *testing.T) {
 }
 
 func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := NewWorkloads(false, 100, new(loss.Counters))
 	r := ofWorkload(m, "w", 0)
-	m.sweep(time.Unix(0, second(100)), time.Minute, func(uint64) bool {
-		r.Time = second(99)
-		m.observe(r)
+	m.Sweep(time.Unix(0, flowtest.Second(100)), time.Minute, func(uint64) bool {
+		r.Time = flowtest.Second(99)
+		m.Observe(r)
 		return false
 	})
 	if diff := cmp.Diff([]string{"w"}, shown(m)); diff != "" {
@@ -342,11 +345,11 @@ func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
 }
 
 func TestObserveDoesNotAllocate(t *testing.T) {
-	m := newMetrics(false, 10_000, new(loss.Counters))
-	s := tcpSample(1, 1000, 1000)
+	m := NewWorkloads(false, 10_000, new(loss.Counters))
+	s := flowtest.TCP(1, 1000, 1000)
 	s.TCP.Retransmits = 2
-	r := recordOf(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
-	if n := testing.AllocsPerRun(1000, func() { m.observe(r) }); n != 0 {
+	r := flowtest.Record(flow.EventUpdate, s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+	if n := testing.AllocsPerRun(1000, func() { m.Observe(r) }); n != 0 {
 		t.Errorf("%v allocations per record", n)
 	}
 }
@@ -383,14 +386,14 @@ func TestReasons(t *testing.T) {
 func TestAgentMetrics(t *testing.T) {
 	losses := new(loss.Counters)
 	losses.Add(loss.TCPRingFull, 7)
-	m := newMetrics(false, 100, losses)
-	m.observePass(3 * time.Millisecond)
-	e := newExporter(m, losses, func() facts {
-		return facts{
-			version: "1.2.3", node: "n", kernel: "6.1", interval: time.Second, events: 5, panics: 1,
-			reloads: 2, reloadsFailed: 3, subscribers: 4, waiting: 11, flows: 6, maxFlows: 8, history: 9, maxHistory: 10,
-			probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
-			cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
+	m := NewWorkloads(false, 100, losses)
+	m.ObservePass(3 * time.Millisecond)
+	e := NewExporter(m, losses, func() Facts {
+		return Facts{
+			Version: "1.2.3", Node: "n", Kernel: "6.1", Interval: time.Second, Events: 5, Panics: 1,
+			Reloads: 2, ReloadsFailed: 3, Subscribers: 4, Waiting: 11, Flows: 6, MaxFlows: 8, History: 9, MaxHistory: 10,
+			Probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
+			Cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
 		}
 	}, these())
 	want := []string{
@@ -434,7 +437,7 @@ func TestAgentMetrics(t *testing.T) {
 }
 
 func TestEndedFlowsAreNotActive(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := NewWorkloads(false, 100, new(loss.Counters))
 	open := ofWorkload(m, "w", 0)
 	ended := *open
 	ended.Event = flow.EventClose
@@ -445,12 +448,12 @@ func TestEndedFlowsAreNotActive(t *testing.T) {
 }
 
 func TestOwnFlowsAreNotActive(t *testing.T) {
-	m := newMetrics(false, 100, new(loss.Counters))
+	m := NewWorkloads(false, 100, new(loss.Counters))
 	r := ofWorkload(m, "w", 0)
 	own := *r
 	own.Self = true
 	for _, include := range []bool{false, true} {
-		e := newExporter(m, m.losses, func() facts { return facts{includeSelf: include} },
+		e := NewExporter(m, m.losses, func() Facts { return Facts{IncludeSelf: include} },
 			these(*r, own))
 		want := []string{fmt.Sprintf("network_active_flows{namespace=,protocol=UDP,workload=w,workload_kind=Unit} %d", map[bool]int{false: 1, true: 2}[include])}
 		if diff := cmp.Diff(want, gather(t, e, "orb8_network_active")); diff != "" {
@@ -462,9 +465,9 @@ func TestOwnFlowsAreNotActive(t *testing.T) {
 // TestFamiliesAreAllCollected: what docs/metrics.md promises is there, and the
 // size of the cells is what they make.
 func TestFamiliesAreAllCollected(t *testing.T) {
-	m := newMetrics(true, 1_000_000, new(loss.Counters))
-	r := recordOf(flow.EventClose, tcpSample(1, 0, 0), flow.Counters{TxBytes: 1})
-	m.observe(r)
+	m := NewWorkloads(true, 1_000_000, new(loss.Counters))
+	r := flowtest.Record(flow.EventClose, flowtest.TCP(1, 0, 0), flow.Counters{TxBytes: 1})
+	m.Observe(r)
 	s := m.byIdentity[r.Owner]
 	for i := range s.cells {
 		m.cell(s, i)
@@ -481,8 +484,8 @@ func TestFamiliesAreAllCollected(t *testing.T) {
 	}
 	everything.Time = everything.Time.Add(time.Second)
 	gpus.Add(&everything)
-	e.facts = func() facts {
-		return facts{probes: []probe.Status{{Name: "tcp"}}, cluster: new(kube.Status), gpus: factsOf(gpus)}
+	e.facts = func() Facts {
+		return Facts{Probes: []probe.Status{{Name: "tcp"}}, Cluster: new(kube.Status), GPUs: factsOf(gpus)}
 	}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(e)
@@ -519,20 +522,20 @@ func BenchmarkObserve(b *testing.B) {
 	for _, bb := range []struct {
 		name string
 		s    flow.Sample
-	}{{"tcp", tcpSample(1, 1000, 1000)}, {"udp", udpSample(1, 1000, 1000)}} {
+	}{{"tcp", flowtest.TCP(1, 1000, 1000)}, {"udp", flowtest.UDP(1, 1000, 1000)}} {
 		b.Run(bb.name, func(b *testing.B) {
-			m := newMetrics(false, 10_000, new(loss.Counters))
-			r := recordOf(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
+			m := NewWorkloads(false, 10_000, new(loss.Counters))
+			r := flowtest.Record(flow.EventUpdate, bb.s, flow.Counters{TxBytes: 1000, TxPackets: 1})
 			b.ReportAllocs()
 			for b.Loop() {
-				m.observe(r)
+				m.Observe(r)
 			}
 		})
 	}
 }
 
 func BenchmarkScrape(b *testing.B) {
-	m := newMetrics(false, 100_000, new(loss.Counters))
+	m := NewWorkloads(false, 100_000, new(loss.Counters))
 	for i := range 200 {
 		ofWorkload(m, fmt.Sprint("w", i), 0)
 	}
@@ -540,5 +543,62 @@ func BenchmarkScrape(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		gather(b, e)
+	}
+}
+
+// The values of a label that are known at run time only are bounded, as are the series of
+// all workloads together.
+func TestMetricsOfKindsAreBounded(t *testing.T) {
+	m := NewWorkloads(false, 100, new(loss.Counters))
+	count := func(name, value string) {
+		h := flowtest.Record(flow.EventUpdate, flowtest.UDP(1, 0, 0), flow.Counters{}).Header
+		h.Owner = &workload.Identity{Kind: workload.KindUnit, Name: name, CgroupID: 9}
+		Measure(m, &h, &value, func(v *string, to kind.Meter) { to.Count("orb8_dns_queries_total", *v, 1) })
+	}
+	for i := range 3 * kind.MaxValues {
+		count("web", fmt.Sprint("RCODE", i))
+	}
+	got := gather(t, exporterOf(m), "orb8_dns_queries_total")
+	if len(got) != kind.MaxValues+1 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=other,workload=web,workload_kind=Unit} ", 2*kind.MaxValues)) {
+		t.Errorf("%d series: %v", len(got), got)
+	}
+	if m.used != kind.MaxValues+1 {
+		t.Errorf("%d series count towards the bound", m.used)
+	}
+	for i := range 200 {
+		count(fmt.Sprint("w", i), "NOERROR")
+	}
+	got = gather(t, exporterOf(m), "orb8_dns_queries_total")
+	if m.used > 100 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint("rcode=NOERROR,workload=other,workload_kind=Other} ", 200-(100-kind.MaxValues-1))) {
+		t.Errorf("%d used: %v", m.used, got)
+	}
+	m.Sweep(time.Now().Add(time.Hour), time.Minute, func(uint64) bool { return false })
+	if m.used != 0 {
+		t.Errorf("%d series are left", m.used)
+	}
+}
+
+func TestZoneMetrics(t *testing.T) {
+	m := NewWorkloads(false, 100, new(loss.Counters))
+	send := func(remote *workload.Identity, n uint64) {
+		r := flowtest.Record(flow.EventUpdate, flowtest.TCP(1, 0, 0), flow.Counters{TxBytes: n, RxBytes: 2 * n})
+		r.Owner = &workload.Identity{Namespace: "ns", Kind: "Deployment", Name: "web", Zone: "a"}
+		r.Peer = remote
+		m.Observe(r)
+	}
+	send(&workload.Identity{Zone: "a"}, 1)
+	send(&workload.Identity{Zone: "b"}, 10)
+	send(&workload.Identity{Zone: "c"}, 100)
+	send(&workload.Identity{}, 1000)
+	send(nil, 1000)
+	base := "namespace=ns,workload=web,workload_kind=Deployment"
+	got := strings.Join(gather(t, exporterOf(m), "orb8_network_zone"), "\n")
+	for direction, want := range map[string][2]string{flows.DirEgress: {"1", "110"}, flows.DirIngress: {"2", "220"}} {
+		for i, zone := range []string{"same", "cross"} {
+			line := "network_zone_bytes_total{direction=" + direction + "," + base + ",zone=" + zone + "} " + want[i]
+			if !strings.Contains(got, line) {
+				t.Errorf("no line %s in\n%s", line, got)
+			}
+		}
 	}
 }

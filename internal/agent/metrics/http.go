@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package metrics
 
 import (
 	"fmt"
@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newHTTPServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (live
+// NewServer serves /metrics, /metrics/dcgm unless dcgm is nil, /healthz (live
 // returns nil) and /readyz (ready returns nil). Profiles are not exposed.
-func newHTTPServer(e *exporter, dcgm prometheus.Collector, live, ready func() error, log *slog.Logger) *http.Server {
+func NewServer(e *Exporter, dcgm prometheus.Collector, live, ready func() error, log *slog.Logger) *http.Server {
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	mux := http.NewServeMux()
 	serve := func(path string, all ...prometheus.Collector) {

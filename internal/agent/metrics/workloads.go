@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+// Package metrics counts records by workload and serves what was counted, and what the
+// agent says of itself and of accelerators, to Prometheus.
+package metrics
 
 import (
 	"sync"
@@ -18,9 +20,9 @@ import (
 // what is seen next.
 const maxIdentities = 16_384
 
-// metrics counts records by workload. observe is called for every record and
+// Workloads counts records by workload. Observe is called for every record and
 // does not allocate for a workload that it knows. Scrapes read copies.
-type metrics struct {
+type Workloads struct {
 	pod    bool
 	losses *loss.Counters
 
@@ -39,8 +41,10 @@ type metrics struct {
 	passes   *histogram
 }
 
-func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
-	m := &metrics{
+// NewWorkloads returns an empty Workloads of at most maxSeries time series. pod tells pods
+// of one workload apart.
+func NewWorkloads(pod bool, maxSeries int, losses *loss.Counters) *Workloads {
+	m := &Workloads{
 		pod: pod, max: maxSeries, losses: losses, families: make(map[string]*kind.Family),
 		byIdentity: make(map[*workload.Identity]*series),
 		byLabels:   make(map[labels]*series),
@@ -54,8 +58,8 @@ func newMetrics(pod bool, maxSeries int, losses *loss.Counters) *metrics {
 	return m
 }
 
-// measure has a record count in its owner's metrics.
-func measure[T any](m *metrics, h *record.Header, r *T, count func(*T, kind.Meter)) {
+// Measure has a record count in its owner's metrics.
+func Measure[T any](m *Workloads, h *record.Header, r *T, count func(*T, kind.Meter)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.meter.s = m.find(h.Owner)
@@ -65,7 +69,7 @@ func measure[T any](m *metrics, h *record.Header, r *T, count func(*T, kind.Mete
 
 // meter is a kind.Meter for one workload. It is used with m.mu held.
 type meter struct {
-	m *metrics
+	m *Workloads
 	s *series
 }
 
@@ -83,7 +87,7 @@ func (t *meter) Observe(family string, ns uint64) {
 
 // moreCell returns a cell of s of a single kind's family, that of other if the cap does not
 // allow one more; nil if there is no such family. It is called with m.mu held.
-func (m *metrics) moreCell(s *series, k moreKey) *cell {
+func (m *Workloads) moreCell(s *series, k moreKey) *cell {
 	if c := s.more[k]; c != nil {
 		return c
 	}
@@ -122,8 +126,8 @@ func (s *series) values(family string) (n int) {
 	return n
 }
 
-// observe counts what r added.
-func (m *metrics) observe(r *flow.Record) {
+// Observe counts what r added.
+func (m *Workloads) Observe(r *flow.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.find(r.Owner)
@@ -143,7 +147,7 @@ func (m *metrics) observe(r *flow.Record) {
 	}
 }
 
-func (m *metrics) observeTCP(s *series, r *flow.Record) {
+func (m *Workloads) observeTCP(s *series, r *flow.Record) {
 	t := &r.TCP
 	if r.RTTDue {
 		m.cell(s, cellRTT).hist.observe(uint64(t.RTTMicros) * 1000)
@@ -170,7 +174,7 @@ func (m *metrics) observeTCP(s *series, r *flow.Record) {
 
 // find returns the series of a workload; those of other when there is no room
 // for another workload at all. It is called with m.mu held.
-func (m *metrics) find(id *workload.Identity) *series {
+func (m *Workloads) find(id *workload.Identity) *series {
 	if s := m.byIdentity[id]; s != nil {
 		return s
 	}
@@ -201,7 +205,7 @@ func (m *metrics) find(id *workload.Identity) *series {
 
 // cell returns a cell of s, that of other if the cap does not allow one more.
 // It is called with m.mu held.
-func (m *metrics) cell(s *series, i int) *cell {
+func (m *Workloads) cell(s *series, i int) *cell {
 	if c := s.cells[i]; c != nil {
 		return c
 	}
@@ -215,7 +219,7 @@ func (m *metrics) cell(s *series, i int) *cell {
 
 // admit takes n more time series of a workload in, if the cap allows that; else it counts
 // the workload as one that was refused some.
-func (m *metrics) admit(s *series, n int) bool {
+func (m *Workloads) admit(s *series, n int) bool {
 	if m.used+n <= m.max && (!s.transient || m.usedByCommands+n <= m.commandShare()) {
 		m.used += n
 		if s.transient {
@@ -237,31 +241,32 @@ func isCommand(id *workload.Identity) bool {
 }
 
 // hasRoom tells whether one more workload may have series of its own.
-func (m *metrics) hasRoom(command bool) bool {
+func (m *Workloads) hasRoom(command bool) bool {
 	return len(m.byLabels) < m.max && (!command || m.commands < m.commandShare())
 }
 
 // commandShare is how many of the series commands outside of containers and units may
 // have. Anybody may make up any number of them, and they must not push workloads out.
-func (m *metrics) commandShare() int { return m.max / 4 }
+func (m *Workloads) commandShare() int { return m.max / 4 }
 
-// observePass counts how long one pass over the probes took.
-func (m *metrics) observePass(d time.Duration) {
+// ObservePass counts how long one pass over the probes took.
+func (m *Workloads) ObservePass(d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.passes.observe(uint64(max(d, 0)))
 }
 
-func (m *metrics) setMax(n int) {
+// SetMax changes how many time series there may be.
+func (m *Workloads) SetMax(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.max = n
 }
 
-// sweep drops the series of workloads that are gone and have not had a record for as
+// Sweep drops the series of workloads that are gone and have not had a record for as
 // long as series are kept, and lets those in that had been refused as far as there is
 // room again. alive says whether a cgroup exists.
-func (m *metrics) sweep(now time.Time, keep time.Duration, alive func(cgroup uint64) bool) {
+func (m *Workloads) Sweep(now time.Time, keep time.Duration, alive func(cgroup uint64) bool) {
 	before := now.Add(-keep).UnixNano()
 	silent := m.silentSince(before)
 	gone := make(map[*series]bool)
@@ -291,7 +296,7 @@ func (m *metrics) sweep(now time.Time, keep time.Duration, alive func(cgroup uin
 
 // silentSince returns the series without a record after before, each with the
 // cgroup that keeps it, or 0 if none does.
-func (m *metrics) silentSince(before int64) map[*series]uint64 {
+func (m *Workloads) silentSince(before int64) map[*series]uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	silent := make(map[*series]uint64)
@@ -309,7 +314,7 @@ func (m *metrics) silentSince(before int64) map[*series]uint64 {
 
 // readmit forgets the series that are gone and what was refused for lack of
 // room that there is now. It is called with m.mu held.
-func (m *metrics) readmit(gone map[*series]bool) {
+func (m *Workloads) readmit(gone map[*series]bool) {
 	for id, s := range m.byIdentity {
 		if gone[s] || s == m.other && m.hasRoom(isCommand(id)) {
 			delete(m.byIdentity, id)
@@ -330,7 +335,7 @@ type copied struct {
 
 // copies returns the series of all workloads, other last, with how many count
 // towards the cap, and the cap.
-func (m *metrics) copies() (all []copied, used, limit int) {
+func (m *Workloads) copies() (all []copied, used, limit int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all = make([]copied, 0, len(m.byLabels)+1)
@@ -340,7 +345,7 @@ func (m *metrics) copies() (all []copied, used, limit int) {
 	return append(all, copied{m.other.clone(m.other), m.other}), m.used, m.max
 }
 
-func (m *metrics) passesCopy() *histogram {
+func (m *Workloads) passesCopy() *histogram {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.passes.clone()
@@ -348,7 +353,7 @@ func (m *metrics) passesCopy() *histogram {
 
 // shownAs returns the series under which a workload's traffic of one protocol
 // is shown. It is called with m.mu held.
-func (m *metrics) shownAs(id *workload.Identity, protocol int) *series {
+func (m *Workloads) shownAs(id *workload.Identity, protocol int) *series {
 	s := m.byIdentity[id]
 	if s == nil {
 		s = m.byLabels[labelsOf(id, m.pod)]
