@@ -38,9 +38,9 @@ func (a *Agent) newAccelerators(newCollector Accelerators) *accelerators {
 // acceleratorInterval is the time between two samples as things are.
 func (a *Agent) acceleratorInterval() time.Duration {
 	if a.hub.Any(func(s *hub.Subscription) bool { return interestOf(s).accelerators() }) {
-		return min(a.config().GPUInterval, followInterval)
+		return min(a.Config().GPUInterval, followInterval)
 	}
-	return a.config().GPUInterval
+	return a.Config().GPUInterval
 }
 
 // reportAccelerators takes what was read of some devices.
@@ -194,7 +194,7 @@ func measurementPB(v accel.Value) *orb8v1.Measurement {
 
 // lacksAccelerators says why none can be read although they must (mode on).
 func (a *Agent) lacksAccelerators() string {
-	if a.accel == nil || a.config().GPU != config.ModeOn {
+	if a.accel == nil || a.Config().GPU != config.ModeOn {
 		return ""
 	}
 	var why []string

@@ -2,7 +2,7 @@
 
 // Package agent is the node agent: it runs the probes, keeps the flow table and
 // serves what is in it and what happens to it over gRPC and as metrics. It knows
-// the probes only by their interface; the list of them is in probes.go.
+// the probes only by their interface; the list of them is in package host.
 package agent
 
 import (
@@ -180,7 +180,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	node, err := nodeName(cfg.NodeName)
+	node, err := NodeName(cfg.NodeName)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +200,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.metrics = metrics.NewWorkloads(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout, Losses: a.losses,
-		RTTEvery: func() time.Duration { return a.config().Interval },
+		RTTEvery: func() time.Duration { return a.Config().Interval },
 	}, func(r *flow.Record) { a.flows.Submit(r) })
 	a.names = naming.New(naming.Config{
 		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
@@ -232,7 +232,8 @@ func awaits(deps Deps) func(*workload.Identity) bool {
 	return deps.Resolver.Awaits
 }
 
-func nodeName(configured string) (string, error) {
+// NodeName is the name of this node: as configured, or else the name of the host.
+func NodeName(configured string) (string, error) {
 	if configured != "" {
 		return configured, nil
 	}
@@ -255,13 +256,13 @@ func (a *Agent) isReady() bool {
 	}
 }
 
-// config returns the configuration in force, which is never changed.
-func (a *Agent) config() *config.Config { return a.cfg.Load() }
+// Config returns the configuration in force, which is never changed.
+func (a *Agent) Config() *config.Config { return a.cfg.Load() }
 
 // apply takes a reading from a probe.
 func (a *Agent) apply(s *flow.Sample) {
 	a.processed.Add(1)
-	if s.Loopback && !a.config().Loopback {
+	if s.Loopback && !a.Config().Loopback {
 		return
 	}
 	a.table.Apply(s)
@@ -297,7 +298,7 @@ func (a *Agent) recordQuery(r *dns.Record) {
 // takes reports whether a record counts in metrics, and whether it is shown to those who
 // ask for it.
 func (a *Agent) takes(h *record.Header) (measured, shown bool) {
-	cfg := a.config()
+	cfg := a.Config()
 	shown = !h.Loopback || cfg.Loopback
 	return shown && (!h.Self || cfg.IncludeSelf), shown
 }
@@ -344,7 +345,7 @@ func (a *Agent) eachRow(f func(*flow.Record)) {
 // eachOf is eachRow for some rows, in the order of their keys; of those that are still
 // there.
 func (a *Agent) eachOf(keys []flow.Key, f func(*flow.Record)) {
-	correction, loopback := a.deps.Clock.Correction(), a.config().Loopback
+	correction, loopback := a.deps.Clock.Correction(), a.Config().Loopback
 	rows := make([]flow.Record, 0, min(len(keys), rowsAtOnce))
 	for some := range slices.Chunk(keys, rowsAtOnce) {
 		rows = a.table.Rows(some, rows[:0])

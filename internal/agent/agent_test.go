@@ -405,7 +405,7 @@ func TestReloadOnHangup(t *testing.T) {
 	})
 	want := base
 	want.Interval, want.LogLevel, want.MetricsMaxSeries, want.IdleTimeout = time.Minute, "debug", 17, time.Hour
-	if diff := cmp.Diff(want, *r.config()); diff != "" {
+	if diff := cmp.Diff(want, *r.Config()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	if level.Level() != slog.LevelDebug {
@@ -423,7 +423,7 @@ func TestReloadOnHangup(t *testing.T) {
 	}
 	hangup(func(config.Config) (config.Config, error) { return config.Config{}, errors.New("no such file") })
 	hangup(func(c config.Config) (config.Config, error) { c.Interval = 1; return c, nil })
-	if diff := cmp.Diff(want, *r.config()); diff != "" {
+	if diff := cmp.Diff(want, *r.Config()); diff != "" {
 		t.Errorf("after reloads that failed (-want +got)\n%s", diff)
 	}
 	if ok, failed := r.reloads.Load(), r.failedReloads.Load(); ok != 1 || failed != 2 {

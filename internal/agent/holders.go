@@ -7,37 +7,13 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
-	"github.com/Ignoramuss/orb8/internal/accel/holders"
-	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // maxHoldsAge is how old the kubelet's list may be without a complaint.
 const maxHoldsAge = time.Minute
 
-// holdersOf returns who holds a device as the kubelet says. named finds a pod of
-// this node; one that the API server has not told of yet has its name only.
-func holdersOf(k *holders.Kubelet, named func(namespace, pod string) (id *workload.Identity, runs, known bool)) func(*accel.Device) []accel.Holder {
-	return func(d *accel.Device) []accel.Holder {
-		var all []accel.Holder
-		for _, h := range k.Of(d) {
-			id, _, known := named(h.Namespace, h.Pod)
-			if !known {
-				id = &workload.Identity{Namespace: h.Namespace, Pod: h.Pod, Kind: "Pod", Name: h.Pod}
-			}
-			resource := h.Resource
-			if h.Claim != "" {
-				resource = h.Claim
-			}
-			all = append(all, accel.Holder{
-				Owner: id, Container: h.Container, Resource: resource, Shared: h.Shared, Source: h.Source,
-			})
-		}
-		return all
-	}
-}
-
-// hasAccelerators reports whether any device was read of late.
-func (a *Agent) hasAccelerators() bool {
+// HasAccelerators reports whether any device was read of late.
+func (a *Agent) HasAccelerators() bool {
 	if a.accel == nil {
 		return false
 	}
@@ -51,7 +27,7 @@ func (a *Agent) hasAccelerators() bool {
 
 // kubeletUp is nil where no kubelet is asked.
 func (a *Agent) kubeletUp(now time.Time) *bool {
-	if a.deps.Kubelet == nil || !a.hasAccelerators() {
+	if a.deps.Kubelet == nil || !a.HasAccelerators() {
 		return nil
 	}
 	_, at, err := a.deps.Kubelet.Holds()
@@ -73,7 +49,7 @@ func (a *Agent) allocatable(d *accel.Device) bool {
 // nameless says why the users of accelerators are not known as well as they could be;
 // nothing if they are, or if there are no accelerators.
 func (a *Agent) nameless() []*orb8v1.AcceleratorStatus {
-	if !a.hasAccelerators() {
+	if !a.HasAccelerators() {
 		return nil
 	}
 	var all []*orb8v1.AcceleratorStatus

@@ -61,7 +61,7 @@ func withHolders(socket string, hidden bool) rigOption {
 	return func(cfg *config.Config, deps *Deps, r *rig) {
 		cfg.GPUInterval = config.MinGPUInterval
 		// Until there are devices the kubelet is left alone.
-		deps.Kubelet = holders.New(holders.Config{Socket: socket, Wanted: func() bool { return r.Agent != nil && r.hasAccelerators() }})
+		deps.Kubelet = holders.New(holders.Config{Socket: socket, Wanted: func() bool { return r.Agent != nil && r.HasAccelerators() }})
 		deps.HiddenPIDs = hidden
 		named := func(_, pod string) (id *workload.Identity, runs, known bool) {
 			if pod == "new" {
@@ -72,7 +72,7 @@ func withHolders(socket string, hidden bool) rigOption {
 		deps.Accelerators = func(interval func() time.Duration, report func([]accel.Report)) *accel.Collector {
 			return accel.NewCollector(accel.Config{
 				Sources: []accel.Source{{Backend: new(heldGPU)}}, Interval: interval, Report: report, Log: quiet(),
-				Holders: holdersOf(deps.Kubelet, named),
+				Holders: deps.Kubelet.Holders(named),
 				Owner: func(uint32) (*workload.Identity, string) {
 					return &workload.Identity{Namespace: "ml", Pod: "train", Kind: "Job", Name: "train-job"}, "python"
 				},

@@ -45,8 +45,8 @@ func (a *Agent) listen(ctx context.Context) (*listeners, error) {
 		addr, flag string
 		to         *[]net.Listener
 	}{
-		{a.config().Listen, "listen", &ls.grpc},
-		{a.config().MetricsListen, "metrics-listen", &ls.http},
+		{a.Config().Listen, "listen", &ls.grpc},
+		{a.Config().MetricsListen, "metrics-listen", &ls.http},
 	} {
 		if want.addr == "" {
 			continue
@@ -61,7 +61,7 @@ func (a *Agent) listen(ctx context.Context) (*listeners, error) {
 			a.log.Info("listening", "for", want.flag, "address", l.Addr().String())
 		}
 	}
-	if path := a.config().Socket; path != "" {
+	if path := a.Config().Socket; path != "" {
 		l, err := listenSocket(ctx, path)
 		switch {
 		case err == nil:
@@ -152,7 +152,7 @@ func (a *Agent) start() error {
 func (a *Agent) checkRequired() error {
 	var errs []error
 	for _, s := range a.manager.Status() {
-		if a.config().Mode(s.Name) != config.ModeOn || s.State == probe.StateRunning {
+		if a.Config().Mode(s.Name) != config.ModeOn || s.State == probe.StateRunning {
 			continue
 		}
 		err := fmt.Errorf("probe %s is set to on and does not run: %s", s.Name, s.Reason)
@@ -241,9 +241,9 @@ func (a *Agent) stopGRPC(ctx context.Context) {
 // interval is the time between two samples as things are.
 func (a *Agent) interval() time.Duration {
 	if a.hub.Subscribers() > 0 {
-		return min(a.config().Interval, followInterval)
+		return min(a.Config().Interval, followInterval)
 	}
-	return a.config().Interval
+	return a.Config().Interval
 }
 
 // sample makes a tick every interval until ctx is done.
@@ -313,7 +313,7 @@ func (a *Agent) reload() {
 		a.log.Error("reload configuration; the old one stays in force", "err", err)
 		return
 	}
-	next, taken, restart := a.config().Reload(to)
+	next, taken, restart := a.Config().Reload(to)
 	a.cfg.Store(&next)
 	a.metrics.SetMax(next.MetricsMaxSeries)
 	a.table.SetIdleTimeout(next.IdleTimeout)

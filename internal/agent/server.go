@@ -62,7 +62,7 @@ func (s *server) interest(filters []*orb8v1.Filter, namespaces, pods []string, s
 	if err != nil {
 		return interest{}, status.Error(codes.InvalidArgument, err.Error())
 	}
-	return interest{filters: set, self: self || s.agent.config().IncludeSelf}, nil
+	return interest{filters: set, self: self || s.agent.Config().IncludeSelf}, nil
 }
 
 // QueryFlows implements the API.
@@ -408,7 +408,7 @@ func (s *server) follow(ctx context.Context, o hub.Options, begin func(hub.Histo
 	if i, ok := o.Tag.(*interest); ok {
 		o.Select = s.agent.selections(i)
 	}
-	o.Queue = s.agent.config().SubscriberQueue
+	o.Queue = s.agent.Config().SubscriberQueue
 	sub, recent := s.agent.hub.Subscribe(o)
 	defer sub.Close()
 	var lost uint64

@@ -63,7 +63,7 @@ func describe(s probe.Status) string {
 
 // status is the answer to GetStatus.
 func (a *Agent) status() *orb8v1.AgentStatus {
-	cfg, probes := a.config(), a.manager.Status()
+	cfg, probes := a.Config(), a.manager.Status()
 	state, message := a.nodeHealth(probes)
 	return &orb8v1.AgentStatus{
 		NodeName: a.node, Version: a.deps.Version,
@@ -103,7 +103,7 @@ func (a *Agent) kubernetes() *orb8v1.KubernetesStatus {
 
 // nodeHealth is that of the probes, and of what is known of the cluster.
 func (a *Agent) nodeHealth(probes []probe.Status) (state orb8v1.NodeState, message string) {
-	state, message = healthOf(probes, a.config())
+	state, message = healthOf(probes, a.Config())
 	all := []string{message, a.deps.Resolver.Degraded(), a.lacksAccelerators()}
 	if a.deps.Cluster != nil {
 		all = append(all, a.deps.Cluster.Status().Degraded)
@@ -133,7 +133,7 @@ const stalledAfter = time.Minute
 // the wall clock do not matter to it.
 func (a *Agent) liveness() error {
 	since := time.Since(a.started) - time.Duration(a.lastPass.Load())
-	if since > a.config().Interval+stalledAfter {
+	if since > a.Config().Interval+stalledAfter {
 		return fmt.Errorf("the last pass over the probes ended %v ago", since.Round(time.Second))
 	}
 	return nil
@@ -144,7 +144,7 @@ func (a *Agent) readiness() error {
 	if !a.isReady() {
 		return errors.New("starting")
 	}
-	if state, message := healthOf(a.manager.Status(), a.config()); state == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
+	if state, message := healthOf(a.manager.Status(), a.Config()); state == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
 		return errors.New(message)
 	}
 	return nil
@@ -152,7 +152,7 @@ func (a *Agent) readiness() error {
 
 // facts is what the metrics say of the agent.
 func (a *Agent) facts() metrics.Facts {
-	cfg := a.config()
+	cfg := a.Config()
 	var cluster *kube.Status
 	if a.deps.Cluster != nil {
 		s := a.deps.Cluster.Status()
@@ -271,7 +271,7 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.swept = now
 	w.giveBack(w.agent.table.Len())
-	keep := w.agent.config().MetricsKeep
+	keep := w.agent.Config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
 	w.agent.names.Sweep(now)
 	w.agent.dnsNames.Sweep(w.agent.deps.Clock.Now())

@@ -23,6 +23,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/host"
 	"github.com/Ignoramuss/orb8/internal/doctor"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/procnet"
@@ -40,7 +41,7 @@ func platform(c *Config) {
 		return l.UID, listens && err == nil
 	}
 	c.Doctor = func(ctx context.Context) []doctor.Finding {
-		return doctor.Run(ctx, doctor.Config{Probes: tryProbes, Accelerators: agent.TryAccelerators})
+		return doctor.Run(ctx, doctor.Config{Probes: tryProbes, Accelerators: host.TryAccelerators})
 	}
 }
 
@@ -85,7 +86,7 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 func startHost(ctx context.Context, cfg config.Config, deps agent.Deps, log *slog.Logger) (*grpc.ClientConn, func() error, error) {
 	lis := bufconn.Listen(pipeBytes)
 	deps.Listener = lis
-	host, err := agent.NewHost(cfg, deps, log)
+	h, err := host.New(cfg, deps, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -93,18 +94,18 @@ func startHost(ctx context.Context, cfg config.Config, deps agent.Deps, log *slo
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
 	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("connect to the agent in this process: %w", err), host.Close())
+		return nil, nil, errors.Join(fmt.Errorf("connect to the agent in this process: %w", err), h.Close())
 	}
 	// The agent outlives ctx, so that the last events still come after Ctrl-C.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(host.Run(ctx), host.Close()) }()
+	go func() { done <- errors.Join(h.Run(ctx), h.Close()) }()
 	stop := func() error {
 		cancel()
 		return <-done
 	}
 	select {
-	case <-host.Ready():
+	case <-h.Ready():
 		return conn, stop, nil
 	case err := <-done:
 		cancel()
@@ -152,11 +153,11 @@ func runAgent(flagSet *pflag.FlagSet) func(ctx context.Context, version string, 
 		}
 		log, level := config.NewLogger(stderr, &cfg)
 		saveMemory(log)
-		host, err := agent.NewHost(cfg, agent.Deps{Version: version, LogLevel: level, Reload: resolve}, log)
+		h, err := host.New(cfg, agent.Deps{Version: version, LogLevel: level, Reload: resolve}, log)
 		if err != nil {
 			return err
 		}
-		return errors.Join(host.Run(ctx), host.Close())
+		return errors.Join(h.Run(ctx), h.Close())
 	}
 }
 

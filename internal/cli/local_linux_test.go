@@ -19,6 +19,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/host"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
@@ -97,20 +98,20 @@ func startAgentOn(t *testing.T, cfg config.Config) string {
 		t.Fatal(err)
 	}
 	cfg.Listen = ""
-	host, err := agent.NewHost(cfg, agent.Deps{Version: "1.2.3", Listener: l}, slog.New(slog.DiscardHandler))
+	h, err := host.New(cfg, agent.Deps{Version: "1.2.3", Listener: l}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(host.Run(ctx), host.Close()) }()
+	go func() { done <- errors.Join(h.Run(ctx), h.Close()) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := testwait.Receive(t, "the agent's end", done); err != nil {
 			t.Error(err)
 		}
 	})
-	testwait.Receive(t, "the agent to be ready", host.Ready())
+	testwait.Receive(t, "the agent to be ready", h.Ready())
 	return l.Addr().String()
 }
 

@@ -20,6 +20,7 @@ import (
 	podresources "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 const (
@@ -275,4 +276,26 @@ func (k *Kubelet) claimed(ctx context.Context, r *podresources.ClaimResource) (d
 		}
 	}
 	return d, false
+}
+
+// Holders returns who holds a device as the kubelet says, with their names. named finds a pod of
+// this node; one that the API server has not told of yet has its name only.
+func (k *Kubelet) Holders(named func(namespace, pod string) (id *workload.Identity, runs, known bool)) func(*accel.Device) []accel.Holder {
+	return func(d *accel.Device) []accel.Holder {
+		var all []accel.Holder
+		for _, h := range k.Of(d) {
+			id, _, known := named(h.Namespace, h.Pod)
+			if !known {
+				id = &workload.Identity{Namespace: h.Namespace, Pod: h.Pod, Kind: "Pod", Name: h.Pod}
+			}
+			resource := h.Resource
+			if h.Claim != "" {
+				resource = h.Claim
+			}
+			all = append(all, accel.Holder{
+				Owner: id, Container: h.Container, Resource: resource, Shared: h.Shared, Source: h.Source,
+			})
+		}
+		return all
+	}
 }

@@ -2,7 +2,7 @@
 
 //go:build linux
 
-package agent
+package host
 
 import (
 	"os"
