@@ -196,8 +196,12 @@ func (p *dnsPair) client(ctx context.Context, rate int, length time.Duration) (s
 			return nil
 		}
 		window[i] = -1
-		_, err := receiveSome(fd, buf)
-		return errors.Join(err, rawClose(fd))
+		// This may wait for the responder, so the scheduler has to know of it.
+		_, err := unix.Read(fd, buf)
+		for errors.Is(err, unix.EINTR) {
+			_, err = unix.Read(fd, buf)
+		}
+		return errors.Join(os.NewSyscallError("read", err), rawClose(fd))
 	}
 	for began := time.Now(); ctx.Err() == nil; {
 		since := time.Since(began)
