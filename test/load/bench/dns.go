@@ -43,26 +43,31 @@ func answerInto(buf []byte, n int) int {
 	return n + copy(buf[n:], []byte{0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 198, 51, 100, 7})
 }
 
-// openResponder returns a socket on port 53 of the loopback interface, in the network
-// namespace of the calling thread.
-func openResponder() (int, error) {
-	fd, err := rawSocket(unix.SOCK_DGRAM)
-	if err != nil {
-		return -1, err
+// openResponder returns a socket on port 53 of a loopback address that has none yet, and
+// where it is, in the network namespace of the calling thread.
+func openResponder() (fd int, at *unix.RawSockaddrInet4, err error) {
+	if fd, err = rawSocket(unix.SOCK_DGRAM); err != nil {
+		return -1, nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback, Port: dnsServer}); err != nil {
-		return -1, os.NewSyscallError("bind", err)
+	for last := byte(1); ; last++ {
+		addr := [4]byte{127, 0, dnsServer, last}
+		err := unix.Bind(fd, &unix.SockaddrInet4{Addr: addr, Port: dnsServer})
+		if err == nil {
+			return fd, inet4(addr, dnsServer), bounded(fd)
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || last == math.MaxUint8 {
+			return -1, nil, errors.Join(os.NewSyscallError("bind", err), rawClose(fd))
+		}
 	}
-	return fd, bounded(fd)
 }
 
 // ask sends the query from a socket of its own, and so from a port of its own.
-func ask(query []byte) (int, error) {
+func ask(server *unix.RawSockaddrInet4, query []byte) (int, error) {
 	fd, err := rawSocket(unix.SOCK_DGRAM)
 	if err != nil {
 		return -1, err
 	}
-	if err := errors.Join(rawConnect(fd, inet4(loopback, dnsServer)), bounded(fd)); err != nil {
+	if err := errors.Join(rawConnect(fd, server), bounded(fd)); err != nil {
 		return -1, err
 	}
 	return fd, send(fd, query)
@@ -71,7 +76,7 @@ func ask(query []byte) (int, error) {
 // openDNS makes a task of which each operation is a query from a fresh port with its
 // answer.
 func openDNS() (*task, error) {
-	server, err := openResponder()
+	server, at, err := openResponder()
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +85,7 @@ func openDNS() (*task, error) {
 	return &task{name: dnsQueries, ops: 200, op: func() error {
 		id++
 		binary.BigEndian.PutUint16(query, id)
-		client, err := ask(query)
+		client, err := ask(at, query)
 		if err != nil {
 			return err
 		}
@@ -120,6 +125,7 @@ func (c dnsCounts) counted() uint64 { return c.answered + c.timeout + c.unread }
 // thread.
 type dnsPair struct {
 	server int
+	at     *unix.RawSockaddrInet4
 	done   chan error
 }
 
@@ -144,7 +150,7 @@ func sendHere(ctx context.Context, rate int, length time.Duration) (sent uint64,
 		return 0, 0, err
 	}
 	p := dnsPair{done: make(chan error, 1)}
-	if p.server, err = openResponder(); err != nil {
+	if p.server, p.at, err = openResponder(); err != nil {
 		return 0, 0, err
 	}
 	go func() { p.done <- p.serve() }()
@@ -152,7 +158,7 @@ func sendHere(ctx context.Context, rate int, length time.Duration) (sent uint64,
 	sent, err = p.client(ctx, rate, length)
 	took = time.Since(began)
 	// One byte is the end.
-	if fd, e := ask([]byte{0}); e != nil {
+	if fd, e := ask(p.at, []byte{0}); e != nil {
 		err = errors.Join(err, e)
 	} else {
 		err = errors.Join(err, rawClose(fd), <-p.done)
@@ -217,7 +223,7 @@ func (p *dnsPair) client(ctx context.Context, rate int, length time.Duration) (s
 			return sent, err
 		}
 		binary.BigEndian.PutUint16(query, uint16(sent))
-		if window[i], err = ask(query); err != nil {
+		if window[i], err = ask(p.at, query); err != nil {
 			return sent, err
 		}
 		sent++
