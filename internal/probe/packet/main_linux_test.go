@@ -5,20 +5,16 @@
 package packet
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,11 +29,8 @@ import (
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
-const childEnv = "ORB8_PACKET_TEST_CHILD"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(childEnv) != "" {
-		serveCommands()
+	if probetest.ServeChild(new(commands).do) {
 		return
 	}
 	goleak.VerifyTestMain(m)
@@ -136,84 +129,6 @@ func ownCgroup(t *testing.T) uint64 {
 	return 0
 }
 
-// child is this test binary, run a second time in a cgroup and a network
-// namespace. It does what it is told.
-type child struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Reader
-	end *os.File // the other end of out
-}
-
-func newChild(t *testing.T, cgroup string, netns *probetest.Netns) *child {
-	t.Helper()
-	cmd := probetest.Command(t, "/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
-	cmd.Stderr = os.Stderr
-	probetest.InCgroup(t, cmd, cgroup)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if netns.Do(func() { err = cmd.Start() }); err != nil {
-		t.Fatalf("start a process in its own cgroup: %v", err)
-	}
-	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), end: out.(*os.File)}
-	t.Cleanup(func() {
-		_ = in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("child: %v", err)
-		}
-	})
-	return c
-}
-
-func (c *child) pid() uint32 { return uint32(c.cmd.Process.Pid) }
-
-// try sends a command and returns the answer.
-func (c *child) try(format string, args ...any) (string, error) {
-	if _, err := fmt.Fprintf(c.in, format+"\n", args...); err != nil {
-		return "", err
-	}
-	if err := c.end.SetReadDeadline(time.Now().Add(testwait.Limit)); err != nil {
-		return "", err
-	}
-	line, err := c.out.ReadString('\n')
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		_ = c.cmd.Process.Signal(syscall.SIGQUIT) // to see what it waits for
-	}
-	if err != nil {
-		return "", fmt.Errorf("answer of the child process: %w", err)
-	}
-	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "ok"); ok {
-		return strings.TrimSpace(msg), nil
-	}
-	return "", errors.New(strings.TrimSpace(line))
-}
-
-func (c *child) do(format string, args ...any) string {
-	c.t.Helper()
-	answer, err := c.try(format, args...)
-	if err != nil {
-		c.t.Fatalf("%s: %v", fmt.Sprintf(format, args...), err)
-	}
-	return answer
-}
-
-func (c *child) addr(format string, args ...any) netip.AddrPort {
-	c.t.Helper()
-	a, err := netip.ParseAddrPort(c.do(format, args...))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return a
-}
-
 // server is a UDP socket that sends everything back.
 type server struct {
 	*net.UDPConn
@@ -286,20 +201,7 @@ func exchange(c *net.UDPConn, to netip.AddrPort, connected bool, sizes ...int) e
 	return nil
 }
 
-// serveCommands is the child: one command a line, one answer a line.
-func serveCommands() {
-	var c commands
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		answer, err := c.do(strings.Fields(in.Text()))
-		if err != nil {
-			fmt.Println("error:", strings.ReplaceAll(err.Error(), "\n", " "))
-			continue
-		}
-		fmt.Println("ok", answer)
-	}
-}
-
+// commands are what a child does.
 type commands struct {
 	clients []*net.UDPConn
 	server  *server

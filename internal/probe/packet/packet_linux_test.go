@@ -144,13 +144,13 @@ func TestProcess(t *testing.T) {
 	server := echoServer(t, "127.0.0.1:0") // older than the probe
 	r := start(t, nil)
 	dir, id := probetest.NewCgroup(t)
-	c := newChild(t, dir, nil)
-	client := c.addr("exchange 3 100 %v", server)
+	c := probetest.NewChild(t, dir, nil)
+	client := c.Addr("exchange 3 100 %v", server)
 	r.collect()
 	f := r.find(record.UDP, client, server, id)
 	f.want(t, "client", both(3, 3*(udp4+100)))
 	t.Log("orb8-feature: UDP flows by cgroup: works")
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid()))
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,8 +165,8 @@ func TestProcess(t *testing.T) {
 			old = nil
 		}
 	}
-	if f.PID != c.pid() || f.Comm.String() != strings.TrimSpace(string(comm)) {
-		t.Errorf("process %d %q, want %d %q", f.PID, f.Comm, c.pid(), comm)
+	if f.PID != c.PID() || f.Comm.String() != strings.TrimSpace(string(comm)) {
+		t.Errorf("process %d %q, want %d %q", f.PID, f.Comm, c.PID(), comm)
 	}
 	t.Log("orb8-feature: process of a UDP flow: works")
 	if old == nil {
@@ -293,9 +293,9 @@ func TestTwoNamespaces(t *testing.T) {
 	dirA, idA := probetest.NewCgroup(t)
 	dirB, idB := probetest.NewCgroup(t)
 	left, right := probetest.Joined(t)
-	a, b := newChild(t, dirA, left), newChild(t, dirB, right)
-	server := b.addr("echo 10.231.0.2:0")
-	client := a.addr("exchange 4 1000 %v", server)
+	a, b := probetest.NewChild(t, dirA, left), probetest.NewChild(t, dirB, right)
+	server := b.Addr("echo 10.231.0.2:0")
+	client := a.Addr("exchange 4 1000 %v", server)
 	r.collect()
 	for _, e := range []struct {
 		f    *seen
@@ -403,19 +403,19 @@ func TestFragments(t *testing.T) {
 	dir, id := probetest.NewCgroup(t)
 	netns := probetest.NewNetns(t)
 	netns.Run(t, "ip", "link", "set", "lo", "mtu", "1500")
-	c := newChild(t, dir, netns)
+	c := probetest.NewChild(t, dir, netns)
 	for _, f := range []struct {
 		addr    string
 		headers uint64
 	}{{"127.0.0.1:0", udp4}, {"[::1]:0", udp6}} {
 		t.Run(f.addr, func(t *testing.T) {
 			r.t = t
-			bound, err := c.try("echo %s", f.addr)
+			bound, err := c.Try("echo %s", f.addr)
 			if err != nil {
 				t.Skip(err)
 			}
 			server := netip.MustParseAddrPort(bound)
-			client := c.addr("exchange 2 20000 %v", server)
+			client := c.Addr("exchange 2 20000 %v", server)
 			r.collect()
 			want := both(2, 2*(f.headers+20000))
 			r.find(record.UDP, client, server, id).want(t, "client", want)
@@ -497,8 +497,8 @@ func TestTranslated(t *testing.T) {
 			dir, id := probetest.NewCgroup(t)
 			netns := probetest.NewNetns(t)
 			netns.Run(t, "ip", "addr", "add", "10.88.0.1/32", "dev", "lo")
-			p := newChild(t, dir, netns)
-			server := p.addr("echo 127.0.0.1:0")
+			p := probetest.NewChild(t, dir, netns)
+			server := p.Addr("echo 127.0.0.1:0")
 			to, value := server, any(server.Port())
 			if c.to != "" {
 				to, value = netip.MustParseAddrPort(c.to), server
@@ -514,7 +514,7 @@ func TestTranslated(t *testing.T) {
 				if how == "unconnected" && (c.to == "" || r.lacks(t, "sendmsg4", "UDP with translated destination, unconnected")) {
 					continue // where the source is translated, such a socket does not know its own
 				}
-				client := p.addr("%s 3 100 %v", how, to)
+				client := p.Addr("%s 3 100 %v", how, to)
 				r.collect()
 				// One flow of the client, not one per direction.
 				f := r.find(record.UDP, netip.AddrPortFrom(netip.Addr{}, client.Port()), anyEnd, id)
@@ -547,12 +547,12 @@ func TestConnectedSendsElsewhere(t *testing.T) {
 	if r.lacks(t, "sendmsg4", "datagrams of connected sockets to others") {
 		t.Skip("SKIP: the kernel does not tell where datagrams go")
 	}
-	peer := c.addr("echo 127.0.0.1:0")
+	peer := c.Addr("echo 127.0.0.1:0")
 	other := netip.MustParseAddrPort("127.0.0.2:2222")
-	c.do("many 1 10 %v", peer)
-	c.do("elsewhere 7 10 %v", other)
+	c.Do("many 1 10 %v", peer)
+	c.Do("elsewhere 7 10 %v", other)
 	for range 4 {
-		c.do("many 1 10 %v", peer)
+		c.Do("many 1 10 %v", peer)
 	}
 	r.collect()
 	toPeer, toOther := flow.Counters{}, flow.Counters{}
@@ -573,8 +573,8 @@ func TestConnectedSendsElsewhere(t *testing.T) {
 // sends next.
 func TestRolesAfterSilence(t *testing.T) {
 	r, c, goIdle := aging(t, func(*Config) {})
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 1 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 1 10 %v", server)
 	r.collect()
 	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
@@ -583,7 +583,7 @@ func TestRolesAfterSilence(t *testing.T) {
 		t.Fatalf("%d entries after the pause", n)
 	}
 	goIdle(time.Hour)
-	c.do("push 10")
+	c.Do("push 10")
 	r.collect()
 	for k, f := range r.got {
 		want := record.RoleClient
@@ -687,14 +687,14 @@ func tcpExchange(t *testing.T, n int) (client, server netip.AddrPort) {
 
 // alone runs the probe at a cgroup of one process, so that nothing else is
 // counted.
-func alone(t *testing.T, change func(*Config)) (*rig, *child) {
+func alone(t *testing.T, change func(*Config)) (*rig, *probetest.Child) {
 	t.Helper()
 	dir, _ := probetest.NewCgroup(t)
 	r := start(t, func(c *Config) {
 		c.CgroupRoot = dir
 		change(c)
 	})
-	return r, newChild(t, dir, probetest.NewNetns(t))
+	return r, probetest.NewChild(t, dir, probetest.NewNetns(t))
 }
 
 // sum is what all flows together had.
@@ -707,8 +707,8 @@ func (r *rig) sum() (all flow.Counters) {
 
 func TestMapFull(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.MapEntries = 64 })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 500 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 500 10 %v", server)
 	r.collect()
 	// 500 questions and answers, each seen where it leaves and where it arrives.
 	if all := r.sum(); all != both(1000, 1000*(udp4+10)) {
@@ -731,7 +731,7 @@ func TestMapFull(t *testing.T) {
 	if got := r.entries(); got > 32 {
 		t.Errorf("%d entries left after the map was full, want half of 64", got)
 	}
-	c.do("many 500 10 %v", server)
+	c.Do("many 500 10 %v", server)
 	r.collect()
 	if all := r.sum(); all != both(2000, 2000*(udp4+10)) {
 		t.Errorf("all: %+v", all)
@@ -770,7 +770,7 @@ func TestSumsFull(t *testing.T) {
 	if err := r.drainer.kernel.others.Put(&bpfPacketKey{CgroupId: 1}, &elsewhere); err != nil {
 		t.Fatal(err)
 	}
-	c.do("many 500 10 %v", c.addr("echo 127.0.0.1:0"))
+	c.Do("many 500 10 %v", c.Addr("echo 127.0.0.1:0"))
 	r.collect()
 	lost, all := r.losses.Get(loss.PacketMapFull), r.sum()
 	if got := all.TxPackets + all.RxPackets + lost; got != 2000 || lost == 0 || r.losses.Get(loss.PacketSummed) != 0 {
@@ -781,9 +781,9 @@ func TestSumsFull(t *testing.T) {
 // Sums go when they are idle, and start anew.
 func TestSumsAreTakenOut(t *testing.T) {
 	r, c, goIdle := aging(t, func(c *Config) { c.MapEntries = 16 })
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	for round := range uint64(3) {
-		c.do("many 100 10 %v", server)
+		c.Do("many 100 10 %v", server)
 		r.collect()
 		if all, want := r.sum(), 200*(round+1); all != both(want, want*(udp4+10)) {
 			t.Errorf("round %d: %+v", round, all)
@@ -810,9 +810,9 @@ func TestReadWhenFilling(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	for range 10 { // 2,000 entries
-		c.do("many 100 10 %v", server)
+		c.Do("many 100 10 %v", server)
 		time.Sleep(lookEvery + 100*time.Millisecond)
 	}
 	cancel()
@@ -830,9 +830,9 @@ func TestReadWhenFilling(t *testing.T) {
 
 func TestBatchRetried(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Batch, c.MapEntries = 1, 1024 })
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	for round := uint64(1); round <= 2; round++ {
-		c.do("many 300 10 %v", server)
+		c.Do("many 300 10 %v", server)
 		r.collect()
 		if len(r.got) != 600 {
 			t.Fatalf("%d flows, want 600", len(r.got))
@@ -856,7 +856,7 @@ func TestBatchRetried(t *testing.T) {
 
 func TestUnreadable(t *testing.T) {
 	r, c := alone(t, func(*Config) {})
-	c.do("truncated 127.0.0.1")
+	c.Do("truncated 127.0.0.1")
 	r.collect()
 	if got := r.losses.Get(loss.PacketUnreadable); got != 1 {
 		t.Errorf("unreadable = %d, want 1", got)
@@ -893,10 +893,10 @@ func TestIdle(t *testing.T) {
 	}, func(*flow.Record) {})
 	inner := r.drainer.cfg.Apply
 	r.drainer.cfg.Apply = func(s *flow.Sample) { inner(s); table.Apply(s) }
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 
-	c.do("many 2 10 %v", server)
-	c.do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
@@ -912,10 +912,10 @@ func TestIdle(t *testing.T) {
 		t.Errorf("%d rows after the idle time", table.Len())
 	}
 	// The flows come back, one with traffic between read and delete.
-	c.do("many 2 10 %v", server)
+	c.Do("many 2 10 %v", server)
 	time.Sleep(idle)
 	r.collect()
-	c.do("many 1 10 %v", server)
+	c.Do("many 1 10 %v", server)
 	r.collect()
 	if all := r.sum(); all != both(14, 14*(udp4+10)) {
 		t.Errorf("all differences: %+v, want 14 packets each way", all)
@@ -932,7 +932,7 @@ func TestIdle(t *testing.T) {
 
 // aging is alone, with entries that do not grow old, however slow the machine is, until
 // goIdle sets the idle time.
-func aging(t *testing.T, change func(*Config)) (r *rig, c *child, goIdle func(time.Duration)) {
+func aging(t *testing.T, change func(*Config)) (r *rig, c *probetest.Child, goIdle func(time.Duration)) {
 	t.Helper()
 	idle := time.Hour
 	r, c = alone(t, func(c *Config) {
@@ -945,7 +945,7 @@ func aging(t *testing.T, change func(*Config)) (r *rig, c *child, goIdle func(ti
 // The idle time may change while the probe runs.
 func TestIdleChanges(t *testing.T) {
 	r, c, goIdle := aging(t, func(*Config) {})
-	c.do("many 2 10 %v", c.addr("echo 127.0.0.1:0"))
+	c.Do("many 2 10 %v", c.Addr("echo 127.0.0.1:0"))
 	r.collect()
 	if got := r.entries(); got != 4 {
 		t.Fatalf("%d entries, want 4", got)
@@ -960,21 +960,21 @@ func TestIdleChanges(t *testing.T) {
 
 func TestPressure(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.MapEntries = 64 })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 22 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 22 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 44 {
 		t.Fatalf("%d entries, want 44: there is room for them", got)
 	}
-	c.do("many 4 10 %v", server) // so that these four are not the longest idle
-	c.do("many 30 10 %v", server)
+	c.Do("many 4 10 %v", server) // so that these four are not the longest idle
+	c.Do("many 30 10 %v", server)
 	time.Sleep(20 * time.Millisecond) // ages are as exact as the kernel's tick
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	if got := r.entries(); got != 32 {
 		t.Errorf("%d entries under pressure, want 32", got)
 	}
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	busy := 0
 	for _, f := range r.got {
@@ -985,7 +985,7 @@ func TestPressure(t *testing.T) {
 	if busy != 8 {
 		t.Errorf("%d of the 8 busy flows kept their entry", busy)
 	}
-	c.do("many 30 10 %v", server)
+	c.Do("many 30 10 %v", server)
 	r.collect()
 	const n = 2 * (22 + 4 + 30 + 4 + 4 + 30)
 	if all := r.sum(); all != both(n, n*(udp4+10)) {
@@ -1001,7 +1001,7 @@ func TestPressure(t *testing.T) {
 // counted twice.
 func TestNothingIsLostWhileDeleting(t *testing.T) {
 	r, c := alone(t, func(c *Config) { c.Idle = func() time.Duration { return 1 } })
-	server := c.addr("echo 127.0.0.1:0")
+	server := c.Addr("echo 127.0.0.1:0")
 	rounds := 200
 	if testing.Short() {
 		rounds = 40
@@ -1015,7 +1015,7 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := c.try("pausing %d 20 10 %d %v", rounds, time.Duration(retireMargin).Microseconds(), server)
+		_, err := c.Try("pausing %d 20 10 %d %v", rounds, time.Duration(retireMargin).Microseconds(), server)
 		done <- err
 	}()
 	for running := true; running; passes++ {
@@ -1047,8 +1047,8 @@ func TestNothingIsLostWhileDeleting(t *testing.T) {
 // not fit is counted.
 func TestLatePackets(t *testing.T) {
 	r, c, goIdle := aging(t, func(*Config) {})
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 4 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
@@ -1056,7 +1056,7 @@ func TestLatePackets(t *testing.T) {
 	r.drainer.kernel.settle = func() error {
 		if calls++; calls == 1 {
 			// As the clocks have it, entries are retired by now.
-			c.do("many 4 10 %v", server)
+			c.Do("many 4 10 %v", server)
 		}
 		return settle()
 	}
@@ -1072,7 +1072,7 @@ func TestLatePackets(t *testing.T) {
 	if n := r.entries() + entriesOf(t, r.drainer.kernel.late) + len(r.drainer.reported); n != 0 {
 		t.Errorf("%d entries left", n)
 	}
-	c.do("many 4 10 %v", server)
+	c.Do("many 4 10 %v", server)
 	r.collect()
 	if all := r.sum(); all != both(24, 24*(udp4+10)) {
 		t.Errorf("all: %+v", all)
@@ -1081,13 +1081,13 @@ func TestLatePackets(t *testing.T) {
 
 func TestLateMapFull(t *testing.T) {
 	r, c, goIdle := aging(t, func(c *Config) { c.LateEntries = 4 })
-	server := c.addr("echo 127.0.0.1:0")
-	c.do("many 8 10 %v", server)
+	server := c.Addr("echo 127.0.0.1:0")
+	c.Do("many 8 10 %v", server)
 	r.collect()
 	goIdle(1)
 	time.Sleep(time.Duration(retireMargin))
 	settle := r.drainer.kernel.settle
-	once := sync.OnceFunc(func() { c.do("many 8 10 %v", server) })
+	once := sync.OnceFunc(func() { c.Do("many 8 10 %v", server) })
 	r.drainer.kernel.settle = func() error { once(); return settle() }
 	r.collect()
 	r.drainer.kernel.settle = settle

@@ -6,7 +6,6 @@ package probetest
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,19 +13,25 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
-const childEnv = "ORB8_TEST_CHILD"
+const (
+	childEnv = "ORB8_TEST_CHILD"
+	// answerTime is how long a child may take to answer.
+	answerTime = 30 * time.Second
+)
 
 // Child is the test binary, run a second time in a cgroup and a network namespace. It
 // does what it is told.
 type Child struct {
-	t    testing.TB
-	cmd  *exec.Cmd
-	in   io.WriteCloser
-	out  *bufio.Reader
-	stop bool
+	t   testing.TB
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Reader
+	end *os.File // the other end of out
 }
 
 // ServeChild is for TestMain. In a child it carries out commands until the test ends,
@@ -51,64 +56,48 @@ func ServeChild(do func(words []string) (answer string, err error)) bool {
 // ServeChild. cgroup is a folder; netns may be nil, for the test's own.
 func NewChild(t testing.TB, cgroup string, netns *Netns) *Child {
 	t.Helper()
-	// Its end is Stop's, which comes after that of the test's context.
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "/proc/self/exe")
+	cmd := Command(t, "/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	cmd.Stderr = os.Stderr
 	InCgroup(t, cmd, cgroup)
-	in, out := Pipes(t, cmd)
-	var err error
-	start := func() { err = cmd.Start() }
-	if netns == nil {
-		start()
-	} else {
-		netns.Do(start)
-	}
-	if err != nil {
-		t.Fatalf("start a process in its own cgroup: %v", err)
-	}
-	c := &Child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out)}
-	t.Cleanup(c.Stop)
-	return c
-}
-
-// Pipes are the standard input and output of a command that has not been started.
-func Pipes(t testing.TB, cmd *exec.Cmd) (in io.WriteCloser, out io.ReadCloser) {
-	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err = cmd.StdoutPipe(); err != nil {
+	out, err := cmd.StdoutPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return in, out
+	if netns.Do(func() { err = cmd.Start() }); err != nil {
+		t.Fatalf("start a process in its own cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("child: %v", err)
+		}
+	})
+	return &Child{t: t, cmd: cmd, in: in, out: bufio.NewReader(out), end: out.(*os.File)}
 }
 
 // PID is the child's process id.
 func (c *Child) PID() uint32 { return uint32(c.cmd.Process.Pid) }
 
-// Stop ends the child and waits for its end.
-func (c *Child) Stop() {
-	c.t.Helper()
-	if c.stop {
-		return
-	}
-	c.stop = true
-	_ = c.in.Close()
-	if err := c.cmd.Wait(); err != nil {
-		c.t.Errorf("child: %v", err)
-	}
-}
-
-// Try sends a command and returns the answer, or the child's error.
+// Try sends a command and returns the answer, or the child's error. A child that does not
+// answer in time says on its standard error what it waits for.
 func (c *Child) Try(format string, args ...any) (string, error) {
 	if _, err := fmt.Fprintf(c.in, format+"\n", args...); err != nil {
 		return "", err
 	}
-	line, err := c.out.ReadString('\n')
-	if err != nil {
+	if err := c.end.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
 		return "", err
+	}
+	line, err := c.out.ReadString('\n')
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = c.cmd.Process.Signal(syscall.SIGQUIT)
+	}
+	if err != nil {
+		return "", fmt.Errorf("answer of the child process: %w", err)
 	}
 	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "ok"); ok {
 		return strings.TrimSpace(msg), nil
