@@ -38,15 +38,18 @@ var types = map[Type]string{
 }
 
 // ParseType reads a type's name in any case, TYPE123, or its number.
-func ParseType(s string) (Type, bool) {
+func ParseType(s string) (Type, bool) { return parse(types, "TYPE", s) }
+
+// parse reads one of the names in any case, or a number that may have a prefix.
+func parse[T ~uint16](names map[T]string, prefix, s string) (T, bool) {
 	s = strings.ToUpper(s)
-	for t, name := range types {
+	for v, name := range names {
 		if name == s {
-			return t, true
+			return v, true
 		}
 	}
-	n, err := strconv.ParseUint(strings.TrimPrefix(s, "TYPE"), 10, 16)
-	return Type(n), err == nil
+	n, err := strconv.ParseUint(strings.TrimPrefix(s, prefix), 10, 16)
+	return T(n), err == nil
 }
 
 // RCode is how the server answered, with the bits that EDNS adds.
@@ -79,12 +82,6 @@ func (r RCode) String() string {
 
 // ParseRCode reads a code's name in any case, RCODE12, or its number.
 func ParseRCode(s string) (RCode, bool) {
-	s = strings.ToUpper(s)
-	for r, name := range rcodes {
-		if name == s {
-			return r, true
-		}
-	}
-	n, err := strconv.ParseUint(strings.TrimPrefix(s, "RCODE"), 10, 16)
-	return RCode(n), err == nil && n < maxRCode
+	r, ok := parse(rcodes, "RCODE", s)
+	return r, ok && r < maxRCode
 }
