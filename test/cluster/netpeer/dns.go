@@ -25,27 +25,8 @@ const maxMessage = 1 << 16
 // wait, large over UDP one without records that says it did not fit, missing
 // NXDOMAIN, and any other name an address.
 func serveDNS(ctx context.Context, addrs string, wait time.Duration) error {
-	failed := make(chan error, 1)
-	lc := plain()
 	s := dnsServer{wait}
-	for addr := range strings.SplitSeq(addrs, ",") {
-		l, err := lc.Listen(ctx, "tcp", addr)
-		if err != nil {
-			return err
-		}
-		p, err := lc.ListenPacket(ctx, "udp", addr)
-		if err != nil {
-			return err
-		}
-		go func() { failed <- s.tcp(l) }()
-		go func() { failed <- s.udp(p) }()
-	}
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
+	return listen(ctx, addrs, s.tcp, s.udp)
 }
 
 type dnsServer struct{ wait time.Duration }

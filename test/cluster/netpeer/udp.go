@@ -16,6 +16,12 @@ import (
 
 // serve answers on TCP and UDP at each of the addresses until ctx is done.
 func serve(ctx context.Context, addrs string) error {
+	return listen(ctx, addrs, serveTCP, serveUDP)
+}
+
+// listen has TCP and UDP served at each of the addresses until ctx is done or one of them
+// fails.
+func listen(ctx context.Context, addrs string, tcp func(net.Listener) error, udp func(net.PacketConn) error) error {
 	failed := make(chan error, 1)
 	lc := plain()
 	for addr := range strings.SplitSeq(addrs, ",") {
@@ -27,8 +33,8 @@ func serve(ctx context.Context, addrs string) error {
 		if err != nil {
 			return err
 		}
-		go func() { failed <- serveTCP(l) }()
-		go func() { failed <- serveUDP(p) }()
+		go func() { failed <- tcp(l) }()
+		go func() { failed <- udp(p) }()
 	}
 	select {
 	case err := <-failed:
