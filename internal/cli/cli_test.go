@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"syscall"
 	"testing"
@@ -98,6 +99,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"await": await,
 			"code":  code,
+			"says":  says,
 		},
 	})
 }
@@ -119,6 +121,26 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("no %s after %v", args[0], testwait.Limit)
+}
+
+// says waits until a file has what matches a regular expression: what a command in the
+// background has written by then.
+//
+//	says FILE PATTERN
+func says(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: says file pattern")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	var text []byte
+	for end := time.Now().Add(testwait.Limit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		text, err = os.ReadFile(ts.MkAbs(args[0]))
+		if err == nil && pattern.Match(text) {
+			return
+		}
+	}
+	ts.Fatalf("%s does not say %q after %v: %s (%v)", args[0], args[1], testwait.Limit, text, err)
 }
 
 // code runs a command that must end with the given exit code.

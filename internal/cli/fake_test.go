@@ -34,8 +34,7 @@ type fakeAgent struct {
 	repeat time.Duration
 	// end is the error after the events; without it a following stream stays.
 	end error
-	// requests and served are files that tell the script what has happened.
-	requests, served string
+	requests string // file that tells the script what it was asked
 }
 
 func (a *fakeAgent) GetStatus(context.Context, *orb8v1.GetStatusRequest) (*orb8v1.AgentStatus, error) {
@@ -60,11 +59,6 @@ func (a *fakeAgent) Observe(r *orb8v1.ObserveRequest, stream grpc.ServerStreamin
 			return err
 		}
 		time.Sleep(a.repeat)
-	}
-	if a.served != "" {
-		if err := os.WriteFile(a.served, nil, 0o644); err != nil {
-			return err
-		}
 	}
 	if a.end != nil || !r.GetFollow() {
 		return a.end
@@ -122,14 +116,13 @@ func runFakeAgent() {
 	addr := fs.String("addr", "addr", "file for the address")
 	eventFile := fs.String("events", "", "file of events, one a line")
 	requests := fs.String("requests", "", "file for the latest request")
-	served := fs.String("served", "", "file to create after the events are sent")
 	repeat := fs.Duration("repeat", 0, "send the last event again and again")
 	end := fs.String("end", "", "code:message of the error that ends the stream")
 	sick := fs.String("sick", "", "not healthy, for this reason")
 	pods := fs.Uint("pods", 0, "pods tracked")
 	probes := fs.String("probes", "", "other probes that run")
 	fs.Parse(os.Args[1:])
-	a := &fakeAgent{status: healthyStatus(), repeat: *repeat, requests: *requests, served: *served}
+	a := &fakeAgent{status: healthyStatus(), repeat: *repeat, requests: *requests}
 	a.status.PodsTracked = uint32(*pods)
 	if *probes != "" {
 		for name := range strings.SplitSeq(*probes, ",") {

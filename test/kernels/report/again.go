@@ -56,12 +56,10 @@ func (k *kernel) lookAgain(out string) {
 			continue
 		}
 		first := *t
-		if first.detail == "" {
-			for _, p := range k.parts(t) {
-				if p.status == fail && p.detail != "" {
-					first.detail = p.detail
-					break
-				}
+		first.output = nil
+		for _, p := range k.parts(t) {
+			if p.status == fail {
+				first.output = append(first.output, p.output...)
 			}
 		}
 		k.flaky = append(k.flaky, &first)
@@ -83,4 +81,4 @@ func (k *kernel) find(pkg, name string) *test {
 }
 
 // said is what a test said in one line.
-func (t *test) said() string { return verdict.Said(t.detail) }
+func (t *test) said() string { return verdict.Said(strings.Join(t.output, "\n")) }

@@ -70,6 +70,7 @@ func run(w io.Writer, docs string, write bool, dirs []string) (bool, error) {
 	}
 	for _, k := range kernels {
 		for _, t := range k.flaky {
+			fmt.Fprintf(w, "%s %s on %s, before it passed alone:\n%s\n", t.pkg, t.name, k.version, strings.Join(t.output, "\n"))
 			fmt.Fprintf(w, "flaky: Linux %s %s %s (%s)\n", k.series, t.pkg, t.name, t.said())
 		}
 	}

@@ -39,29 +39,36 @@ func Final(name, output string) string {
 }
 
 var (
-	noise = regexp.MustCompile(`^\s*(=== |--- |PASS$|FAIL|ok\s|exit status|orb8-feature: )`)
+	noise = regexp.MustCompile(`^\s*(=== |--- |PASS$|FAIL$|FAIL\s|ok\s|exit status|orb8-feature: )`)
 	place = regexp.MustCompile(`^\s*[^ ]+\.go:\d+: `)
+	// verdictOf is how a script ends that failed, after all that it did before.
+	verdictOf = regexp.MustCompile(`(?m)^\s*FAIL: (.+)$`)
 )
 
 // maxSaid is the length in bytes at which Said cuts.
 const maxSaid = 160
 
-// Said is what a test said in one line: its first own words, without the place, in
-// valid UTF-8. It is empty if it said nothing.
+// Said is what a test said in one line: its first own words, without the place, or
+// where a script failed, in valid UTF-8. It is empty if it said nothing.
 func Said(output string) string {
+	if m := verdictOf.FindStringSubmatch(output); m != nil {
+		return cut(m[1])
+	}
 	for line := range strings.Lines(output) {
 		line = strings.TrimRight(line, "\r\n")
 		if noise.MatchString(line) {
 			continue
 		}
-		said := strings.TrimSpace(place.ReplaceAllString(line, ""))
-		if said == "" {
-			continue
+		if said := strings.TrimSpace(place.ReplaceAllString(line, "")); said != "" && !noise.MatchString(said) {
+			return cut(said)
 		}
-		if len(said) > maxSaid {
-			said = said[:maxSaid] + "..."
-		}
-		return strings.ToValidUTF8(said, "")
 	}
 	return ""
+}
+
+func cut(said string) string {
+	if len(said) > maxSaid {
+		said = said[:maxSaid] + "..."
+	}
+	return strings.ToValidUTF8(strings.TrimSpace(said), "")
 }

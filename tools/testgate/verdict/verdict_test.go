@@ -33,6 +33,8 @@ func TestSaid(t *testing.T) {
 		{"=== RUN   TestX\n--- FAIL: TestX (0.1s)\nFAIL\n", ""},
 		{"    x_test.go:1: \n    want 3\n", "want 3"},
 		{"a\xffb\n", "ab"},
+		{"    x_test.go:1: orb8-feature: a: works\n    x_test.go:2: no flow\n", "no flow"},
+		{"    testscript.go:1: WORK=$WORK\n        > exec a\n        FAIL: testdata/a.txtar:3: unexpected command failure\n", "testdata/a.txtar:3: unexpected command failure"},
 	} {
 		if got := Said(tt.output); got != tt.want {
 			t.Errorf("Said(%q) = %q, want %q", tt.output, got, tt.want)
