@@ -33,7 +33,7 @@ type fakeAgent struct {
 	// repeat sends the last event again and again.
 	repeat time.Duration
 	// end is the error after the events; without it a following stream stays.
-	end error
+	end      error
 	requests string // file that tells the script what it was asked
 }
 
