@@ -64,6 +64,99 @@ func TestPreexistingRoles(t *testing.T) {
 	}
 }
 
+// A connection that no process has open when the probe starts is followed from then on:
+// one that is not accepted yet, and one on its way to another process.
+func TestHeldByNobody(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	waiting, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	sender, sent := pair(t, "tcp4", "127.0.0.1")
+	defer sender.Close()
+	file, err := sent.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	if err := unix.Sendmsg(fds[0], []byte{0}, unix.UnixRights(int(file.Fd())), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	sent.Close()
+
+	w := start(t, Config{})
+	w.needOlder(t)
+	w.needHeld(t)
+	feature(t, "sockets that no process has open")
+	for name, c := range map[string]net.Conn{"not accepted": waiting, "in flight": sender} {
+		if _, err := c.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		local, remote := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
+		f := w.find(t, name, func(f *seen) bool { return is(f, local, remote) && f.deltas.RxBytes == 1000 })
+		if f.Role != record.RoleServer || !f.TCP.Preexisting {
+			t.Errorf("%s: role %v, older than orb8: %v", name, f.Role, f.TCP.Preexisting)
+		}
+	}
+}
+
+// So is one whose file is a multipath socket, with the owner of its listener.
+func TestMultipathOlder(t *testing.T) {
+	var listen net.ListenConfig
+	var dial net.Dialer
+	listen.SetMultipathTCP(true)
+	dial.SetMultipathTCP(true)
+	l, err := listen.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := dial.DialContext(t.Context(), "tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server := c.(*net.TCPConn), s.(*net.TCPConn)
+	if multipath, err := server.MultipathTCP(); err != nil || !multipath {
+		t.Skipf("SKIP: no multipath TCP here: %v", err)
+	}
+	exchange(t, client, server, 10, 10)
+
+	w := start(t, Config{})
+	w.needOlder(t)
+	w.needHeld(t)
+	exchange(t, client, server, 100, 50)
+	local, remote := addrOf(client.LocalAddr()), addrOf(client.RemoteAddr())
+	closeBoth(t, client, server)
+	for role, f := range map[record.Role]*seen{record.RoleClient: w.final(t, local, remote), record.RoleServer: w.final(t, remote, local)} {
+		tx, rx := uint64(100), uint64(50)
+		if role == record.RoleServer {
+			tx, rx = rx, tx
+			if f.PID != uint32(os.Getpid()) {
+				t.Errorf("the server is process %d, want %d", f.PID, os.Getpid())
+			}
+		}
+		if f.Role != role || f.deltas.TxBytes != tx || f.deltas.RxBytes != rx {
+			t.Errorf("role %v, want %v; since the start %d bytes sent and %d received, want %d and %d",
+				f.Role, role, f.deltas.TxBytes, f.deltas.RxBytes, tx, rx)
+		}
+	}
+}
+
 const sharedPortEnv = "ORB8_TEST_SHARED_PORT"
 
 // sharing listens at an address that others listen at too, and tells who connects its

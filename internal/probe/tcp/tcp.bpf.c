@@ -291,12 +291,21 @@ static __always_inline u64 payload_sent(struct tcp_sock *tp, struct sock_state *
 	return sent < bound ? sent : bound;
 }
 
-/* bytes_received follows rcv_nxt and so counts the peer's FIN as a byte. */
+/* bytes_received follows rcv_nxt and so counts the peer's FIN as a byte. It does so just
+ * before the flag is set, and most readings hold no lock: fin has to be read after
+ * received. Then a reading between the two has a byte less than there is, which the next
+ * one adds, and never a byte more, which nothing could take back. */
+static __always_inline u64 payload_of(u64 received, bool fin)
+{
+	return received && fin ? received - 1 : received;
+}
+
 static __always_inline u64 payload_received(struct sock *sk, struct tcp_sock *tp)
 {
-	u64 n = tp->bytes_received;
+	u64 received = tp->bytes_received;
 
-	return n && fin_received(sk) ? n - 1 : n;
+	barrier();
+	return payload_of(received, fin_received(sk));
 }
 
 /* Takes a 32-bit counter into its 64-bit extension. The same reading may come
@@ -341,6 +350,9 @@ static __always_inline void set_ends(struct sock *sk, union addr *local, union a
 		addr_set_v4(remote, sk->__sk_common.skc_daddr);
 		return;
 	}
+	/* Not there where the kernel is built without IPv6. */
+	if (!bpf_core_field_exists(struct sock_common, skc_v6_daddr))
+		return;
 	local->w[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
 	local->w[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
 	local->w[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
@@ -364,15 +376,16 @@ static __always_inline bool is_loopback(union addr *a)
 static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct tcp_sock *tp,
 				 struct sock_state *st, int state)
 {
-	bool fin = fin_received(sk);
+	u64 received = tp->bytes_received;
+	bool fin;
 
+	barrier();
 	r->now_ns = bpf_ktime_get_boot_ns();
 	r->start_ns = st->start_ns;
 	r->syn_ns = st->syn_ns;
 	r->established_ns = st->established_ns;
 	r->cgroup_id = st->cgroup_id;
 	r->tx_bytes = payload_sent(tp, st, state);
-	r->rx_bytes = payload_received(sk, tp) - st->origin_rx;
 	r->tx_segs = st->segs_out - st->origin_out;
 	r->rx_segs = st->segs_in - st->origin_in;
 	r->base_tx_bytes = st->base_tx_bytes;
@@ -394,6 +407,8 @@ static __always_inline void fill(struct tcp_record *r, struct sock *sk, struct t
 	r->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	r->err = sk->sk_err ? sk->sk_err : st->err;
 	r->role = st->role;
+	fin = fin_received(sk); /* see payload_of */
+	r->rx_bytes = payload_of(received, fin) - st->origin_rx;
 	r->flags = st->flags | (fin ? FLAG_FIN_RECEIVED : 0);
 	__builtin_memset(r->pad, 0, sizeof(r->pad));
 	__builtin_memcpy(r->comm, st->comm, sizeof(r->comm));
@@ -1016,5 +1031,40 @@ int tcp_seed(struct bpf_iter__task_file *ctx)
 	st->cgroup_id = task_cgroup_id(task);
 	st->pid = task->tgid;
 	bpf_probe_read_kernel(st->comm, sizeof(st->comm), task->group_leader->comm);
+	return 0;
+}
+
+/* After tcp_seed, in the agent's network namespace: takes in the sockets that no process
+ * has open. They are the kernel's own (of network file systems and block devices), the
+ * TCP sockets of multipath ones, those that are not accepted yet, and those on their way
+ * to another process. */
+SEC("iter/tcp")
+int tcp_seed_held(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct sock *sk;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc); /* none for a request and in TIME_WAIT */
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
+	switch (sk->__sk_common.skc_state) {
+	case TCP_CLOSE:
+	case TCP_LISTEN:
+	case TCP_NEW_SYN_RECV:
+		return 0;
+	}
+	if (!is_ours(sk))
+		return 0;
+	st = make_state(sk);
+	if (!st || st->start_ns)
+		return 0;
+	adopt(st, sk, tp);
+	if (st->role == ROLE_SERVER)
+		owner_by_port(st, sk);
 	return 0;
 }

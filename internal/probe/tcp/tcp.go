@@ -63,7 +63,7 @@ type Probe struct {
 	passes                   uint8
 	older                    older
 
-	seed   *probe.Walk // nil where the kernel does not let it
+	walks  []*probe.Walk // take in open sockets; none where the kernel does not let it
 	seeds  seeds
 	listen *ebpf.Variable // sockets that began to listen
 
@@ -105,6 +105,7 @@ func optional(hasOps bool) []struct{ prog, hook, effect string } {
 		{bpfProgTcpRetransmit, "tp_btf/tcp_retransmit_skb", retransmits},
 		{bpfProgTcpError, "tp_btf/inet_sk_error_report", "a failed connection may show as aborted if the program is quick to ask why"},
 		{bpfProgTcpSeed, "iter/task_file", "sockets that were open before orb8 show only when they close"},
+		{bpfProgTcpSeedHeld, "iter/tcp", "connections of the kernel itself that are older than orb8 show only when they close"},
 	}
 }
 
@@ -257,12 +258,12 @@ func (p *Probe) openReaders() error {
 
 // startOne starts an optional part.
 func (p *Probe) startOne(name, hook string) error {
-	if name == bpfProgTcpSeed {
+	if name == bpfProgTcpSeed || name == bpfProgTcpSeedHeld {
 		w, err := p.Walk(name)
 		if err != nil {
 			return err
 		}
-		p.seed, p.seeds = w, newSeeds(time.Now())
+		p.walks, p.seeds = append(p.walks, w), newSeeds(time.Now())
 		return w.Run()
 	}
 	prog, err := p.LoadOne(name)
@@ -299,7 +300,7 @@ func (p *Probe) Collect() error {
 // from one process to another. A few times after sockets began to listen it looks who
 // has them: the process that made them may have made them for another.
 func (p *Probe) seedAgain() error {
-	if p.seed == nil {
+	if len(p.walks) == 0 {
 		return nil
 	}
 	var listens uint64
@@ -309,8 +310,15 @@ func (p *Probe) seedAgain() error {
 	if !p.seeds.due(time.Now(), listens) {
 		return nil
 	}
-	if err := p.seed.Run(); err != nil {
-		return fmt.Errorf("look who has sockets open: %w", err)
+	return p.look()
+}
+
+// look takes in the sockets that are open.
+func (p *Probe) look() error {
+	for _, w := range p.walks {
+		if err := w.Run(); err != nil {
+			return fmt.Errorf("look at the sockets that are open: %w", err)
+		}
 	}
 	return nil
 }

@@ -163,6 +163,7 @@ const (
 	bpfProgTcpSample       = "tcp_sample"
 	bpfProgTcpSampleFiles  = "tcp_sample_files"
 	bpfProgTcpSeed         = "tcp_seed"
+	bpfProgTcpSeedHeld     = "tcp_seed_held"
 	bpfProgTcpSendReset    = "tcp_send_reset"
 	bpfProgTcpSetState     = "tcp_set_state"
 	bpfVarHaveOps          = "have_ops"
@@ -224,6 +225,7 @@ type bpfProgramSpecs struct {
 	TcpSample       *ebpf.ProgramSpec `ebpf:"tcp_sample"`
 	TcpSampleFiles  *ebpf.ProgramSpec `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.ProgramSpec `ebpf:"tcp_seed"`
+	TcpSeedHeld     *ebpf.ProgramSpec `ebpf:"tcp_seed_held"`
 	TcpSendReset    *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.ProgramSpec `ebpf:"tcp_set_state"`
 }
@@ -315,6 +317,7 @@ type bpfPrograms struct {
 	TcpSample       *ebpf.Program `ebpf:"tcp_sample"`
 	TcpSampleFiles  *ebpf.Program `ebpf:"tcp_sample_files"`
 	TcpSeed         *ebpf.Program `ebpf:"tcp_seed"`
+	TcpSeedHeld     *ebpf.Program `ebpf:"tcp_seed_held"`
 	TcpSendReset    *ebpf.Program `ebpf:"tcp_send_reset"`
 	TcpSetState     *ebpf.Program `ebpf:"tcp_set_state"`
 }
@@ -328,6 +331,7 @@ func (p *bpfPrograms) Close() error {
 		p.TcpSample,
 		p.TcpSampleFiles,
 		p.TcpSeed,
+		p.TcpSeedHeld,
 		p.TcpSendReset,
 		p.TcpSetState,
 	)

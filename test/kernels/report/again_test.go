@@ -74,7 +74,10 @@ func TestSecondLook(t *testing.T) {
 		want        string
 	}{
 		{"passes", said("PASS TestB fine", "PASS TestB/part fine"), true,
-			"kernel 6.1.192-3: 2 passed, 0 failed, 0 skipped\nflaky: Linux 6.1 internal/probe/x TestB (40 packets, want 64)\n"},
+			"kernel 6.1.192-3: 2 passed, 0 failed, 0 skipped\n" +
+				"internal/probe/x TestB on 6.1.192-3, before it passed alone:\n" +
+				"    x_test.go:1: 40 packets, want 64\n    x_test.go:1: 41 packets, want 64\n" +
+				"flaky: Linux 6.1 internal/probe/x TestB (40 packets, want 64)\n"},
 		{"fails twice", said("FAIL TestB 39 packets, want 64"), false, "kernel 6.1.192-3: 1 passed, 1 failed, 0 skipped\n"},
 		{"is skipped", said("SKIP TestB no packets"), false, "kernel 6.1.192-3: 1 passed, 1 failed, 0 skipped\n"},
 		{"the machine died", strings.Split(said("PASS TestB fine"), "\norb8-run: end")[0], false, "kernel 6.1.192-3: 1 passed, 1 failed, 0 skipped\n"},
