@@ -158,15 +158,32 @@ enum {
 };
 
 struct css_set {
-	struct cgroup *dfl_cgrp;
+	struct cgroup *dfl_cgrp; /* of cgroup2 */
 } __core;
+
+struct cred;
+struct files_struct;
+struct mm_struct;
+struct nsproxy;
+struct pid;
+struct signal_struct;
 
 struct task_struct {
 	unsigned int flags;
+	int pid;
 	int tgid;
+	int exit_code;
 	char comm[16];
+	u64 start_boottime;
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	const struct cred *real_cred;
 	struct css_set *cgroups;
+	struct files_struct *files;
+	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
+	struct pid *thread_pid;
+	struct signal_struct *signal;
 } __core;
 
 struct socket {
@@ -180,6 +197,11 @@ struct bpf_iter_meta {
 	struct seq_file *seq;
 	u64 session_id;
 	u64 seq_num;
+} __core;
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 } __core;
 
 struct bpf_iter__task_file {

@@ -29,11 +29,13 @@ import (
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/naming"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -94,6 +96,9 @@ type Sink struct {
 	Apply func(*flow.Sample)
 	// Query takes what came of a DNS query. It does not keep the record.
 	Query func(*dns.Record)
+	// Process takes what happened to a process, in the order in which it happened. It does
+	// not keep the event.
+	Process func(*process.Event)
 	// Messages is told how to count DNS messages.
 	Messages func(func() dns.Counts)
 	Losses   *loss.Counters
@@ -119,6 +124,8 @@ type Deps struct {
 	HiddenPIDs bool
 	// Clock is that of the probes' times; nil for the wall clock.
 	Clock Clock
+	// Running reports whether a process has not ended; nil if that cannot be told.
+	Running func(process.ID) bool
 	// IsSelf recognises orb8's own traffic; nil if there is none.
 	IsSelf func(*record.Header) bool
 	// Probes returns a manager with every probe added, none started.
@@ -147,12 +154,15 @@ type Agent struct {
 	names     *naming.Stage
 	flows     *naming.Lane[flow.Record]
 	asked     *naming.Lane[dns.Record]
+	processes *process.Table
+	steps     *naming.Lane[process.Record]
 	dnsNames  *queries.Names
 	messages  func() dns.Counts // nil while nobody counts those of DNS
 	manager   *probe.Manager
 	hub       *hub.Hub
 	flowLane  *hub.Lane[flow.Record]
 	queryLane *hub.Lane[dns.Record]
+	stepLane  *hub.Lane[process.Record]
 	accelLane *hub.Lane[accel.Report]
 	kinds     []streamKind
 	metrics   *metrics.Workloads
@@ -209,7 +219,10 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
 	a.dnsNames = queries.NewNames(a.losses)
 	a.asked = naming.NewLane(a.names, func(r *dns.Record) *record.Header { return &r.Header }, a.recordQuery, nil)
-	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query,
+	if err := a.keepProcesses(&cfg); err != nil {
+		return nil, err
+	}
+	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query, Process: a.process,
 		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log})
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
@@ -293,6 +306,34 @@ func (a *Agent) recordQuery(r *dns.Record) {
 		return
 	}
 	publish(a, a.queryLane, &r.Header, r)
+}
+
+// keepProcesses makes the table of processes.
+func (a *Agent) keepProcesses(cfg *config.Config) error {
+	redact, err := process.NewRedactor(cfg.ProcessRedact)
+	if err != nil {
+		return fmt.Errorf("configuration: process_redact: %w", err)
+	}
+	a.processes = process.NewTable(process.Config{Redact: redact.Redact, Alive: a.deps.Running, Losses: a.losses})
+	a.steps = naming.NewLane(a.names, func(r *process.Record) *record.Header { return &r.Header }, a.recordStep, nil)
+	return nil
+}
+
+// process takes what happened to a process from a probe.
+func (a *Agent) process(e *process.Event) {
+	a.processed.Add(1)
+	if step := a.processes.Apply(e); step != nil && step.Told() {
+		r := process.NewRecord(step)
+		a.steps.Submit(&r)
+	}
+}
+
+// recordStep takes starts and ends of processes, one at a time.
+func (a *Agent) recordStep(r *process.Record) {
+	if measured, _ := a.takes(&r.Header); measured {
+		metrics.Measure(a.metrics, &r.Header, r, processes.Measure)
+	}
+	publish(a, a.stepLane, &r.Header, r)
 }
 
 // takes reports whether a record counts in metrics, and whether it is shown to those who

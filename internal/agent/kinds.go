@@ -12,7 +12,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
+	"github.com/Ignoramuss/orb8/internal/process"
 )
 
 // interest says which events a stream takes.
@@ -24,6 +26,8 @@ type interest struct {
 	self bool
 	// dnsView is the end at which DNS queries are wanted.
 	dnsView orb8v1.DnsView
+	// steps of processes that are wanted; all if empty.
+	steps []orb8v1.ProcessStep
 }
 
 // has reports whether a kind is wanted; unasked says whether it comes where none was asked
@@ -41,12 +45,13 @@ func (i *interest) status() bool       { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) losses() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS, true) }
 func (i *interest) queries() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
 func (i *interest) dnsNames() bool     { return i.has(orb8v1.EventKind_EVENT_KIND_DNS_NAME, false) }
+func (i *interest) processes() bool    { return i.has(orb8v1.EventKind_EVENT_KIND_PROCESS, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
 // something else was asked for.
 func (i *interest) table() bool {
-	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames()
+	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames() && !i.processes()
 }
 
 // interestOf is what a subscription is interested in.
@@ -94,6 +99,9 @@ const flowRoom = 8192
 // queryRoom is the same of DNS queries.
 const queryRoom = 4096
 
+// stepRoom is the same of starts and ends of processes.
+const stepRoom = 4096
+
 // acceleratorHistory is how many samples of accelerators are kept.
 const acceleratorHistory = 256
 
@@ -102,6 +110,7 @@ const acceleratorHistory = 256
 func (a *Agent) newKinds(history int) []streamKind {
 	a.flowLane = hub.NewLane(a.hub, history, flowRoom, func(r *flow.Record) int64 { return r.Time })
 	a.queryLane = hub.NewLane(a.hub, history, queryRoom, func(r *dns.Record) int64 { return r.Time })
+	a.stepLane = hub.NewLane(a.hub, history, stepRoom, func(r *process.Record) int64 { return r.Time })
 	a.accelLane = hub.NewLane(a.hub, acceleratorHistory, 0, func(r *accel.Report) int64 { return r.Time.UnixNano() })
 	return []streamKind{
 		&kindOf[flow.Record]{
@@ -122,6 +131,14 @@ func (a *Agent) newKinds(history int) []streamKind {
 				return (!r.Self || i.self) && queries.Seen(r, i.dnsView) && i.filters.Match(&r.Header, r)
 			},
 			convert: func(_ *interest, r *dns.Record) *orb8v1.Event { return queries.Event(r, a.node) },
+		},
+		&kindOf[process.Record]{
+			lane:  a.stepLane,
+			asked: (*interest).processes,
+			wants: func(i *interest, r *process.Record) bool {
+				return (!r.Self || i.self) && processes.Wanted(r, i.steps) && i.filters.Match(&r.Header, r)
+			},
+			convert: func(_ *interest, r *process.Record) *orb8v1.Event { return processes.Event(r, a.node) },
 		},
 		&kindOf[accel.Report]{
 			lane:    a.accelLane,

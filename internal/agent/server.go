@@ -233,7 +233,7 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	i.kinds, i.dnsView = req.GetKinds(), req.GetDnsView()
+	i.kinds, i.dnsView, i.steps = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps()
 	greeting := s.agent.nodeEvent()
 	greeting.Sequence = s.agent.hub.Sequence()
 	if err := stream.Send(greeting); err != nil {

@@ -274,6 +274,7 @@ func (w *watch) sweep(now time.Time) {
 	keep := w.agent.Config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
 	w.agent.names.Sweep(now)
+	w.agent.processes.Sweep(now)
 	w.agent.dnsNames.Sweep(w.agent.deps.Clock.Now())
 	if w.agent.accel != nil {
 		w.agent.accel.ledger.Sweep(now, keep)

@@ -83,6 +83,7 @@ about the workloads.
 
   sudo orb8 trace network     watch flows: no agent, no cluster, no configuration
   orb8 trace network          watch all nodes of the current kubeconfig's cluster
+  sudo orb8 trace exec        watch programs being started
   sudo orb8 trace gpu         watch this host's GPUs
   sudo orb8 agent             keep an agent running, which trace and flows then ask
   orb8 doctor                 check whether this host has what orb8 needs`

@@ -61,7 +61,7 @@ func newTraceDNS(c *Config) *cobra.Command {
 		flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&serverSide, "server-side", false, "queries as their servers see them")
 		},
-		local: func(f *sourceFlags) { f.dns = true },
+		local: func(f *sourceFlags) { f.only = onlyDNS },
 		request: func(r *orb8v1.ObserveRequest) {
 			if serverSide {
 				r.DnsView = orb8v1.DnsView_DNS_VIEW_SERVER

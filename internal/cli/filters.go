@@ -86,6 +86,8 @@ func filterKinds() []filterKind {
 		{name: "qtype", placeholder: "TYPE", usage: "type of the query: A, AAAA, SRV, ...", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.QueryTypes })},
 		{name: "slower", placeholder: "TIME", usage: "answered later than after this time, as in 50ms, or not at all", event: true, alone: true, whole: true, set: setSlower},
+		{name: "executable", placeholder: "PATH", usage: "executable, as it is or as it was called: the path or its last part; * may stand at the beginning and at the end", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Executables })},
 		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without NOERROR", event: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 	}

@@ -114,7 +114,9 @@ func sortKeys() map[string]orb8v1.Sort {
 func sortNames() []string { return slices.Sorted(maps.Keys(sortKeys())) }
 
 func (f *flowsFlags) check(cmd *cobra.Command) error {
-	f.source.dns = f.dns
+	if f.dns {
+		f.source.only = onlyDNS
+	}
 	changed := cmd.Flags().Changed
 	switch {
 	case f.dns && f.watch:

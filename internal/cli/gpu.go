@@ -60,8 +60,8 @@ func newTraceGPU(c *Config) *cobra.Command {
 		title:    "accelerators",
 		kinds:    []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_ACCELERATOR},
 		subjects: acceleratorFilters(),
-		devices:  true,
-		local:    func(f *sourceFlags) { f.gpus = true },
+		devices:  true, noTraffic: true,
+		local: func(f *sourceFlags) { f.only = onlyGPU },
 		request: func(r *orb8v1.ObserveRequest) {
 			r.Snapshot = r.GetFollow() && r.GetSinceNs() == 0 && r.GetLast() == 0
 		},
@@ -112,7 +112,7 @@ func (c *Config) gpus(cmd *cobra.Command, f *gpuFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	f.source.interval, f.source.packet, f.source.gpus = time.Second, "off", true
+	f.source.interval, f.source.packet, f.source.only = time.Second, "off", onlyGPU
 	if err := f.source.check(cmd); err != nil {
 		return err
 	}

@@ -70,15 +70,17 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 	cfg.Interval = o.Interval
 	cfg.Packet = config.Mode(o.Packet)
 	cfg.Loopback = !o.NoLoopback
-	cfg.GPU, cfg.DNS = config.ModeOff, config.ModeOff
-	if o.DNS {
+	cfg.GPU, cfg.DNS, cfg.Exec = config.ModeOff, config.ModeOff, config.ModeOff
+	switch o.Only {
+	case onlyDNS:
 		cfg.DNS, cfg.TCP = config.ModeOn, config.ModeOff
-	}
-	if o.GPUs {
+	case onlyExec:
+		cfg.Exec, cfg.TCP, cfg.Packet = config.ModeOn, config.ModeOff, config.ModeOff
+	case onlyGPU:
 		cfg.GPU, cfg.GPUInterval = config.ModeAuto, o.Interval
 		cfg.TCP, cfg.Packet = config.ModeOff, config.ModeOff
 	}
-	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: !o.GPUs}, o.Logger)
+	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: o.Only != onlyGPU}, o.Logger)
 }
 
 // startHost runs an agent in this process that is reached over a connection in

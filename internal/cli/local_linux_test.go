@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -154,6 +155,32 @@ func TestRealTrace(t *testing.T) {
 	// Another test may send packets that cannot be read, which all probes count.
 	if !strings.Contains(errs.String(), "nothing lost") && !strings.Contains(errs.String(), "packet_unreadable") {
 		t.Errorf("no summary in %s", errs)
+	}
+}
+
+// TestTraceExecLocal: a program that is started while the probe runs in this process, with
+// what it is called and how it ends, and without the password that it is given.
+func TestTraceExecLocal(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	out, errs := newWatched(), newWatched()
+	c := realConfig(t, out, errs)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- Run(ctx, c, []string{"trace", "exec", "--include-self", "--exits", "--executable", "sh", "-o", "compact"})
+	}()
+	errs.await(t, "probes running: cgroup, exec\n")
+	if err := osexec.Command("/bin/sh", "-c", "exit 3", "sh", "--password=open-sesame").Run(); err == nil {
+		t.Fatal("exit 3 is no failure")
+	}
+	out.await(t, " code=3 ")
+	cancel()
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
+		t.Errorf("exit code %d; %s", got, errs)
+	}
+	if !strings.Contains(out.String(), "command=/bin/sh_-c_'exit_3'_sh_'--password=***'") || strings.Contains(out.String(), "open-sesame") {
+		t.Error(out.String())
 	}
 }
 

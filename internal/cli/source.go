@@ -33,10 +33,9 @@ type LocalOptions struct {
 	// Packet is auto, on or off.
 	Packet     string
 	NoLoopback bool
-	// GPUs: accelerators alone are read, without any probe.
-	GPUs bool
-	// DNS: DNS alone is read.
-	DNS     bool
+	// Only says what alone is read: dns, exec, or gpu, which needs no probe. Network flows
+	// if empty.
+	Only    string
 	Version string
 	Logger  *slog.Logger
 }
@@ -63,11 +62,8 @@ type sourceFlags struct {
 	packet      string
 	noLoopback  bool
 	includeSelf bool
-	// gpus: nothing but accelerators is asked for.
-	gpus bool
-	// dns: nothing but DNS is.
-	dns     bool
-	cluster clusterFlags
+	only        string // see LocalOptions
+	cluster     clusterFlags
 }
 
 // bindSource adds the flags that say whom to ask.
@@ -86,6 +82,11 @@ func (f *sourceFlags) bind(fs *pflag.FlagSet) {
 func (f *sourceFlags) bindTraffic(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noLoopback, "no-loopback", false, "leave out flows on the loopback interface")
 	fs.BoolVar(&f.includeSelf, "include-self", false, "also orb8's own traffic")
+}
+
+// bindSelf is bindTraffic for what is no traffic.
+func (f *sourceFlags) bindSelf(fs *pflag.FlagSet) {
+	fs.BoolVar(&f.includeSelf, "include-self", false, "also orb8's own")
 }
 
 func (f *sourceFlags) check(cmd *cobra.Command) error {
@@ -289,7 +290,7 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 			remedy: []string{"run this command with sudo", "or ask an agent: --agent HOST:PORT"}}
 	}
 	conn, stop, err := c.Local(ctx, LocalOptions{
-		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, GPUs: f.gpus, DNS: f.dns, Version: versionOf(c.Version),
+		Interval: f.interval, Packet: f.packet, NoLoopback: f.noLoopback, Only: f.only, Version: versionOf(c.Version),
 		Logger: slog.New(slog.NewTextHandler(c.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -302,24 +303,36 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 	if err := s.greet(ctx, answerTimeout); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	if !s.status.GetHealthy() && !f.gpus {
+	if !s.status.GetHealthy() && f.only != onlyGPU {
 		return nil, errors.Join(noProbes(s.status), s.close())
 	}
 	s.status.Probes = slices.DeleteFunc(s.status.GetProbes(), f.unneeded)
-	if f.gpus { // its health is that of the probes
+	if f.only == onlyGPU { // its health is that of the probes
 		s.status.Healthy, s.status.HealthMessage = true, ""
 	}
 	return s, nil
 }
 
+// What alone may be read in this process.
+const (
+	onlyDNS  = "dns"
+	onlyExec = "exec"
+	onlyGPU  = "gpu"
+)
+
 // unneeded reports whether a probe is off in this process because what is asked for does
 // not need it.
 func (f *sourceFlags) unneeded(p *orb8v1.ProbeStatus) bool {
-	name := "dns"
-	if f.dns {
-		name = "tcp"
+	needed := []string{"tcp", "packet"}
+	switch f.only {
+	case onlyDNS:
+		needed = []string{"packet", "dns"}
+	case onlyExec:
+		needed = []string{"exec"}
+	case onlyGPU:
+		return true
 	}
-	return f.gpus || p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && p.GetName() == name
+	return p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && !slices.Contains(needed, p.GetName())
 }
 
 func noProbes(s *orb8v1.AgentStatus) error {

@@ -24,7 +24,7 @@ func newTrace(c *Config) *cobra.Command {
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTraceNetwork(c), newTraceDNS(c), newTraceGPU(c))
+	cmd.AddCommand(newTraceNetwork(c), newTraceDNS(c), newTraceExec(c), newTraceGPU(c))
 	return cmd
 }
 
@@ -72,8 +72,10 @@ type traceKind struct {
 	// filters are the flags about events that the kind has, subjects those about whom
 	// records are of, all if empty.
 	filters, subjects []string
-	// devices: it is no traffic that is watched, so the flags of traffic make no sense.
+	// devices: it is accelerators that are watched, which no probe sees.
 	devices bool
+	// noTraffic: the flags of traffic make no sense.
+	noTraffic bool
 	// flags adds others to those of the filters; nil for none.
 	flags func(*pflag.FlagSet)
 	// local says what the probes in this process are to look at; nil for all.
@@ -133,14 +135,17 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 		kind.flags(filters)
 	}
 	f.filters.bind(filters, kind.subjects...)
-	if !kind.devices {
+	switch {
+	case !kind.noTraffic:
 		f.source.bindTraffic(filters)
+	case !kind.devices:
+		f.source.bindSelf(filters)
 	}
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
 	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
 	span.BoolVarP(&f.follow, "follow", "f", false, "after --last or --since go on with what happens (the default without them)")
-	if kind.devices {
+	if kind.noTraffic {
 		f.source.bindSource(source)
 	} else {
 		f.source.bind(source)
@@ -157,7 +162,7 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 const filtersTitle = "Filters (repeatable; values of one flag are alternatives, all flags must match)"
 
 func (f *traceFlags) check(cmd *cobra.Command) error {
-	if f.kind.devices {
+	if f.kind.noTraffic {
 		f.source.interval, f.source.packet = time.Second, "off"
 	}
 	if f.kind.local != nil {

@@ -10,17 +10,18 @@ import (
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/kind"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
 )
 
 // Fields are the API's filters that only some kinds have.
 func Fields() []filter.Field {
-	return slices.Concat(flows.Fields(), queries.Fields())
+	return slices.Concat(flows.Fields(), queries.Fields(), processes.Fields())
 }
 
 // Families are the metrics by workload that only some kinds have.
 func Families() []kind.Family {
-	return slices.Concat(queries.Families())
+	return slices.Concat(queries.Families(), processes.Families())
 }
 
 // Compile prepares the API's filters, of all kinds, for matching. The error is a

@@ -26,6 +26,8 @@ const (
 	DNSPendingFull
 	DNSSearchesFull
 	DNSNamesFull
+	ExecRingFull
+	ProcessTableFull
 	CgroupUntold
 	ProgramSkipped
 	DecodeFailed
@@ -53,6 +55,8 @@ var stages = [numStages]struct {
 	DNSUncopied:        {"dns_uncopied", "DNS messages behind others in one packet, too far to be read", false},
 	DNSPendingFull:     {"dns_pending_full", "DNS queries that were given up before their time, since too many waited for an answer", false},
 	DNSSearchesFull:    {"dns_searches_full", "failed DNS queries that were forgotten before it was known whether a search domain was to blame", true},
+	ExecRingFull:       {"exec_ring_full", "events of processes that did not fit into the ring buffer: starts and ends that are not told of, ancestors that are not known", false},
+	ProcessTableFull:   {"process_table_full", "processes that were forgotten while they ran, since too many do: they are no longer known as ancestors", false},
 	DNSNamesFull:       {"dns_names_full", "names that are missing in the list of what was asked of DNS, of the workloads that ask for most; the metrics count their queries", true},
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	ProgramSkipped:     {"program_skipped", "runs of tracing programs that the kernel left out, since one had interrupted another of the same on its CPU; it knows of a part of them only", false},

@@ -164,19 +164,22 @@ const (
 	// With snapshot: what each workload asked of DNS lately, a row per name, most
 	// queries first. There is no stream and no history of these.
 	EventKind_EVENT_KIND_DNS_NAME EventKind = 9
+	// Programs that were started and processes that ended, only where asked for.
+	EventKind_EVENT_KIND_PROCESS EventKind = 10
 )
 
 // Enum value maps for EventKind.
 var (
 	EventKind_name = map[int32]string{
-		0: "EVENT_KIND_UNSPECIFIED",
-		1: "EVENT_KIND_FLOW",
-		2: "EVENT_KIND_CONNECTION",
-		3: "EVENT_KIND_NODE_STATUS",
-		4: "EVENT_KIND_LOST_EVENTS",
-		5: "EVENT_KIND_ACCELERATOR",
-		6: "EVENT_KIND_DNS",
-		9: "EVENT_KIND_DNS_NAME",
+		0:  "EVENT_KIND_UNSPECIFIED",
+		1:  "EVENT_KIND_FLOW",
+		2:  "EVENT_KIND_CONNECTION",
+		3:  "EVENT_KIND_NODE_STATUS",
+		4:  "EVENT_KIND_LOST_EVENTS",
+		5:  "EVENT_KIND_ACCELERATOR",
+		6:  "EVENT_KIND_DNS",
+		9:  "EVENT_KIND_DNS_NAME",
+		10: "EVENT_KIND_PROCESS",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -187,6 +190,7 @@ var (
 		"EVENT_KIND_ACCELERATOR": 5,
 		"EVENT_KIND_DNS":         6,
 		"EVENT_KIND_DNS_NAME":    9,
+		"EVENT_KIND_PROCESS":     10,
 	}
 )
 
@@ -215,6 +219,55 @@ func (x EventKind) Number() protoreflect.EnumNumber {
 // Deprecated: Use EventKind.Descriptor instead.
 func (EventKind) EnumDescriptor() ([]byte, []int) {
 	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{2}
+}
+
+type ProcessStep int32
+
+const (
+	ProcessStep_PROCESS_STEP_UNSPECIFIED ProcessStep = 0
+	ProcessStep_PROCESS_STEP_EXEC        ProcessStep = 1
+	ProcessStep_PROCESS_STEP_EXIT        ProcessStep = 2
+)
+
+// Enum value maps for ProcessStep.
+var (
+	ProcessStep_name = map[int32]string{
+		0: "PROCESS_STEP_UNSPECIFIED",
+		1: "PROCESS_STEP_EXEC",
+		2: "PROCESS_STEP_EXIT",
+	}
+	ProcessStep_value = map[string]int32{
+		"PROCESS_STEP_UNSPECIFIED": 0,
+		"PROCESS_STEP_EXEC":        1,
+		"PROCESS_STEP_EXIT":        2,
+	}
+)
+
+func (x ProcessStep) Enum() *ProcessStep {
+	p := new(ProcessStep)
+	*p = x
+	return p
+}
+
+func (x ProcessStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProcessStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[3].Descriptor()
+}
+
+func (ProcessStep) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[3]
+}
+
+func (x ProcessStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProcessStep.Descriptor instead.
+func (ProcessStep) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{3}
 }
 
 type FlowEvent int32
@@ -264,11 +317,11 @@ func (x FlowEvent) String() string {
 }
 
 func (FlowEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[3].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
 }
 
 func (FlowEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[3]
+	return &file_orb8_v1_orb8_proto_enumTypes[4]
 }
 
 func (x FlowEvent) Number() protoreflect.EnumNumber {
@@ -277,7 +330,7 @@ func (x FlowEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FlowEvent.Descriptor instead.
 func (FlowEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{3}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
 }
 
 type ConnectionEvent int32
@@ -317,11 +370,11 @@ func (x ConnectionEvent) String() string {
 }
 
 func (ConnectionEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
 }
 
 func (ConnectionEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[4]
+	return &file_orb8_v1_orb8_proto_enumTypes[5]
 }
 
 func (x ConnectionEvent) Number() protoreflect.EnumNumber {
@@ -330,7 +383,7 @@ func (x ConnectionEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConnectionEvent.Descriptor instead.
 func (ConnectionEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
 }
 
 // ByteUnit says what a flow's bytes are.
@@ -369,11 +422,11 @@ func (x ByteUnit) String() string {
 }
 
 func (ByteUnit) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
 }
 
 func (ByteUnit) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[5]
+	return &file_orb8_v1_orb8_proto_enumTypes[6]
 }
 
 func (x ByteUnit) Number() protoreflect.EnumNumber {
@@ -382,7 +435,7 @@ func (x ByteUnit) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ByteUnit.Descriptor instead.
 func (ByteUnit) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
 }
 
 // Role is the part the local end plays.
@@ -421,11 +474,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[6]
+	return &file_orb8_v1_orb8_proto_enumTypes[7]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -434,7 +487,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
 }
 
 // TcpState follows the kernel's numbers.
@@ -498,11 +551,11 @@ func (x TcpState) String() string {
 }
 
 func (TcpState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
 }
 
 func (TcpState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[7]
+	return &file_orb8_v1_orb8_proto_enumTypes[8]
 }
 
 func (x TcpState) Number() protoreflect.EnumNumber {
@@ -511,7 +564,7 @@ func (x TcpState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpState.Descriptor instead.
 func (TcpState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 // TcpEnd is how a connection ended.
@@ -575,11 +628,11 @@ func (x TcpEnd) String() string {
 }
 
 func (TcpEnd) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
 }
 
 func (TcpEnd) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[8]
+	return &file_orb8_v1_orb8_proto_enumTypes[9]
 }
 
 func (x TcpEnd) Number() protoreflect.EnumNumber {
@@ -588,7 +641,7 @@ func (x TcpEnd) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpEnd.Descriptor instead.
 func (TcpEnd) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 type NodeState int32
@@ -627,11 +680,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[9]
+	return &file_orb8_v1_orb8_proto_enumTypes[10]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -640,7 +693,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 // DnsView is the end at which a query is seen.
@@ -678,11 +731,11 @@ func (x DnsView) String() string {
 }
 
 func (DnsView) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
 }
 
 func (DnsView) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[10]
+	return &file_orb8_v1_orb8_proto_enumTypes[11]
 }
 
 func (x DnsView) Number() protoreflect.EnumNumber {
@@ -691,7 +744,7 @@ func (x DnsView) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DnsView.Descriptor instead.
 func (DnsView) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 type DnsOutcome int32
@@ -736,11 +789,11 @@ func (x DnsOutcome) String() string {
 }
 
 func (DnsOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[12].Descriptor()
 }
 
 func (DnsOutcome) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[11]
+	return &file_orb8_v1_orb8_proto_enumTypes[12]
 }
 
 func (x DnsOutcome) Number() protoreflect.EnumNumber {
@@ -749,7 +802,7 @@ func (x DnsOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DnsOutcome.Descriptor instead.
 func (DnsOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 // QueryFlowsRequest selects rows of the flow table.
@@ -1930,7 +1983,9 @@ type ObserveRequest struct {
 	// Without follow: send the history in the order of its times, not of its sequence.
 	Progress bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Which end's view of DNS queries to send.
-	DnsView       DnsView `protobuf:"varint,12,opt,name=dns_view,json=dnsView,proto3,enum=orb8.v1.DnsView" json:"dns_view,omitempty"`
+	DnsView DnsView `protobuf:"varint,12,opt,name=dns_view,json=dnsView,proto3,enum=orb8.v1.DnsView" json:"dns_view,omitempty"`
+	// Which steps of processes to send; all if empty.
+	ProcessSteps  []ProcessStep `protobuf:"varint,14,rep,packed,name=process_steps,json=processSteps,proto3,enum=orb8.v1.ProcessStep" json:"process_steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2049,6 +2104,13 @@ func (x *ObserveRequest) GetDnsView() DnsView {
 	return DnsView_DNS_VIEW_UNSPECIFIED
 }
 
+func (x *ObserveRequest) GetProcessSteps() []ProcessStep {
+	if x != nil {
+		return x.ProcessSteps
+	}
+	return nil
+}
+
 // Resume names the last event that has arrived. What followed it is sent, as far
 // as it is kept; how much is not comes as LostEvents with the stage resume_gap. An
 // agent that has been started since sends all that it keeps, from since_ns on.
@@ -2147,7 +2209,10 @@ type Filter struct {
 	// Type of a query: A, AAAA, SRV, ... or a number. Any case.
 	QueryTypes []string `protobuf:"bytes,16,rep,name=query_types,json=queryTypes,proto3" json:"query_types,omitempty"`
 	// DNS queries whose answer took longer, or was not there after so long. 0 for any.
-	SlowerNs      int64 `protobuf:"varint,17,opt,name=slower_ns,json=slowerNs,proto3" json:"slower_ns,omitempty"`
+	SlowerNs int64 `protobuf:"varint,17,opt,name=slower_ns,json=slowerNs,proto3" json:"slower_ns,omitempty"`
+	// Path of the executable, or as it was called, or the last part of either; * may stand
+	// at the beginning or at the end.
+	Executables   []string `protobuf:"bytes,19,rep,name=executables,proto3" json:"executables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2301,6 +2366,13 @@ func (x *Filter) GetSlowerNs() int64 {
 	return 0
 }
 
+func (x *Filter) GetExecutables() []string {
+	if x != nil {
+		return x.Executables
+	}
+	return nil
+}
+
 // Event is one thing that happened on one node.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2321,6 +2393,7 @@ type Event struct {
 	//	*Event_Dns
 	//	*Event_Progress
 	//	*Event_DnsName
+	//	*Event_Process
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2456,6 +2529,15 @@ func (x *Event) GetDnsName() *DnsName {
 	return nil
 }
 
+func (x *Event) GetProcess() *ProcessEvent {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Process); ok {
+			return x.Process
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2492,6 +2574,10 @@ type Event_DnsName struct {
 	DnsName *DnsName `protobuf:"bytes,18,opt,name=dns_name,json=dnsName,proto3,oneof"`
 }
 
+type Event_Process struct {
+	Process *ProcessEvent `protobuf:"bytes,19,opt,name=process,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2508,6 +2594,356 @@ func (*Event_Progress) isEvent_Event() {}
 
 func (*Event_DnsName) isEvent_Event() {}
 
+func (*Event_Process) isEvent_Event() {}
+
+// ProcessEvent is a program that was started or a process that ended.
+type ProcessEvent struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Step     ProcessStep            `protobuf:"varint,1,opt,name=step,proto3,enum=orb8.v1.ProcessStep" json:"step,omitempty"`
+	Workload *Workload              `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process  *ProcessInfo           `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
+	// The parent, its parent and so on, at most 16. The list ends at what is not known.
+	Ancestors []*ProcessInfo `protobuf:"bytes,4,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
+	// Of EXIT: the exit status, or the signal that ended it (0 for none).
+	ExitCode   uint32 `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	Signal     uint32 `protobuf:"varint,6,opt,name=signal,proto3" json:"signal,omitempty"`
+	CoreDumped bool   `protobuf:"varint,7,opt,name=core_dumped,json=coreDumped,proto3" json:"core_dumped,omitempty"`
+	// Of EXIT: from its start to its end.
+	LifetimeNs int64 `protobuf:"varint,8,opt,name=lifetime_ns,json=lifetimeNs,proto3" json:"lifetime_ns,omitempty"`
+	// Of EXEC: what the process ran before.
+	PreviousExecutable string `protobuf:"bytes,9,opt,name=previous_executable,json=previousExecutable,proto3" json:"previous_executable,omitempty"`
+	// It is one of orb8's own.
+	Self          bool `protobuf:"varint,10,opt,name=self,proto3" json:"self,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessEvent) Reset() {
+	*x = ProcessEvent{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessEvent) ProtoMessage() {}
+
+func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
+func (*ProcessEvent) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProcessEvent) GetStep() ProcessStep {
+	if x != nil {
+		return x.Step
+	}
+	return ProcessStep_PROCESS_STEP_UNSPECIFIED
+}
+
+func (x *ProcessEvent) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetProcess() *ProcessInfo {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetAncestors() []*ProcessInfo {
+	if x != nil {
+		return x.Ancestors
+	}
+	return nil
+}
+
+func (x *ProcessEvent) GetExitCode() uint32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetSignal() uint32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetCoreDumped() bool {
+	if x != nil {
+		return x.CoreDumped
+	}
+	return false
+}
+
+func (x *ProcessEvent) GetLifetimeNs() int64 {
+	if x != nil {
+		return x.LifetimeNs
+	}
+	return 0
+}
+
+func (x *ProcessEvent) GetPreviousExecutable() string {
+	if x != nil {
+		return x.PreviousExecutable
+	}
+	return ""
+}
+
+func (x *ProcessEvent) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+// ProcessInfo is what is known of a process.
+type ProcessInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the host's pid namespace.
+	Pid uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Who made it, or if it is older than the agent, who was its parent then.
+	ParentPid uint32 `protobuf:"varint,2,opt,name=parent_pid,json=parentPid,proto3" json:"parent_pid,omitempty"`
+	// The kernel's name of it, at most 15 bytes.
+	Command    string      `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
+	Executable *Executable `protobuf:"bytes,4,opt,name=executable,proto3" json:"executable,omitempty"`
+	// The first is the program's own name. Empty where the agent does not read them.
+	// What looks like a secret is replaced by ***.
+	Arguments []string `protobuf:"bytes,5,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// There were more arguments, or longer ones.
+	ArgumentsTruncated bool `protobuf:"varint,6,opt,name=arguments_truncated,json=argumentsTruncated,proto3" json:"arguments_truncated,omitempty"`
+	// User ids of the host.
+	Uid          uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	EffectiveUid uint32 `protobuf:"varint,8,opt,name=effective_uid,json=effectiveUid,proto3" json:"effective_uid,omitempty"`
+	StartedNs    int64  `protobuf:"varint,9,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	// It has a controlling terminal.
+	Terminal bool `protobuf:"varint,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// In its own pid namespace, as seen in its container. 0 if not known, as of a process
+	// that has not started a program since its fork.
+	PidInNamespace uint32 `protobuf:"varint,11,opt,name=pid_in_namespace,json=pidInNamespace,proto3" json:"pid_in_namespace,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ProcessInfo) Reset() {
+	*x = ProcessInfo{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessInfo) ProtoMessage() {}
+
+func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
+func (*ProcessInfo) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ProcessInfo) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetParentPid() uint32 {
+	if x != nil {
+		return x.ParentPid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ProcessInfo) GetExecutable() *Executable {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+func (x *ProcessInfo) GetArguments() []string {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *ProcessInfo) GetArgumentsTruncated() bool {
+	if x != nil {
+		return x.ArgumentsTruncated
+	}
+	return false
+}
+
+func (x *ProcessInfo) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetEffectiveUid() uint32 {
+	if x != nil {
+		return x.EffectiveUid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetTerminal() bool {
+	if x != nil {
+		return x.Terminal
+	}
+	return false
+}
+
+func (x *ProcessInfo) GetPidInNamespace() uint32 {
+	if x != nil {
+		return x.PidInNamespace
+	}
+	return 0
+}
+
+// Executable is the file that a process runs. Of a script it is the interpreter.
+type Executable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the mount namespace of the process, with links followed.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// As it was started; of a script the script's path.
+	Called string `protobuf:"bytes,2,opt,name=called,proto3" json:"called,omitempty"`
+	// In memory only.
+	Memfd bool `protobuf:"varint,3,opt,name=memfd,proto3" json:"memfd,omitempty"`
+	// It had no name any more when it was started.
+	Deleted bool `protobuf:"varint,4,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// In the writable layer of the container: made or changed after it was created.
+	UpperLayer bool `protobuf:"varint,5,opt,name=upper_layer,json=upperLayer,proto3" json:"upper_layer,omitempty"`
+	// When the file or its attributes last changed, 0 if not known.
+	ChangedNs     int64 `protobuf:"varint,6,opt,name=changed_ns,json=changedNs,proto3" json:"changed_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Executable) Reset() {
+	*x = Executable{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Executable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Executable) ProtoMessage() {}
+
+func (x *Executable) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Executable.ProtoReflect.Descriptor instead.
+func (*Executable) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Executable) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Executable) GetCalled() string {
+	if x != nil {
+		return x.Called
+	}
+	return ""
+}
+
+func (x *Executable) GetMemfd() bool {
+	if x != nil {
+		return x.Memfd
+	}
+	return false
+}
+
+func (x *Executable) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *Executable) GetUpperLayer() bool {
+	if x != nil {
+		return x.UpperLayer
+	}
+	return false
+}
+
+func (x *Executable) GetChangedNs() int64 {
+	if x != nil {
+		return x.ChangedNs
+	}
+	return 0
+}
+
 // Progress tells how far things have gone. The event's sequence is up to where all was sent
 // that is wanted, 0 if something is on its way.
 type Progress struct {
@@ -2521,7 +2957,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2969,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2982,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Progress) GetLowWatermarkNs() int64 {
@@ -2588,7 +3024,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +3036,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +3049,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -2704,7 +3140,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +3152,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +3165,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -2815,7 +3251,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +3263,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +3276,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -2880,7 +3316,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3328,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3341,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -2976,7 +3412,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3424,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3437,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -3048,7 +3484,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3496,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3509,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -3143,7 +3579,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3591,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3604,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -3294,7 +3730,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3742,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3755,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -3347,7 +3783,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3795,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3808,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -3425,7 +3861,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3873,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3886,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -3563,7 +3999,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +4011,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +4024,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -3630,7 +4066,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +4078,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +4091,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3701,7 +4137,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +4149,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +4162,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -3833,7 +4269,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +4281,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +4294,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -3898,7 +4334,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4346,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4359,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -3979,7 +4415,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3991,7 +4427,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4004,7 +4440,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -4072,7 +4508,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4084,7 +4520,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4097,7 +4533,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -4267,7 +4703,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4279,7 +4715,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4292,7 +4728,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -4358,7 +4794,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4370,7 +4806,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4383,7 +4819,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -4584,7 +5020,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\x96\x03\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xd1\x03\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -4598,11 +5034,12 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06resume\x18\n" +
 	" \x01(\v2\x0f.orb8.v1.ResumeR\x06resume\x12\x1a\n" +
 	"\bprogress\x18\v \x01(\bR\bprogress\x12+\n" +
-	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\"=\n" +
+	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\x129\n" +
+	"\rprocess_steps\x18\x0e \x03(\x0e2\x14.orb8.v1.ProcessStepR\fprocessSteps\"=\n" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xd8\x03\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xfa\x03\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -4626,7 +5063,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06rcodes\x18\x0f \x03(\tR\x06rcodes\x12\x1f\n" +
 	"\vquery_types\x18\x10 \x03(\tR\n" +
 	"queryTypes\x12\x1b\n" +
-	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\"\xf8\x03\n" +
+	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\x12 \n" +
+	"\vexecutables\x18\x13 \x03(\tR\vexecutables\"\xab\x04\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -4643,8 +5081,50 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vaccelerator\x18\x0e \x01(\v2\x1a.orb8.v1.AcceleratorSampleH\x00R\vaccelerator\x12(\n" +
 	"\x03dns\x18\x0f \x01(\v2\x14.orb8.v1.DnsExchangeH\x00R\x03dns\x12/\n" +
 	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogress\x12-\n" +
-	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsNameB\a\n" +
-	"\x05event\"4\n" +
+	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsName\x121\n" +
+	"\aprocess\x18\x13 \x01(\v2\x15.orb8.v1.ProcessEventH\x00R\aprocessB\a\n" +
+	"\x05event\"\x87\x03\n" +
+	"\fProcessEvent\x12(\n" +
+	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
+	"\bworkload\x18\x02 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +
+	"\aprocess\x18\x03 \x01(\v2\x14.orb8.v1.ProcessInfoR\aprocess\x122\n" +
+	"\tancestors\x18\x04 \x03(\v2\x14.orb8.v1.ProcessInfoR\tancestors\x12\x1b\n" +
+	"\texit_code\x18\x05 \x01(\rR\bexitCode\x12\x16\n" +
+	"\x06signal\x18\x06 \x01(\rR\x06signal\x12\x1f\n" +
+	"\vcore_dumped\x18\a \x01(\bR\n" +
+	"coreDumped\x12\x1f\n" +
+	"\vlifetime_ns\x18\b \x01(\x03R\n" +
+	"lifetimeNs\x12/\n" +
+	"\x13previous_executable\x18\t \x01(\tR\x12previousExecutable\x12\x12\n" +
+	"\x04self\x18\n" +
+	" \x01(\bR\x04self\"\xf8\x02\n" +
+	"\vProcessInfo\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x1d\n" +
+	"\n" +
+	"parent_pid\x18\x02 \x01(\rR\tparentPid\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\x123\n" +
+	"\n" +
+	"executable\x18\x04 \x01(\v2\x13.orb8.v1.ExecutableR\n" +
+	"executable\x12\x1c\n" +
+	"\targuments\x18\x05 \x03(\tR\targuments\x12/\n" +
+	"\x13arguments_truncated\x18\x06 \x01(\bR\x12argumentsTruncated\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12#\n" +
+	"\reffective_uid\x18\b \x01(\rR\feffectiveUid\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\t \x01(\x03R\tstartedNs\x12\x1a\n" +
+	"\bterminal\x18\n" +
+	" \x01(\bR\bterminal\x12(\n" +
+	"\x10pid_in_namespace\x18\v \x01(\rR\x0epidInNamespace\"\xa8\x01\n" +
+	"\n" +
+	"Executable\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06called\x18\x02 \x01(\tR\x06called\x12\x14\n" +
+	"\x05memfd\x18\x03 \x01(\bR\x05memfd\x12\x18\n" +
+	"\adeleted\x18\x04 \x01(\bR\adeleted\x12\x1f\n" +
+	"\vupper_layer\x18\x05 \x01(\bR\n" +
+	"upperLayer\x12\x1d\n" +
+	"\n" +
+	"changed_ns\x18\x06 \x01(\x03R\tchangedNs\"4\n" +
 	"\bProgress\x12(\n" +
 	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xfb\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
@@ -4859,7 +5339,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\xd8\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\xf0\x01\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
@@ -4868,7 +5348,13 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x16EVENT_KIND_LOST_EVENTS\x10\x04\x12\x1a\n" +
 	"\x16EVENT_KIND_ACCELERATOR\x10\x05\x12\x12\n" +
 	"\x0eEVENT_KIND_DNS\x10\x06\x12\x17\n" +
-	"\x13EVENT_KIND_DNS_NAME\x10\t*\x96\x01\n" +
+	"\x13EVENT_KIND_DNS_NAME\x10\t\x12\x16\n" +
+	"\x12EVENT_KIND_PROCESS\x10\n" +
+	"*Y\n" +
+	"\vProcessStep\x12\x1c\n" +
+	"\x18PROCESS_STEP_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11PROCESS_STEP_EXEC\x10\x01\x12\x15\n" +
+	"\x11PROCESS_STEP_EXIT\x10\x02*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -4947,146 +5433,157 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 	return file_orb8_v1_orb8_proto_rawDescData
 }
 
-var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
 	(EventKind)(0),              // 2: orb8.v1.EventKind
-	(FlowEvent)(0),              // 3: orb8.v1.FlowEvent
-	(ConnectionEvent)(0),        // 4: orb8.v1.ConnectionEvent
-	(ByteUnit)(0),               // 5: orb8.v1.ByteUnit
-	(Role)(0),                   // 6: orb8.v1.Role
-	(TcpState)(0),               // 7: orb8.v1.TcpState
-	(TcpEnd)(0),                 // 8: orb8.v1.TcpEnd
-	(NodeState)(0),              // 9: orb8.v1.NodeState
-	(DnsView)(0),                // 10: orb8.v1.DnsView
-	(DnsOutcome)(0),             // 11: orb8.v1.DnsOutcome
-	(*QueryFlowsRequest)(nil),   // 12: orb8.v1.QueryFlowsRequest
-	(*QueryFlowsResponse)(nil),  // 13: orb8.v1.QueryFlowsResponse
-	(*StreamEventsRequest)(nil), // 14: orb8.v1.StreamEventsRequest
-	(*GetStatusRequest)(nil),    // 15: orb8.v1.GetStatusRequest
-	(*NetworkFlow)(nil),         // 16: orb8.v1.NetworkFlow
-	(*NetworkEvent)(nil),        // 17: orb8.v1.NetworkEvent
-	(*AgentStatus)(nil),         // 18: orb8.v1.AgentStatus
-	(*AcceleratorStatus)(nil),   // 19: orb8.v1.AcceleratorStatus
-	(*KubernetesStatus)(nil),    // 20: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 21: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 22: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 23: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 24: orb8.v1.Resume
-	(*Filter)(nil),              // 25: orb8.v1.Filter
-	(*Event)(nil),               // 26: orb8.v1.Event
-	(*Progress)(nil),            // 27: orb8.v1.Progress
-	(*AcceleratorSample)(nil),   // 28: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 29: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 30: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 31: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 32: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 33: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 34: orb8.v1.Flow
-	(*Connection)(nil),          // 35: orb8.v1.Connection
-	(*Endpoint)(nil),            // 36: orb8.v1.Endpoint
-	(*Workload)(nil),            // 37: orb8.v1.Workload
-	(*Counters)(nil),            // 38: orb8.v1.Counters
-	(*Process)(nil),             // 39: orb8.v1.Process
-	(*TcpInfo)(nil),             // 40: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 41: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 42: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 43: orb8.v1.LostEvents
-	(*DnsExchange)(nil),         // 44: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 45: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 46: orb8.v1.DnsName
-	nil,                         // 47: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 48: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 49: orb8.v1.Workload.LabelsEntry
-	nil,                         // 50: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 51: orb8.v1.DnsName.TypesEntry
+	(ProcessStep)(0),            // 3: orb8.v1.ProcessStep
+	(FlowEvent)(0),              // 4: orb8.v1.FlowEvent
+	(ConnectionEvent)(0),        // 5: orb8.v1.ConnectionEvent
+	(ByteUnit)(0),               // 6: orb8.v1.ByteUnit
+	(Role)(0),                   // 7: orb8.v1.Role
+	(TcpState)(0),               // 8: orb8.v1.TcpState
+	(TcpEnd)(0),                 // 9: orb8.v1.TcpEnd
+	(NodeState)(0),              // 10: orb8.v1.NodeState
+	(DnsView)(0),                // 11: orb8.v1.DnsView
+	(DnsOutcome)(0),             // 12: orb8.v1.DnsOutcome
+	(*QueryFlowsRequest)(nil),   // 13: orb8.v1.QueryFlowsRequest
+	(*QueryFlowsResponse)(nil),  // 14: orb8.v1.QueryFlowsResponse
+	(*StreamEventsRequest)(nil), // 15: orb8.v1.StreamEventsRequest
+	(*GetStatusRequest)(nil),    // 16: orb8.v1.GetStatusRequest
+	(*NetworkFlow)(nil),         // 17: orb8.v1.NetworkFlow
+	(*NetworkEvent)(nil),        // 18: orb8.v1.NetworkEvent
+	(*AgentStatus)(nil),         // 19: orb8.v1.AgentStatus
+	(*AcceleratorStatus)(nil),   // 20: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 21: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 22: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 23: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 24: orb8.v1.ObserveRequest
+	(*Resume)(nil),              // 25: orb8.v1.Resume
+	(*Filter)(nil),              // 26: orb8.v1.Filter
+	(*Event)(nil),               // 27: orb8.v1.Event
+	(*ProcessEvent)(nil),        // 28: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 29: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 30: orb8.v1.Executable
+	(*Progress)(nil),            // 31: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 32: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 33: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 34: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 35: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 36: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 37: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 38: orb8.v1.Flow
+	(*Connection)(nil),          // 39: orb8.v1.Connection
+	(*Endpoint)(nil),            // 40: orb8.v1.Endpoint
+	(*Workload)(nil),            // 41: orb8.v1.Workload
+	(*Counters)(nil),            // 42: orb8.v1.Counters
+	(*Process)(nil),             // 43: orb8.v1.Process
+	(*TcpInfo)(nil),             // 44: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 45: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 46: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 47: orb8.v1.LostEvents
+	(*DnsExchange)(nil),         // 48: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 49: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 50: orb8.v1.DnsName
+	nil,                         // 51: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 52: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 53: orb8.v1.Workload.LabelsEntry
+	nil,                         // 54: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 55: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	25, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
-	16, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	25, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	37, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	37, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
-	6,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
-	5,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	39, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	40, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	37, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	37, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	21, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	22, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	20, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	19, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	26, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	17, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
+	26, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	41, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	41, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	7,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
+	6,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
+	43, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	44, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	41, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	41, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	22, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	23, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	21, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	20, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
 	0,  // 15: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	25, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	26, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
 	2,  // 17: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
 	1,  // 18: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	24, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	10, // 20: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
-	34, // 21: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	35, // 22: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	42, // 23: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	43, // 24: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	28, // 25: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	44, // 26: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
-	27, // 27: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	46, // 28: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
-	29, // 29: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	47, // 30: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	31, // 31: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	33, // 32: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	33, // 33: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	37, // 34: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	32, // 35: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	48, // 36: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	39, // 37: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	30, // 38: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	30, // 39: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	37, // 40: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	3,  // 41: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	36, // 42: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	36, // 43: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	6,  // 44: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	5,  // 45: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	38, // 46: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	38, // 47: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	39, // 48: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	40, // 49: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	41, // 50: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	4,  // 51: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	34, // 52: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	37, // 53: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	49, // 54: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	7,  // 55: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	8,  // 56: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	9,  // 57: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	21, // 58: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	11, // 59: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	36, // 60: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	36, // 61: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	10, // 62: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	39, // 63: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	45, // 64: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	37, // 65: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	50, // 66: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	51, // 67: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	30, // 68: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	30, // 69: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	12, // 70: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	14, // 71: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	15, // 72: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	23, // 73: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	13, // 74: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	17, // 75: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	18, // 76: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	26, // 77: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	74, // [74:78] is the sub-list for method output_type
-	70, // [70:74] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	25, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	11, // 20: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	3,  // 21: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
+	38, // 22: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	39, // 23: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	46, // 24: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	47, // 25: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	32, // 26: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	48, // 27: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	31, // 28: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	50, // 29: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	28, // 30: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	3,  // 31: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	41, // 32: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	29, // 33: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	29, // 34: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	30, // 35: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	33, // 36: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	51, // 37: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	35, // 38: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	37, // 39: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	37, // 40: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	41, // 41: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	36, // 42: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	52, // 43: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	43, // 44: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	34, // 45: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	34, // 46: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	41, // 47: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	4,  // 48: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	40, // 49: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	40, // 50: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	7,  // 51: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	6,  // 52: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	42, // 53: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	42, // 54: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	43, // 55: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	44, // 56: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	45, // 57: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	5,  // 58: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	38, // 59: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	41, // 60: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	53, // 61: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	8,  // 62: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	9,  // 63: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	10, // 64: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	22, // 65: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	12, // 66: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	40, // 67: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	40, // 68: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	11, // 69: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	43, // 70: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	49, // 71: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	41, // 72: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	54, // 73: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	55, // 74: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	34, // 75: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	34, // 76: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	13, // 77: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	15, // 78: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	16, // 79: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	24, // 80: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	14, // 81: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	18, // 82: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	19, // 83: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	27, // 84: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	81, // [81:85] is the sub-list for method output_type
+	77, // [77:81] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -5103,14 +5600,15 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_Dns)(nil),
 		(*Event_Progress)(nil),
 		(*Event_DnsName)(nil),
+		(*Event_Process)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   40,
+			NumEnums:      13,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

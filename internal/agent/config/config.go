@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,11 @@ type Config struct {
 	DNSPorts     string
 	DNSTimeout   time.Duration
 	DNSRingBytes int
+
+	Exec          Mode
+	ExecRingBytes int
+	ProcessArgs   int
+	ProcessRedact string
 
 	GPU           Mode
 	GPUInterval   time.Duration
@@ -94,6 +100,10 @@ func Default() Config {
 		DNSPorts:     "53",
 		DNSTimeout:   5 * time.Second,
 		DNSRingBytes: 2 << 20,
+
+		Exec:          ModeAuto,
+		ExecRingBytes: 1 << 20,
+		ProcessArgs:   1024,
 
 		GPU:           ModeAuto,
 		GPUInterval:   5 * time.Second,
@@ -163,6 +173,10 @@ func (c *Config) settings() []setting {
 		{"dns_ports", "up to 8 ports on which DNS is spoken, with commas between them; add 5353,5355 for mDNS and LLMNR", false, &c.DNSPorts, c.checkDNSPorts},
 		{"dns_timeout", "how long a DNS query waits for its answer before it is told of as unanswered", true, &c.DNSTimeout, c.checkDNSTimeout},
 		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
+		{"exec", "the exec probe, which tells of programs that are started and processes that end: auto, on or off", false, &c.Exec, c.Exec.check},
+		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
+		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, maxProcessArgs)},
+		{"process_redact", "regular expression of what is hidden in arguments (its groups, or all that it matches if it has none), beside what looks like a secret", false, &c.ProcessRedact, c.checkRedact},
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
 		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},
@@ -301,6 +315,16 @@ func (c *Config) checkDNSTimeout() error {
 	return nil
 }
 
+// maxProcessArgs is what the exec probe's program has room for.
+const maxProcessArgs = 4096
+
+func (c *Config) checkRedact() error {
+	if _, err := regexp.Compile(c.ProcessRedact); err != nil {
+		return fmt.Errorf("want a regular expression (https://golang.org/s/re2syntax): %w", err)
+	}
+	return nil
+}
+
 func (c *Config) checkLogLevel() error {
 	var l slog.Level
 	if l.UnmarshalText([]byte(c.LogLevel)) != nil {
@@ -318,6 +342,8 @@ func (c *Config) Mode(name string) Mode {
 		return c.Packet
 	case "dns":
 		return c.DNS
+	case "exec":
+		return c.Exec
 	}
 	return ModeAuto
 }

@@ -50,6 +50,10 @@ dns: on
 dns_ports: 53, 5353
 dns_timeout: 2s
 dns_ring_bytes: 16384
+exec: off
+exec_ring_bytes: 32768
+process_args: 77
+process_redact: pin=(\d+)
 cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
@@ -73,6 +77,7 @@ kubernetes: off
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 2 * time.Second, DNSRingBytes: 16384,
+		Exec: ModeOff, ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
@@ -168,6 +173,9 @@ func TestValidate(t *testing.T) {
 		{"DNS ports", func(c *Config) { c.DNSPorts = "53,dns" }, `dns_ports: "53,dns": want ports from 1 to 65535 with commas between them, such as 53,5353`},
 		{"too many DNS ports", func(c *Config) { c.DNSPorts = "1,2,3,4,5,6,7,8,9" }, `dns_ports: "1,2,3,4,5,6,7,8,9": want at most 8 ports`},
 		{"DNS timeout", func(c *Config) { c.DNSTimeout = time.Hour }, `dns_timeout: 1h0m0s: want 100ms to 1m`},
+		{"exec ring", func(c *Config) { c.ExecRingBytes = 1 }, `exec_ring_bytes: 1: want a power of two from 4096 to 1073741824`},
+		{"arguments", func(c *Config) { c.ProcessArgs = 5000 }, `process_args: 5000: want a number from 0 to 4096`},
+		{"redact", func(c *Config) { c.ProcessRedact = "(" }, "process_redact: want a regular expression (https://golang.org/s/re2syntax): error parsing regexp: missing closing ): `(`"},
 		{"history", func(c *Config) { c.History = -1 }, `history: -1: want a number from 0 to 1000000`},
 		{"queue", func(c *Config) { c.SubscriberQueue = 0 }, `subscriber_queue: 0: want a number from 1 to 1000000`},
 		{"log level", func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud": want debug, info, warn or error`},

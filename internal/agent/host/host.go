@@ -22,8 +22,10 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
 	"github.com/Ignoramuss/orb8/internal/probe/dns"
+	"github.com/Ignoramuss/orb8/internal/probe/exec"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -35,7 +37,7 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 
 	// First, so that the others' records find names.
 	helper := []probe.Option{probe.Helper()}
-	if s.Config.TCP == config.ModeOff && s.Config.Packet == config.ModeOff {
+	if s.Config.TCP == config.ModeOff && s.Config.Packet == config.ModeOff && s.Config.Exec == config.ModeOff {
 		helper = append(helper, probe.Off("no probe is on that it could help"))
 	}
 	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}), helper...)
@@ -66,6 +68,11 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 		dnsOptions = []probe.Option{probe.Off("turned off by --packet=off: the packet probe's programs read DNS")}
 	}
 	m.Add(dnsProbe, dnsOptions...)
+	execProbe := exec.New(exec.Config{
+		Apply: s.Process, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID,
+		RingBytes: uint32(s.Config.ExecRingBytes), ArgBytes: s.Config.ProcessArgs,
+	})
+	m.Add(execProbe, modeOptions(execProbe, s.Config.Exec)...)
 	return m
 }
 
@@ -126,6 +133,9 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 		deps.Accelerators = newAccelerators(cfg, &deps, r, cluster, log)
 	}
 	deps.IsSelf = newSelf(cfg).is
+	if workload.SeesPIDs() {
+		deps.Running = func(id process.ID) bool { return exec.Running("/proc", id) }
+	}
 	a, err = agent.New(cfg, deps, log)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())

@@ -31,13 +31,16 @@ type Summary struct {
 	// samples is how many there were of each accelerator; nil unless the summary is
 	// about these.
 	samples map[string]uint64
-	lost    map[string]uint64
+	// processes says that the summary is about these.
+	processes               bool
+	started, exited, killed uint64
+	lost                    map[string]uint64
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
 	away map[string]string
-	// started is when the agent of each node began; replaced has the nodes where
+	// agents is when the agent of each node began; replaced has the nodes where
 	// another one came.
-	started  map[string]int64
+	agents   map[string]int64
 	replaced map[string]bool
 }
 
@@ -45,7 +48,7 @@ type Summary struct {
 func NewSummary() *Summary {
 	return &Summary{
 		seed: maphash.MakeSeed(), flows: map[uint64]struct{}{}, lost: map[string]uint64{}, away: map[string]string{},
-		started: map[string]int64{}, replaced: map[string]bool{},
+		agents: map[string]int64{}, replaced: map[string]bool{},
 	}
 }
 
@@ -53,6 +56,13 @@ func NewSummary() *Summary {
 func NewQuerySummary() *Summary {
 	s := NewSummary()
 	s.rcodes = map[string]uint64{}
+	return s
+}
+
+// NewProcessSummary returns an empty summary of programs that were started.
+func NewProcessSummary() *Summary {
+	s := NewSummary()
+	s.processes = true
 	return s
 }
 
@@ -79,6 +89,9 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 			s.rcodes[code]++
 			s.latency += time.Duration(x.Dns.GetLatencyNs())
 		}
+		return
+	case *orb8v1.Event_Process:
+		s.process(x.Process)
 		return
 	case *orb8v1.Event_Accelerator:
 		if s.samples != nil {
@@ -111,10 +124,10 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 func (s *Summary) node(n *orb8v1.NodeStatus) {
 	name := Clean(n.GetNodeName())
 	if now := n.GetStartedNs(); now != 0 {
-		if before := s.started[name]; before != 0 && before != now {
+		if before := s.agents[name]; before != 0 && before != now {
 			s.replaced[name] = true
 		}
-		s.started[name] = now
+		s.agents[name] = now
 	}
 	if n.GetState() == orb8v1.NodeState_NODE_STATE_UNAVAILABLE {
 		s.away[name] = orNone(n.GetMessage())
@@ -163,6 +176,8 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		text = s.queries(d)
 	case s.samples != nil:
 		text = s.devices(d)
+	case s.processes:
+		text = s.programs(d)
 	}
 	var away []string
 	lines, unknown := s.nodes()
@@ -229,6 +244,30 @@ func (s *Summary) queries(d time.Duration) string {
 	}
 	if answered > 0 {
 		text += "; mean latency " + Micros(uint64(s.latency)/answered/1000)
+	}
+	return text
+}
+
+func (s *Summary) process(x *orb8v1.ProcessEvent) {
+	switch x.GetStep() {
+	case orb8v1.ProcessStep_PROCESS_STEP_EXEC:
+		s.started++
+	case orb8v1.ProcessStep_PROCESS_STEP_EXIT:
+		s.exited++
+		if x.GetSignal() != 0 {
+			s.killed++
+		}
+	}
+}
+
+// programs adds starts and ends up.
+func (s *Summary) programs(d time.Duration) string {
+	text := Plural(s.started, "program", "programs") + " started in " + Span(d)
+	if s.exited > 0 {
+		text += ", " + Plural(s.exited, "process", "processes") + " ended"
+	}
+	if s.killed > 0 {
+		text += ", " + Count(s.killed) + " of them by a signal"
 	}
 	return text
 }

@@ -5,7 +5,7 @@
  * Tells of every new cgroup of the cgroup2 hierarchy, with its path: those of a
  * short-lived container are gone before its connections have been looked at.
  */
-#include "core.h"
+#include "count.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -34,20 +34,7 @@ struct {
 	__uint(max_entries, 256 << 10);
 } cgroup_ring SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STAT_MAX);
-	__type(key, u32);
-	__type(value, u64);
-} cgroup_stats SEC(".maps");
-
-static __always_inline void count(u32 stat)
-{
-	u64 *n = bpf_map_lookup_elem(&cgroup_stats, &stat);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
-}
+DEFINE_STATS(cgroup_stats)
 
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(cgroup_mkdir, struct cgroup *cg, const char *path)

@@ -12,6 +12,8 @@
  * follows the sockets that were there before sock_ops was, and all of them where
  * there is no cgroup2.
  */
+#include "cgroup.h"
+#include "count.h"
 #include "owner.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -149,26 +151,12 @@ struct {
 	__uint(max_entries, 4 << 20);
 } tcp_ring SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STAT_MAX);
-	__type(key, u32);
-	__type(value, u64);
-} tcp_stats SEC(".maps");
+DEFINE_STATS(tcp_stats)
 
 /* Bytes waiting in the ring at which the reader is woken at once. Only the few
  * records that cross this mark wake it: it is already on its way for the rest. */
 volatile const u64 wake_bytes = 1 << 20;
 #define WAKE_WINDOW (16 * sizeof(struct tcp_record))
-
-/* Atomic, because an interrupt may count on the same CPU. */
-static __always_inline void count(u32 stat)
-{
-	u64 *n = bpf_map_lookup_elem(&tcp_stats, &stat);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
-}
 
 /* sock_ops is attached. */
 volatile const bool have_ops = false;
@@ -183,67 +171,20 @@ volatile u8 pass;
 /* Ends of such that were told. */
 volatile u64 traced_ends;
 
-/* The root of this node's part of the cgroups, where it has not all of them. */
-volatile const u64 part_root = 0;
-#define MAX_LEVELS 16
-
-static __always_inline struct cgroup *sk_cgroup(struct sock *sk)
-{
-	/* Bit 0 says that the word holds net_cls data instead of a pointer. */
-	struct sock_cgroup_data___v5_14 *data = (void *)&sk->sk_cgrp_data;
-	u64 val;
-
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup))
-		return sk->sk_cgrp_data.cgroup;
-	val = BPF_CORE_READ(data, val);
-	return val & 1 ? 0 : (struct cgroup *)val;
-}
-
-static __always_inline u64 ancestor_id(struct cgroup *cg, int level)
-{
-	struct cgroup___v6_0 *old = (void *)cg;
-	struct cgroup *up = 0;
-	u64 id = 0;
-
-	if (bpf_core_field_exists(struct cgroup, ancestors)) {
-		bpf_core_read(&up, sizeof(up), &cg->ancestors[level]);
-		return BPF_CORE_READ(up, kn, id);
-	}
-	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[level]);
-	return id;
-}
-
 /* Whether a socket is of this node. Only asked when a connection begins. */
 static __always_inline bool is_ours(struct sock *sk)
 {
-	struct cgroup *cg;
-	int level;
-
-	if (!part_root)
-		return true;
-	cg = sk_cgroup(sk);
-	if (!cg)
-		return false;
-	level = BPF_CORE_READ(cg, level);
-	for (int i = 0; i < MAX_LEVELS; i++) {
-		if (i > level)
-			break;
-		if (ancestor_id(cg, i) == part_root)
-			return true;
-	}
-	return false;
+	return !part_root || in_part(sk_cgroup(sk));
 }
 
 static __always_inline u64 sk_cgroup_id(struct sock *sk)
 {
 	struct cgroup *cg;
 
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
-		cg = sk->sk_cgrp_data.cgroup;
-		return cg ? cg->kn->id : 0;
-	}
-	cg = sk_cgroup(sk);
-	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
+	if (!bpf_core_field_exists(struct sock_cgroup_data, cgroup))
+		return cgroup_id(sk_cgroup(sk));
+	cg = sk->sk_cgrp_data.cgroup;
+	return cg ? cg->kn->id : 0;
 }
 
 static __always_inline void set_owner_current(struct sock_state *st)

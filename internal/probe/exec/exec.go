@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Package exec tells of the life of processes. No program of it runs on an ordinary
+// system call. It keeps no table of processes and knows nothing of who a cgroup is.
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/process"
+)
+
+const (
+	// DefaultRingBytes holds the starts and ends of about 1200 processes.
+	DefaultRingBytes = 1 << 20
+	// MaxArgBytes is how much of a program's arguments can be read.
+	MaxArgBytes = 4096
+)
+
+// Config of the probe. Apply, Losses and Clock are required.
+type Config struct {
+	// Apply takes one event; it must not keep it, nor what it points at, but may keep
+	// a copy: strings and slices are not used again. Events of one process come in
+	// the order in which they happened. It is called from Run and Collect, one call at
+	// a time.
+	Apply  func(*process.Event)
+	Losses *loss.Counters
+	Clock  *probe.Clock
+	// CgroupID is the root of this node's part of the cgroups, 0 for all: other
+	// nodes may share the kernel. Processes outside it are left alone.
+	CgroupID uint64
+	// RingBytes is a power of two and a multiple of the page size.
+	// DefaultRingBytes if 0.
+	RingBytes uint32
+	// ArgBytes is how much of a program's arguments is read, at most MaxArgBytes.
+	ArgBytes int
+	// Proc is where procfs is mounted, /proc if empty. The arguments of processes
+	// that are older than the probe are read there.
+	Proc string
+}
+
+// Probe implements probe.Probe.
+type Probe struct {
+	probe.Object
+	cfg Config
+
+	ring     *probe.Ring
+	seeds    seeds
+	received atomic.Uint64
+}
+
+const name = "exec"
+
+// New returns a probe that is not started.
+func New(cfg Config) *Probe {
+	if cfg.RingBytes == 0 {
+		cfg.RingBytes = DefaultRingBytes
+	}
+	cfg.ArgBytes = min(max(cfg.ArgBytes, 0), MaxArgBytes)
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
+	return &Probe{cfg: cfg, Object: probe.NewObject(name, cfg.Losses)}
+}
+
+// Name returns "exec".
+func (p *Probe) Name() string { return name }
+
+// Received is the number of events read from the kernel.
+func (p *Probe) Received() uint64 { return p.received.Load() }
+
+// Start loads and attaches the programs and reads which processes there are.
+func (p *Probe) Start() error { return p.Undo(p.start()) }
+
+// start loads all before it attaches anything: from then on until Run the ring has to
+// hold what happens.
+func (p *Probe) start() error {
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the exec probe's programs: %w", err)
+	}
+	groupDead, err := saysLast()
+	if err != nil {
+		return probe.Explain("the kernel does not tell of processes", err)
+	}
+	if err := p.configure(spec, groupDead); err != nil {
+		return err
+	}
+	if err := p.loadCore(spec); err != nil {
+		return err
+	}
+	moved, movedErr := p.LoadOne(bpfProgProcessMoved)
+	seed, seedErr := p.LoadOne(bpfProgProcessSeed)
+	for _, h := range hooks() {
+		if err := p.AttachTracing(p.Core.Programs[h.prog], h.hook); err != nil {
+			return err
+		}
+	}
+	if movedErr == nil {
+		movedErr = p.AttachTracing(moved, movedHook)
+	}
+	p.Lacks("a process that moves to another cgroup counts as one of the old one until it starts an executable", movedHook, movedErr)
+	p.seed(seed, seedErr)
+	return nil
+}
+
+const movedHook = "tp_btf/cgroup_attach_task"
+
+func (p *Probe) configure(spec *ebpf.CollectionSpec, groupDead bool) error {
+	spec.Maps[bpfMapExecRing].MaxEntries = p.cfg.RingBytes
+	for _, v := range []struct {
+		name  string
+		value any
+	}{
+		{bpfVarWakeBytes, uint64(p.cfg.RingBytes / 4)},
+		{bpfVarPartRoot, p.cfg.CgroupID},
+		{bpfVarArgBytes, uint64(p.cfg.ArgBytes)},
+		{bpfVarHasGroupDead, groupDead},
+	} {
+		if err := spec.Variables[v.name].Set(v.value); err != nil {
+			return fmt.Errorf("set %s of the exec probe's programs: %w", v.name, err)
+		}
+	}
+	return nil
+}
+
+// hooks are what the probe cannot do without. The end of processes comes first: who
+// ends after the beginning of others is told of would be among them for ever.
+func hooks() []struct{ prog, hook string } {
+	return []struct{ prog, hook string }{
+		{bpfProgProcessEnded, "tp_btf/sched_process_exit"},
+		{bpfProgProcessStarted, "tp_btf/sched_process_exec"},
+		{bpfProgProcessForked, "tp_btf/task_newtask"},
+	}
+}
+
+// loadCore loads what the probe cannot do without, and makes all maps.
+func (p *Probe) loadCore(spec *ebpf.CollectionSpec) error {
+	var names []string
+	for _, h := range hooks() {
+		names = append(names, h.prog)
+	}
+	if err := p.Load(spec, names...); err != nil {
+		return probe.Explain("the kernel does not take the exec probe's programs", err)
+	}
+	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull)
+	var err error
+	p.ring, err = p.Ring(p.Core.Maps[bpfMapExecRing], drainEvery, p.tell)
+	return err
+}
+
+// drainEvery is how long an event may wait in the ring.
+const drainEvery = 100 * time.Millisecond
+
+// Run hands events over until ctx is done, and once more after that. It empties the ring
+// while it tells of the processes that were there before.
+func (p *Probe) Run(ctx context.Context) error {
+	var telling sync.WaitGroup
+	telling.Go(p.tellSeeds)
+	err := p.ring.Run(ctx)
+	telling.Wait()
+	return err
+}
+
+// tell takes one record of the ring. Until the seeds are told of it waits.
+func (p *Probe) tell(raw []byte) {
+	switch p.seeds.hold(raw) {
+	case held:
+		return
+	case dropped:
+		p.cfg.Losses.Add(loss.ExecRingFull, 1)
+		return
+	}
+	p.apply(raw)
+}
+
+func (p *Probe) apply(raw []byte) {
+	var e process.Event
+	if err := decode(raw, &e, p.cfg.Clock); err != nil {
+		p.cfg.Losses.Add(loss.DecodeFailed, 1)
+		return
+	}
+	p.received.Add(1)
+	if e.What == process.Fork && p.seeds.has(e.Process.ID) {
+		return
+	}
+	p.cfg.Apply(&e)
+}
+
+// Collect waits until the events that are in the ring have been handed over, then
+// reads the loss counters.
+func (p *Probe) Collect() error {
+	p.tellSeeds()
+	_, err := p.ReadLosses()
+	return errors.Join(p.ring.Settle(), err)
+}
