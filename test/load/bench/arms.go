@@ -34,6 +34,8 @@ type arm struct {
 	tracing bool
 	// empty attaches programs that do nothing where packet attaches its own.
 	empty bool
+	// exec attaches the exec probe.
+	exec bool
 	// probed is the time that the arm has been attached since it last read the
 	// kernel: it does so each second, as an agent that is being followed.
 	probed time.Duration
@@ -50,7 +52,7 @@ const (
 	armEmpty    = "empty programs"
 )
 
-func (a *arm) attaches() bool { return a.tcp || a.packet || a.empty }
+func (a *arm) attaches() bool { return a.tcp || a.packet || a.empty || a.exec }
 
 func newArms() []*arm {
 	return []*arm{
@@ -111,6 +113,13 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	}
 	if a.packet {
 		at.probes = append(at.probes, h.packetProbes(a, t, losses)...)
+	}
+	if a.exec {
+		p, err := h.execProbe(losses)
+		if err != nil {
+			return nil, err
+		}
+		at.probes = append(at.probes, p)
 	}
 	for i, p := range at.probes {
 		if err := p.Start(); err != nil {

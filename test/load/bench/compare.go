@@ -40,11 +40,11 @@ type bench struct {
 	repeated int // visits that were disturbed
 }
 
-// compareArms makes one run.
-func (b *bench) compareArms(ctx context.Context) (figures, error) {
-	arms, times := newArms(), make(map[string]map[string]series)
+// compareArms makes one run of the tasks that open makes.
+func (b *bench) compareArms(ctx context.Context, arms []*arm, open func() ([]*task, error)) (figures, error) {
+	times := make(map[string]map[string]series)
 	var loads []*task
-	err := b.thread.do(func() (err error) { loads, err = newTasks(); return err })
+	err := b.thread.do(func() (err error) { loads, err = open(); return err })
 	if err != nil {
 		return nil, err
 	}

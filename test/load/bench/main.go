@@ -34,7 +34,7 @@ type options struct {
 func main() {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "less than 20 s, for a first look: figures are rough")
-	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, pass, compare, cost")
+	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, starts, pass, compare, processes, cost")
 	flag.StringVar(&o.binary, "orb8", "bin/orb8", "the `binary` whose agent is measured")
 	flag.StringVar(&o.docs, "write-docs", "", "write the report to `file` too")
 	flag.Parse()
@@ -70,7 +70,8 @@ func run(ctx context.Context, o options) error {
 		// inherits that.
 		{"agent", measureAgent},
 		{"dns", measureDNS},
-		{"pass,compare,cost", measureProbes},
+		{"starts", measureStarts},
+		{"pass,compare,processes,cost", measureProbes},
 	} {
 		if !wanted(o.only, part.name) {
 			continue
@@ -116,7 +117,7 @@ func newReport(o options) *report {
 	return r
 }
 
-const allParts = "agent,dns,pass,compare,cost"
+const allParts = "agent,dns,starts,pass,compare,processes,cost"
 
 func checkParts(only string) error {
 	for part := range strings.SplitSeq(only, ",") {
@@ -217,11 +218,19 @@ func (b *bench) runOnce(ctx context.Context, o options, r *report, run int) erro
 	}
 	if wanted(o.only, "compare") {
 		say("workloads with and without orb8, run %d", run)
-		f, err := b.compareArms(ctx)
+		f, err := b.compareArms(ctx, newArms(), newTasks)
 		if err != nil {
 			return err
 		}
 		r.compared = append(r.compared, f)
+	}
+	if wanted(o.only, "processes") {
+		say("system calls and programs with and without the exec probe, run %d", run)
+		f, err := b.compareArms(ctx, processArms(), processTasks)
+		if err != nil {
+			return err
+		}
+		r.processes = append(r.processes, f)
 	}
 	if wanted(o.only, "cost") {
 		say("BPF programs, run %d", run)

@@ -35,7 +35,8 @@ const (
 func ownProgram(name string) bool {
 	switch name {
 	case progOps, progSetState, progRetransmit, progSendReset, progGotReset, progSample,
-		progIngress, progEgress, progSockCreate, progEmptyIn, progEmptyOut:
+		progIngress, progEgress, progSockCreate, progEmptyIn, progEmptyOut,
+		"process_started", "process_forked", "process_ended", "process_moved":
 		return true
 	}
 	return false

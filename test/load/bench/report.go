@@ -33,6 +33,8 @@ type report struct {
 	flows           []flowMemory
 	passes          []passTimes
 	dns             []dnsLoad
+	processes       []figures
+	starts          []startLoad
 }
 
 func (r *report) markdown() string {
@@ -48,6 +50,7 @@ func (r *report) markdown() string {
 	r.writeCosts(&b)
 	r.writeAgent(&b)
 	r.writeDNS(&b)
+	r.writeStarts(&b)
 	b.WriteString("\n" + method)
 	r.writeMachine(&b)
 	if strings.TrimSpace(remarks) != "" {
@@ -56,9 +59,11 @@ func (r *report) markdown() string {
 	return b.String()
 }
 
-func (r *report) ratios(load, arm string) []float64 {
+func (r *report) ratios(load, arm string) []float64 { return valuesOf(r.compared, load, arm) }
+
+func valuesOf(runs []figures, load, arm string) []float64 {
 	var all []float64
-	for _, f := range r.compared {
+	for _, f := range runs {
 		all = append(all, f[load][arm].Value)
 	}
 	return all
@@ -85,6 +90,8 @@ func (r *report) results() []result {
 		{what: tcpBulk + ", everything on", target: atLeast(0.98), values: r.ratios(tcpBulk, armAll)},
 		{what: udpPingPong + ", everything on", target: atLeast(0.95), values: r.ratios(udpPingPong, armAll)},
 		{what: dnsQueries + ", added beside the packet probe", target: target{limit: 500, format: "%.0f ns"}, values: r.dnsAdded()},
+		{what: startProg + ", exec probe alone", target: atLeast(0.97), values: valuesOf(r.processes, startProg, armExec)},
+		{what: callGetpid + ", added by the exec probe alone", target: target{limit: 3, format: "%+.1f ns"}, values: r.callAdded()},
 		{what: "sock_ops program, per run", target: target{limit: 400, format: "%.0f ns"}, values: r.opsProgram()},
 		{
 			what:   fmt.Sprintf("agent, share of a core with %d idle connections", r.idleConnections),
@@ -134,7 +141,7 @@ func (r *report) writeCompared(b *strings.Builder) {
 	b.WriteString("| workload | arm | ratio to none | added per operation |\n|---|---|---|---|\n")
 	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong, dnsQueries} {
 		for _, arm := range []string{armNone, armControl, armTCP, armTracing, armAll, armNoDNS, armEmpty, armFallback} {
-			r.writeArm(b, load, arm)
+			writeArm(b, r.compared, load, arm)
 		}
 	}
 	for _, load := range []string{tcpPingPong, connectClose, tcpBulk, udpPingPong, dnsQueries} {
@@ -143,9 +150,9 @@ func (r *report) writeCompared(b *strings.Builder) {
 	fmt.Fprintf(b, "\n\nVisits made again because another orb8 was loaded meanwhile: %d.\n", r.repeated)
 }
 
-func (r *report) writeArm(b *strings.Builder, load, arm string) {
+func writeArm(b *strings.Builder, runs []figures, load, arm string) {
 	var ratios, added []string
-	for _, f := range r.compared {
+	for _, f := range runs {
 		v := f[load][arm]
 		if arm == armNone {
 			ratios = append(ratios, "1")
