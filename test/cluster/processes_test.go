@@ -39,7 +39,7 @@ func TestTraceExec(t *testing.T) {
 	want := []ran{
 		{Pod: p.identity(), Step: exec, Executable: "/netpeer", Arguments: "/netpeer wait", First: true},
 		{Pod: p.identity(), Step: exec, Executable: "/netpeer", Arguments: wrong},
-		{Pod: p.identity(), Step: exit, Executable: "/netpeer", Arguments: wrong, ExitCode: 1},
+		{Pod: p.identity(), Step: exit, Executable: "/netpeer", Arguments: wrong, ExitCode: 2},
 	}
 	l.expectRan(t, begun, p, want)
 	l.deletePod(t, p.Name)
