@@ -195,24 +195,6 @@ func list(all []process.Event) string {
 	return b.String()
 }
 
-// has reports whether a hook is attached; without it the feature is noted as missing.
-func (r *rig) has(t *testing.T, hook, feature string) bool {
-	t.Helper()
-	for _, h := range r.Hooks() {
-		if strings.Contains(h, hook) {
-			return true
-		}
-	}
-	for _, d := range r.Degraded() {
-		if strings.Contains(d, hook) {
-			t.Logf("orb8-feature: %s: off: %s", feature, d)
-			return false
-		}
-	}
-	t.Logf("orb8-feature: %s: off: this kernel has none", feature)
-	return false
-}
-
 // folder is one that every user may enter.
 func folder(t testing.TB) string {
 	t.Helper()

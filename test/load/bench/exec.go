@@ -149,7 +149,8 @@ func loadStarts(ctx context.Context, binary string, length time.Duration) (l sta
 	}
 	l.early, l.late = early.rss, late.rss
 	l.cpu = 100 * float64(after-cpu) / (l.seconds * float64(time.Second))
-	return l, l.land(ctx, p, before)
+	err = l.land(ctx, p, before)
+	return l, err
 }
 
 // land waits until nothing is added any more, or all is there.
