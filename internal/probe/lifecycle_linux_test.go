@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -242,6 +243,7 @@ func cycle(t *testing.T) {
 	t.Helper()
 	m := newProbes(t)
 	startProbes(t, m)
+	useTCP(t, 200) // so that rings have something when both begin to read them
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -255,6 +257,27 @@ func cycle(t *testing.T) {
 		if m.Running(s.Name) {
 			t.Errorf("%s runs after Close", s.Name)
 		}
+	}
+}
+
+// useTCP makes n connections to a listener of its own.
+func useTCP(t *testing.T, n int) {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range n {
+		c, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Close(), s.Close()
 	}
 }
 

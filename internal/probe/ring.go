@@ -107,7 +107,8 @@ func (r *Ring) drain() error {
 func (r *Ring) Settle() error {
 	r.mu.Lock()
 	if !r.running {
-		r.mu.Unlock()
+		// Run waits until this is done: records are taken one at a time.
+		defer r.mu.Unlock()
 		return r.Drain()
 	}
 	if r.flushed == nil {
