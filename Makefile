@@ -40,6 +40,9 @@ GOBUILD  = CGO_ENABLED=$(CGO_ENABLED) $(GO) build -trimpath -buildvcs=$(VCS) -ld
 HASH := \#
 RACE  = $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && echo "$(HASH)include <pthread.h>" | \
 	$$($(GO) env CC) -x c -c -o /dev/null - 2>/dev/null && echo -race)
+# A program with the race detector sleeps for a second before it ends, also each that a
+# test starts.
+export GORACE ?= atexit_sleep_ms=0
 
 # Tools that are built once per version, from tools/dev/go.mod, for all checkouts.
 TOOLS         := $(or $(ORB8_TOOLS),$(HOME)/.cache/orb8/tools)
@@ -121,6 +124,8 @@ generate: $(BUF) $(HELM) ## Make all generated files anew (clang 16, llvm 16, li
 	@mkdir -p .cache
 	$(GO) run ./tools/metricsdoc > .cache/metrics.md
 	mv .cache/metrics.md docs/metrics.md
+	$(GO) run ./tools/rulesdoc > .cache/rules.md
+	mv .cache/rules.md docs/rules.md
 	deploy/render.sh $(HELM)
 
 darwin: ## Build the remote half of the command line for macOS

@@ -175,6 +175,7 @@ struct task_struct {
 	int exit_code;
 	char comm[16];
 	u64 start_boottime;
+	void *stack;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	const struct cred *real_cred;

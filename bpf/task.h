@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Who a task is. */
+/*
+ * Who a task is, and the system call that it is in.
+ */
 #ifndef ORB8_TASK_H
 #define ORB8_TASK_H
 
 #include "cgroup.h"
+#include "regs.h"
+
+#define PF_IO_WORKER 0x00000010
+#define PF_USER_WORKER 0x00004000 /* since 6.4 */
+#define PF_KTHREAD 0x00200000
 
 typedef struct {
 	unsigned int val;
@@ -70,6 +77,10 @@ struct signal_struct {
 	struct tty_struct *tty;
 } __core;
 
+struct pt_regs {
+	char any;
+};
+
 /* What is said of the task in every event. */
 struct task_info {
 	u64 start_ns; /* boot time, as are all */
@@ -81,6 +92,9 @@ struct task_info {
 	u32 user_ns, mnt_ns, pid_ns, net_ns; /* inodes */
 	u8 comm[16];
 };
+
+/* The kernel's stack of a task, for kernels without bpf_task_pt_regs: THREAD_SIZE. */
+volatile const u64 thread_size = 16384;
 
 static __always_inline struct cgroup *task_cgroup(struct task_struct *task)
 {
@@ -144,6 +158,17 @@ static __always_inline void set_task(struct task_info *t, struct task_struct *ta
 	t->net_ns = BPF_CORE_READ(ns, net_ns, ns.inum);
 	t->pid_ns = BPF_CORE_READ(task_pid_namespace(task), ns.inum);
 	bpf_probe_read_kernel(t->comm, sizeof(t->comm), (void *)leader + bpf_core_field_offset(struct task_struct, comm));
+}
+
+/* The registers with which the current task has entered the kernel. */
+static __always_inline void *current_regs(void)
+{
+	struct task_struct *task;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
+		return (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, stack) + thread_size - bpf_core_type_size(struct pt_regs);
 }
 
 #endif

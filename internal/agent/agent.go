@@ -26,10 +26,10 @@ import (
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/agent/metrics"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
-	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -156,6 +156,11 @@ type Agent struct {
 	asked     *naming.Lane[dns.Record]
 	processes *process.Table
 	steps     *naming.Lane[process.Record]
+	rules     *anomaly.Engine
+	fired     map[string]*atomic.Uint64 // by the rule's name; not changed after New
+	// commands stands for all that is in no container and no unit, in metrics of
+	// processes: there may be any number of names.
+	commands  *workload.Identity
 	dnsNames  *queries.Names
 	messages  func() dns.Counts // nil while nobody counts those of DNS
 	manager   *probe.Manager
@@ -163,6 +168,7 @@ type Agent struct {
 	flowLane  *hub.Lane[flow.Record]
 	queryLane *hub.Lane[dns.Record]
 	stepLane  *hub.Lane[process.Record]
+	alertLane *hub.Lane[anomaly.Record]
 	accelLane *hub.Lane[accel.Report]
 	kinds     []streamKind
 	metrics   *metrics.Workloads
@@ -306,34 +312,6 @@ func (a *Agent) recordQuery(r *dns.Record) {
 		return
 	}
 	publish(a, a.queryLane, &r.Header, r)
-}
-
-// keepProcesses makes the table of processes.
-func (a *Agent) keepProcesses(cfg *config.Config) error {
-	redact, err := process.NewRedactor(cfg.ProcessRedact)
-	if err != nil {
-		return fmt.Errorf("configuration: process_redact: %w", err)
-	}
-	a.processes = process.NewTable(process.Config{Redact: redact.Redact, Alive: a.deps.Running, Losses: a.losses})
-	a.steps = naming.NewLane(a.names, func(r *process.Record) *record.Header { return &r.Header }, a.recordStep, nil)
-	return nil
-}
-
-// process takes what happened to a process from a probe.
-func (a *Agent) process(e *process.Event) {
-	a.processed.Add(1)
-	if step := a.processes.Apply(e); step != nil && step.Told() {
-		r := process.NewRecord(step)
-		a.steps.Submit(&r)
-	}
-}
-
-// recordStep takes starts and ends of processes, one at a time.
-func (a *Agent) recordStep(r *process.Record) {
-	if measured, _ := a.takes(&r.Header); measured {
-		metrics.Measure(a.metrics, &r.Header, r, processes.Measure)
-	}
-	publish(a, a.stepLane, &r.Header, r)
 }
 
 // takes reports whether a record counts in metrics, and whether it is shown to those who

@@ -7,10 +7,12 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/alerts"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
@@ -46,12 +48,13 @@ func (i *interest) losses() bool       { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) queries() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
 func (i *interest) dnsNames() bool     { return i.has(orb8v1.EventKind_EVENT_KIND_DNS_NAME, false) }
 func (i *interest) processes() bool    { return i.has(orb8v1.EventKind_EVENT_KIND_PROCESS, false) }
+func (i *interest) alerts() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_ALERT, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
 // something else was asked for.
 func (i *interest) table() bool {
-	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames() && !i.processes()
+	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames() && !i.processes() && !i.alerts()
 }
 
 // interestOf is what a subscription is interested in.
@@ -102,6 +105,9 @@ const queryRoom = 4096
 // stepRoom is the same of starts and ends of processes.
 const stepRoom = 4096
 
+// alertRoom is the same of alerts.
+const alertRoom = 1024
+
 // acceleratorHistory is how many samples of accelerators are kept.
 const acceleratorHistory = 256
 
@@ -111,6 +117,7 @@ func (a *Agent) newKinds(history int) []streamKind {
 	a.flowLane = hub.NewLane(a.hub, history, flowRoom, func(r *flow.Record) int64 { return r.Time })
 	a.queryLane = hub.NewLane(a.hub, history, queryRoom, func(r *dns.Record) int64 { return r.Time })
 	a.stepLane = hub.NewLane(a.hub, history, stepRoom, func(r *process.Record) int64 { return r.Time })
+	a.alertLane = hub.NewLane(a.hub, history, alertRoom, func(r *anomaly.Record) int64 { return r.Time })
 	a.accelLane = hub.NewLane(a.hub, acceleratorHistory, 0, func(r *accel.Report) int64 { return r.Time.UnixNano() })
 	return []streamKind{
 		&kindOf[flow.Record]{
@@ -139,6 +146,14 @@ func (a *Agent) newKinds(history int) []streamKind {
 				return (!r.Self || i.self) && processes.Wanted(r, i.steps) && i.filters.Match(&r.Header, r)
 			},
 			convert: func(_ *interest, r *process.Record) *orb8v1.Event { return processes.Event(r, a.node) },
+		},
+		&kindOf[anomaly.Record]{
+			lane:  a.alertLane,
+			asked: (*interest).alerts,
+			wants: func(i *interest, r *anomaly.Record) bool {
+				return (!r.Self || i.self) && i.filters.Match(&r.Header, r)
+			},
+			convert: func(_ *interest, r *anomaly.Record) *orb8v1.Event { return alerts.Event(r, a.node) },
 		},
 		&kindOf[accel.Report]{
 			lane:    a.accelLane,

@@ -170,6 +170,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	var g errgroup.Group
 	g.Go(func() error { return a.manager.Run(ctx) })
 	g.Go(func() error { a.sample(ctx); return nil })
+	g.Go(func() error { a.tellHeld(ctx); return nil })
 	if a.deps.Cluster != nil {
 		g.Go(func() error { a.flush(ctx); return nil })
 	}
@@ -185,6 +186,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	_ = g.Wait() // all of them return nil
 	a.tick(context.WithoutCancel(ctx), time.Now())
 	a.names.FlushAll()
+	a.alertHeld(true)
 	a.hub.Close()
 }
 
@@ -317,6 +319,7 @@ func (a *Agent) reload() {
 	a.cfg.Store(&next)
 	a.metrics.SetMax(next.MetricsMaxSeries)
 	a.table.SetIdleTimeout(next.IdleTimeout)
+	a.reloadRules(&next)
 	if a.deps.LogLevel != nil {
 		config.SetLevel(a.deps.LogLevel, next.LogLevel)
 	}

@@ -23,6 +23,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/hub"
@@ -180,7 +181,10 @@ func TestGetStatus(t *testing.T) {
 		},
 		Losses: lossesPB(r.losses),
 	}
-	got.UptimeSeconds = 0
+	if n := len(got.GetRules()); n != len(anomaly.Rules()) {
+		t.Errorf("%d rules, want %d", n, len(anomaly.Rules()))
+	}
+	got.UptimeSeconds, got.Rules = 0, nil
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -77,7 +77,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		Subscribers: uint32(a.hub.Subscribers()),
 		StartedNs:   a.started.UnixNano(),
 		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
-		Accelerators: a.acceleratorStatus(),
+		Accelerators: a.acceleratorStatus(), Rules: a.ruleStatus(),
 	}
 }
 

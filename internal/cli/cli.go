@@ -86,6 +86,7 @@ about the workloads.
   sudo orb8 trace exec        watch programs being started
   sudo orb8 trace gpu         watch this host's GPUs
   sudo orb8 agent             keep an agent running, which trace and flows then ask
+  orb8 alerts                 what rules found in what containers do
   orb8 doctor                 check whether this host has what orb8 needs`
 
 func newRoot(c *Config) *cobra.Command {
@@ -108,7 +109,7 @@ func newRoot(c *Config) *cobra.Command {
 		&cobra.Group{ID: groupOther, Title: "Other:"},
 	)
 	root.AddCommand(
-		newTrace(c), newFlows(c), newGPUs(c),
+		newTrace(c), newFlows(c), newGPUs(c), newAlerts(c), newRules(c),
 		newAgent(c), newStatus(c), newDoctor(c), newVersion(c),
 	)
 	root.SetHelpCommandGroupID(groupOther)

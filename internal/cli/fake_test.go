@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"time"
 
@@ -121,9 +122,16 @@ func runFakeAgent() {
 	sick := fs.String("sick", "", "not healthy, for this reason")
 	pods := fs.Uint("pods", 0, "pods tracked")
 	probes := fs.String("probes", "", "other probes that run")
+	rules := fs.String("rules", "", "what is said of rules: NAME=N or NAME=off, with commas")
 	fs.Parse(os.Args[1:])
 	a := &fakeAgent{status: healthyStatus(), repeat: *repeat, requests: *requests}
 	a.status.PodsTracked = uint32(*pods)
+	for rule := range strings.SplitSeq(*rules, ",") {
+		if name, said, ok := strings.Cut(rule, "="); ok {
+			n, _ := strconv.ParseUint(said, 10, 64) // 0 for off
+			a.status.Rules = append(a.status.Rules, &orb8v1.RuleStatus{Name: name, Off: said == "off", Found: n})
+		}
+	}
 	if *probes != "" {
 		for name := range strings.SplitSeq(*probes, ",") {
 			a.status.Probes = append(a.status.Probes, &orb8v1.ProbeStatus{Name: name, State: orb8v1.ProbeState_PROBE_STATE_RUNNING})

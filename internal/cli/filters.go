@@ -14,6 +14,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
+	"github.com/Ignoramuss/orb8/internal/kind/alerts"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kinds"
 )
@@ -86,6 +87,9 @@ func filterKinds() []filterKind {
 		{name: "qtype", placeholder: "TYPE", usage: "type of the query: A, AAAA, SRV, ...", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.QueryTypes })},
 		{name: "slower", placeholder: "TIME", usage: "answered later than after this time, as in 50ms, or not at all", event: true, alone: true, whole: true, set: setSlower},
+		{name: "rule", placeholder: "RULE", usage: "rule by its name", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rules })},
+		{name: "severity", placeholder: "SEVERITY", usage: "alerts at least this severe: " + strings.Join(alerts.Severities(), ", "), event: true, alone: true, set: setSeverity},
 		{name: "executable", placeholder: "PATH", usage: "executable, as it is or as it was called: the path or its last part; * may stand at the beginning and at the end", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Executables })},
 		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without NOERROR", event: true, alone: true, fixed: "failed",
@@ -99,6 +103,17 @@ func setSlower(f *orb8v1.Filter, v string) error {
 		return errors.New("want a time such as 50ms or 1s")
 	}
 	f.SlowerNs = int64(d)
+	return nil
+}
+
+// setSeverity takes a severity and all that are more.
+func setSeverity(f *orb8v1.Filter, v string) error {
+	all := alerts.Severities()
+	i := slices.Index(all, strings.ToLower(v))
+	if i < 0 {
+		return errors.New("want " + strings.Join(all, ", "))
+	}
+	f.Severities = append(f.Severities, all[i:]...)
 	return nil
 }
 

@@ -85,6 +85,9 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 		Last:        f.last,
 		IncludeSelf: f.source.includeSelf,
 	}
+	if f.kind.past && !src.local && r.GetLast() == 0 {
+		r.SinceNs = max(r.GetSinceNs(), 1) // all that is kept
+	}
 	if f.lastHere(src) {
 		// The last N are counted over all nodes and after loopback is left out;
 		// with loopback, no node has more than N of them.

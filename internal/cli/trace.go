@@ -74,6 +74,8 @@ type traceKind struct {
 	filters, subjects []string
 	// devices: it is accelerators that are watched, which no probe sees.
 	devices bool
+	// past: it is the past that is asked for, unless the command is told to follow.
+	past bool
 	// noTraffic: the flags of traffic make no sense.
 	noTraffic bool
 	// flags adds others to those of the filters; nil for none.
@@ -144,7 +146,11 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
 	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
-	span.BoolVarP(&f.follow, "follow", "f", false, "after --last or --since go on with what happens (the default without them)")
+	follow := "after --last or --since go on with what happens (the default without them)"
+	if kind.past {
+		follow = "then go on with what happens"
+	}
+	span.BoolVarP(&f.follow, "follow", "f", false, follow)
 	if kind.noTraffic {
 		f.source.bindSource(source)
 	} else {
@@ -179,7 +185,7 @@ func (f *traceFlags) check(cmd *cobra.Command) error {
 }
 
 // history reports whether the past is asked for.
-func (f *traceFlags) history() bool { return f.last > 0 || f.since.set() }
+func (f *traceFlags) history() bool { return f.kind.past || f.last > 0 || f.since.set() }
 
 // following: a duration makes sense only for what is still to come.
 func (f *traceFlags) following() bool { return f.follow || f.duration > 0 || !f.history() }

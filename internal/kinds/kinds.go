@@ -9,6 +9,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/kind/alerts"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
@@ -16,12 +17,12 @@ import (
 
 // Fields are the API's filters that only some kinds have.
 func Fields() []filter.Field {
-	return slices.Concat(flows.Fields(), queries.Fields(), processes.Fields())
+	return slices.Concat(flows.Fields(), queries.Fields(), processes.Fields(), alerts.Fields())
 }
 
 // Families are the metrics by workload that only some kinds have.
 func Families() []kind.Family {
-	return slices.Concat(queries.Families(), processes.Families())
+	return slices.Concat(queries.Families(), processes.Families(), alerts.Families())
 }
 
 // Compile prepares the API's filters, of all kinds, for matching. The error is a

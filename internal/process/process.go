@@ -122,6 +122,12 @@ const (
 	Exit
 	// Moved: to another cgroup.
 	Moved
+	// Privileged: it asked for a capability, by a system call that is watched.
+	Privileged
+	// IOUring: it submitted an io_uring operation, the first of its kind in a while.
+	IOUring
+	// Module: a kernel module was loaded.
+	Module
 )
 
 // Event is what the probe tells of a process. Fields that do not belong to What are
@@ -138,10 +144,16 @@ type Event struct {
 	Start *Start
 	// End is of Exit.
 	End *End
+	// Privilege is of Privileged.
+	Privilege *Privilege
 	// From is the cgroup that was left (0 if not known), of Moved; Process.CgroupID is
 	// the new one. By is who moved it.
 	From uint64
 	By   ID
+	// Opcode of the operation, of IOUring (enum io_uring_op).
+	Opcode uint8
+	// Module is the name of the one that was loaded.
+	Module string
 }
 
 // Start is what is known of a process's standard files when it starts its
@@ -169,6 +181,35 @@ type End struct {
 	Code, Signal uint8
 	// CoreDumped: with a core dump.
 	CoreDumped bool
+}
+
+// ABI is the way in which a system call was made.
+type ABI uint8
+
+// The ABIs.
+const (
+	AMD64 ABI = iota
+	I386      // 32-bit calls on amd64
+	ARM64
+	ARM // 32-bit calls on arm64
+)
+
+// String returns the name under which users know the ABI.
+func (a ABI) String() string { return [...]string{"amd64", "i386", "arm64", "arm"}[a] }
+
+// Privilege is a capability that a process asked the kernel for.
+type Privilege struct {
+	// Capability by its number, CAP_CHOWN is 0.
+	Capability uint8
+	// ABI and Call are the system call during which it was; Call is -1 outside of one.
+	ABI  ABI
+	Call int32
+	// Args are the call's, as they were passed in registers.
+	Args [6]uint64
+	// Denied: it does not have the capability.
+	Denied bool
+	// OwnUserNS: not the host but a user namespace of its own was asked.
+	OwnUserNS bool
 }
 
 // Step is what happened to a process, with who it is. It is immutable.
@@ -199,12 +240,44 @@ type Record struct {
 	Step *Step
 }
 
-// NewRecord makes a record of a step, without names.
+// Of is the step.
+func (r *Record) Of() *Step { return r.Step }
+
+// NewRecord makes a record of a step, without names. Where a standard file of a program that
+// was started is connected, the record has its ends.
 func NewRecord(s *Step) Record {
 	p := s.Process
 	r := Record{Step: s, Header: record.Header{
 		CgroupID: p.CgroupID, NetNS: p.NS.Net, PID: p.PID, Time: s.Time, First: s.Time, Last: s.Time,
 	}}
 	copy(r.Comm[:], p.Comm)
+	if c := s.Start.Connection(); c != nil {
+		r.Connect(c)
+	}
 	return r
+}
+
+// Connect gives the record the ends of a socket.
+func (r *Record) Connect(c *Socket) {
+	r.Protocol = c.Protocol
+	r.Local, r.LocalPort = record.AddrOf(c.Local.Addr()), c.Local.Port()
+	r.Remote, r.RemotePort = record.AddrOf(c.Remote.Addr()), c.Remote.Port()
+}
+
+// Connection is the first standard file that is a socket with another end, nil if none is.
+func (s *Start) Connection() *Socket {
+	if s == nil {
+		return nil
+	}
+	for _, c := range []*Socket{s.Stdin, s.Stdout, s.Stderr} {
+		if c.Connected() {
+			return c
+		}
+	}
+	return nil
+}
+
+// Connected reports whether a socket has another end; a nil one has not.
+func (s *Socket) Connected() bool {
+	return s != nil && s.Remote.IsValid() && s.Remote.Port() != 0 && !s.Remote.Addr().IsUnspecified()
 }

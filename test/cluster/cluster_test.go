@@ -30,6 +30,7 @@ type env struct {
 	kubeconfig string // KUBECONFIG
 	orb8       string // the command line, ORB8_TEST_ORB8
 	image      string // with /netpeer in it, ORB8_TEST_IMAGE
+	trouble    string // with /trouble and busybox in it, ORB8_TEST_TROUBLE; empty where there is none
 	agents     string // namespace of the agents, ORB8_TEST_NAMESPACE
 	outside4   string // netpeer serves there on port 7000, ORB8_TEST_OUTSIDE4
 	outside6   string
@@ -50,6 +51,7 @@ func environment() env {
 		kubeconfig: get("KUBECONFIG", os.Getenv("HOME")+"/.kube/config"),
 		orb8:       get("ORB8_TEST_ORB8", "../../bin/orb8"),
 		image:      get("ORB8_TEST_IMAGE", "orb8.test/netpeer:1"),
+		trouble:    get("ORB8_TEST_TROUBLE", ""),
 		agents:     get("ORB8_TEST_NAMESPACE", "orb8-system"),
 		outside4:   get("ORB8_TEST_OUTSIDE4", ""),
 		outside6:   get("ORB8_TEST_OUTSIDE6", ""),

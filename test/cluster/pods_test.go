@@ -183,20 +183,29 @@ func (l *lab) exec(ctx context.Context, p *pod, container string, args ...string
 	defer l.flows.touch()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // netpeer itself gives up earlier
 	defer cancel()
+	return l.command(ctx, p, container, false, append([]string{"/netpeer"}, args...)...)
+}
+
+// command runs a command in a container, the first if container is empty, and returns what
+// it writes: with a terminal all of it, else its standard output.
+func (l *lab) command(ctx context.Context, p *pod, container string, terminal bool, command ...string) (string, error) {
 	if container == "" {
 		container = p.Spec.Containers[0].Name
 	}
 	req := l.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).
 		SubResource("exec").VersionedParams(&corev1.PodExecOptions{
-		Container: container, Command: append([]string{"/netpeer"}, args...), Stdout: true, Stderr: true,
+		Container: container, Command: command, TTY: terminal, Stdout: true, Stderr: !terminal,
 	}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewSPDYExecutor(l.config, "POST", req.URL())
 	if err != nil {
 		return "", err
 	}
 	var stdout, stderr bytes.Buffer
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
-	if err != nil {
+	options := remotecommand.StreamOptions{Stdout: &stdout, Tty: terminal}
+	if !terminal {
+		options.Stderr = &stderr
+	}
+	if err = executor.StreamWithContext(ctx, options); err != nil {
 		err = fmt.Errorf("%w: %s", err, &stderr)
 	}
 	return stdout.String(), err

@@ -15,6 +15,9 @@
 #   ORB8_TEST_KUBECONFIG   kubeconfig of a cluster to test in
 #   ORB8_TEST_NAMESPACE    namespace of its agents [orb8-system]
 #   ORB8_TEST_IMAGE        image of the workloads [orb8.test/netpeer:1]
+#   ORB8_TEST_TROUBLE      image like orb8.test/trouble:1, which lab/build.sh makes of
+#                          test/cluster/trouble; without it the tests of rules are
+#                          skipped outside the cluster that this makes
 #   ORB8_TEST_OUTSIDE4     address of a machine outside that cluster where
 #   ORB8_TEST_OUTSIDE6     `netpeer serve` runs; without it those tests are skipped
 #   ORB8_TEST_ORB8         the command line to test [bin/orb8]
@@ -111,7 +114,7 @@ test_in_lab() {
 		start_cluster "$mode"
 	}
 	in_lab=1
-	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
+	export ORB8_TEST_LAB=${lab%/*} ORB8_TEST_TROUBLE=${ORB8_TEST_TROUBLE:-orb8.test/trouble:1} ORB8_TEST_OUTSIDE4=$outside4 ORB8_TEST_OUTSIDE6=$outside6
 	export ORB8_TEST_PROXIES="${modes[*]:1}"
 	[[ ! ${ORB8_TEST_SCALE:-} ]] || ORB8_TEST_PROXIES=
 	say "kube-proxy in mode $mode, later ${ORB8_TEST_PROXIES:-in no other}"

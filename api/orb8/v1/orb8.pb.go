@@ -166,6 +166,8 @@ const (
 	EventKind_EVENT_KIND_DNS_NAME EventKind = 9
 	// Programs that were started and processes that ended, only where asked for.
 	EventKind_EVENT_KIND_PROCESS EventKind = 10
+	// What rules found, only where asked for.
+	EventKind_EVENT_KIND_ALERT EventKind = 11
 )
 
 // Enum value maps for EventKind.
@@ -180,6 +182,7 @@ var (
 		6:  "EVENT_KIND_DNS",
 		9:  "EVENT_KIND_DNS_NAME",
 		10: "EVENT_KIND_PROCESS",
+		11: "EVENT_KIND_ALERT",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -191,6 +194,7 @@ var (
 		"EVENT_KIND_DNS":         6,
 		"EVENT_KIND_DNS_NAME":    9,
 		"EVENT_KIND_PROCESS":     10,
+		"EVENT_KIND_ALERT":       11,
 	}
 )
 
@@ -270,6 +274,61 @@ func (ProcessStep) EnumDescriptor() ([]byte, []int) {
 	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{3}
 }
 
+type Severity int32
+
+const (
+	Severity_SEVERITY_UNSPECIFIED Severity = 0
+	// Worth knowing.
+	Severity_SEVERITY_NOTICE Severity = 1
+	// Unusual in a container.
+	Severity_SEVERITY_WARNING Severity = 2
+	// Hardly ever benign.
+	Severity_SEVERITY_CRITICAL Severity = 3
+)
+
+// Enum value maps for Severity.
+var (
+	Severity_name = map[int32]string{
+		0: "SEVERITY_UNSPECIFIED",
+		1: "SEVERITY_NOTICE",
+		2: "SEVERITY_WARNING",
+		3: "SEVERITY_CRITICAL",
+	}
+	Severity_value = map[string]int32{
+		"SEVERITY_UNSPECIFIED": 0,
+		"SEVERITY_NOTICE":      1,
+		"SEVERITY_WARNING":     2,
+		"SEVERITY_CRITICAL":    3,
+	}
+)
+
+func (x Severity) Enum() *Severity {
+	p := new(Severity)
+	*p = x
+	return p
+}
+
+func (x Severity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Severity) Descriptor() protoreflect.EnumDescriptor {
+	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
+}
+
+func (Severity) Type() protoreflect.EnumType {
+	return &file_orb8_v1_orb8_proto_enumTypes[4]
+}
+
+func (x Severity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Severity.Descriptor instead.
+func (Severity) EnumDescriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
+}
+
 type FlowEvent int32
 
 const (
@@ -317,11 +376,11 @@ func (x FlowEvent) String() string {
 }
 
 func (FlowEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[4].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
 }
 
 func (FlowEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[4]
+	return &file_orb8_v1_orb8_proto_enumTypes[5]
 }
 
 func (x FlowEvent) Number() protoreflect.EnumNumber {
@@ -330,7 +389,7 @@ func (x FlowEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FlowEvent.Descriptor instead.
 func (FlowEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{4}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
 }
 
 type ConnectionEvent int32
@@ -370,11 +429,11 @@ func (x ConnectionEvent) String() string {
 }
 
 func (ConnectionEvent) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[5].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
 }
 
 func (ConnectionEvent) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[5]
+	return &file_orb8_v1_orb8_proto_enumTypes[6]
 }
 
 func (x ConnectionEvent) Number() protoreflect.EnumNumber {
@@ -383,7 +442,7 @@ func (x ConnectionEvent) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConnectionEvent.Descriptor instead.
 func (ConnectionEvent) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{5}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
 }
 
 // ByteUnit says what a flow's bytes are.
@@ -422,11 +481,11 @@ func (x ByteUnit) String() string {
 }
 
 func (ByteUnit) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[6].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
 }
 
 func (ByteUnit) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[6]
+	return &file_orb8_v1_orb8_proto_enumTypes[7]
 }
 
 func (x ByteUnit) Number() protoreflect.EnumNumber {
@@ -435,7 +494,7 @@ func (x ByteUnit) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ByteUnit.Descriptor instead.
 func (ByteUnit) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{6}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
 }
 
 // Role is the part the local end plays.
@@ -474,11 +533,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[7].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[7]
+	return &file_orb8_v1_orb8_proto_enumTypes[8]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -487,7 +546,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 // TcpState follows the kernel's numbers.
@@ -551,11 +610,11 @@ func (x TcpState) String() string {
 }
 
 func (TcpState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[8].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
 }
 
 func (TcpState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[8]
+	return &file_orb8_v1_orb8_proto_enumTypes[9]
 }
 
 func (x TcpState) Number() protoreflect.EnumNumber {
@@ -564,7 +623,7 @@ func (x TcpState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpState.Descriptor instead.
 func (TcpState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 // TcpEnd is how a connection ended.
@@ -628,11 +687,11 @@ func (x TcpEnd) String() string {
 }
 
 func (TcpEnd) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[9].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
 }
 
 func (TcpEnd) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[9]
+	return &file_orb8_v1_orb8_proto_enumTypes[10]
 }
 
 func (x TcpEnd) Number() protoreflect.EnumNumber {
@@ -641,7 +700,7 @@ func (x TcpEnd) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TcpEnd.Descriptor instead.
 func (TcpEnd) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 type NodeState int32
@@ -680,11 +739,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[10].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[10]
+	return &file_orb8_v1_orb8_proto_enumTypes[11]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -693,7 +752,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 // DnsView is the end at which a query is seen.
@@ -731,11 +790,11 @@ func (x DnsView) String() string {
 }
 
 func (DnsView) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[11].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[12].Descriptor()
 }
 
 func (DnsView) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[11]
+	return &file_orb8_v1_orb8_proto_enumTypes[12]
 }
 
 func (x DnsView) Number() protoreflect.EnumNumber {
@@ -744,7 +803,7 @@ func (x DnsView) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DnsView.Descriptor instead.
 func (DnsView) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 type DnsOutcome int32
@@ -789,11 +848,11 @@ func (x DnsOutcome) String() string {
 }
 
 func (DnsOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_orb8_v1_orb8_proto_enumTypes[12].Descriptor()
+	return file_orb8_v1_orb8_proto_enumTypes[13].Descriptor()
 }
 
 func (DnsOutcome) Type() protoreflect.EnumType {
-	return &file_orb8_v1_orb8_proto_enumTypes[12]
+	return &file_orb8_v1_orb8_proto_enumTypes[13]
 }
 
 func (x DnsOutcome) Number() protoreflect.EnumNumber {
@@ -802,7 +861,7 @@ func (x DnsOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DnsOutcome.Descriptor instead.
 func (DnsOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 // QueryFlowsRequest selects rows of the flow table.
@@ -1439,7 +1498,9 @@ type AgentStatus struct {
 	StartedNs  int64             `protobuf:"varint,27,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
 	Kubernetes *KubernetesStatus `protobuf:"bytes,28,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
 	// What reads accelerators.
-	Accelerators  []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
+	Accelerators []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
+	// The rules that judge what processes do.
+	Rules         []*RuleStatus `protobuf:"bytes,31,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1603,6 +1664,13 @@ func (x *AgentStatus) GetKubernetes() *KubernetesStatus {
 func (x *AgentStatus) GetAccelerators() []*AcceleratorStatus {
 	if x != nil {
 		return x.Accelerators
+	}
+	return nil
+}
+
+func (x *AgentStatus) GetRules() []*RuleStatus {
+	if x != nil {
+		return x.Rules
 	}
 	return nil
 }
@@ -2212,7 +2280,11 @@ type Filter struct {
 	SlowerNs int64 `protobuf:"varint,17,opt,name=slower_ns,json=slowerNs,proto3" json:"slower_ns,omitempty"`
 	// Path of the executable, or as it was called, or the last part of either; * may stand
 	// at the beginning or at the end.
-	Executables   []string `protobuf:"bytes,19,rep,name=executables,proto3" json:"executables,omitempty"`
+	Executables []string `protobuf:"bytes,19,rep,name=executables,proto3" json:"executables,omitempty"`
+	// Severity of an alert: notice, warning or critical. Any case.
+	Severities []string `protobuf:"bytes,18,rep,name=severities,proto3" json:"severities,omitempty"`
+	// Name of the rule that an alert is of.
+	Rules         []string `protobuf:"bytes,20,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2373,6 +2445,20 @@ func (x *Filter) GetExecutables() []string {
 	return nil
 }
 
+func (x *Filter) GetSeverities() []string {
+	if x != nil {
+		return x.Severities
+	}
+	return nil
+}
+
+func (x *Filter) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 // Event is one thing that happened on one node.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2394,6 +2480,7 @@ type Event struct {
 	//	*Event_Progress
 	//	*Event_DnsName
 	//	*Event_Process
+	//	*Event_Alert
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2538,6 +2625,15 @@ func (x *Event) GetProcess() *ProcessEvent {
 	return nil
 }
 
+func (x *Event) GetAlert() *Alert {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Alert); ok {
+			return x.Alert
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2578,6 +2674,10 @@ type Event_Process struct {
 	Process *ProcessEvent `protobuf:"bytes,19,opt,name=process,proto3,oneof"`
 }
 
+type Event_Alert struct {
+	Alert *Alert `protobuf:"bytes,20,opt,name=alert,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2595,6 +2695,8 @@ func (*Event_Progress) isEvent_Event() {}
 func (*Event_DnsName) isEvent_Event() {}
 
 func (*Event_Process) isEvent_Event() {}
+
+func (*Event_Alert) isEvent_Event() {}
 
 // ProcessEvent is a program that was started or a process that ended.
 type ProcessEvent struct {
@@ -2944,6 +3046,302 @@ func (x *Executable) GetChangedNs() int64 {
 	return 0
 }
 
+// RuleStatus is how a rule has fared since the agent began.
+type RuleStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// It is switched off.
+	Off bool `protobuf:"varint,2,opt,name=off,proto3" json:"off,omitempty"`
+	// How often it found something that no exception silences.
+	Found         uint64 `protobuf:"varint,3,opt,name=found,proto3" json:"found,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleStatus) Reset() {
+	*x = RuleStatus{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleStatus) ProtoMessage() {}
+
+func (x *RuleStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleStatus.ProtoReflect.Descriptor instead.
+func (*RuleStatus) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RuleStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RuleStatus) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *RuleStatus) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+// Alert is what a rule found.
+type Alert struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the rule, for instance reverse_shell; docs/rules.md describes it.
+	Rule     string   `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Severity Severity `protobuf:"varint,2,opt,name=severity,proto3,enum=orb8.v1.Severity" json:"severity,omitempty"`
+	// MITRE ATT&CK technique, for instance T1059.004.
+	Technique string `protobuf:"bytes,3,opt,name=technique,proto3" json:"technique,omitempty"`
+	// What happened, in a sentence.
+	Summary string `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Why it matters, in a sentence.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// A command that shows more.
+	LookCloser string         `protobuf:"bytes,6,opt,name=look_closer,json=lookCloser,proto3" json:"look_closer,omitempty"`
+	Workload   *Workload      `protobuf:"bytes,7,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process    *ProcessInfo   `protobuf:"bytes,8,opt,name=process,proto3" json:"process,omitempty"`
+	Ancestors  []*ProcessInfo `protobuf:"bytes,9,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
+	// The system call that it is about, empty if it is about none, with its arguments as
+	// far as they are known.
+	Syscall   string             `protobuf:"bytes,10,opt,name=syscall,proto3" json:"syscall,omitempty"`
+	Arguments []*SyscallArgument `protobuf:"bytes,11,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// The kernel refused the call.
+	Denied bool `protobuf:"varint,12,opt,name=denied,proto3" json:"denied,omitempty"`
+	// Of a shell on a socket: the other end.
+	Remote *Endpoint `protobuf:"bytes,13,opt,name=remote,proto3" json:"remote,omitempty"`
+	// What would silence this alert, as YAML for the agent's configuration.
+	Exception string `protobuf:"bytes,14,opt,name=exception,proto3" json:"exception,omitempty"`
+	// How many of the same rule and workload this alert stands for beside itself: they
+	// were found since the last alert of them and have none of their own.
+	Repeated      uint64 `protobuf:"varint,15,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Alert) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Alert) GetSeverity() Severity {
+	if x != nil {
+		return x.Severity
+	}
+	return Severity_SEVERITY_UNSPECIFIED
+}
+
+func (x *Alert) GetTechnique() string {
+	if x != nil {
+		return x.Technique
+	}
+	return ""
+}
+
+func (x *Alert) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Alert) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Alert) GetLookCloser() string {
+	if x != nil {
+		return x.LookCloser
+	}
+	return ""
+}
+
+func (x *Alert) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *Alert) GetProcess() *ProcessInfo {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Alert) GetAncestors() []*ProcessInfo {
+	if x != nil {
+		return x.Ancestors
+	}
+	return nil
+}
+
+func (x *Alert) GetSyscall() string {
+	if x != nil {
+		return x.Syscall
+	}
+	return ""
+}
+
+func (x *Alert) GetArguments() []*SyscallArgument {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *Alert) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
+func (x *Alert) GetRemote() *Endpoint {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *Alert) GetException() string {
+	if x != nil {
+		return x.Exception
+	}
+	return ""
+}
+
+func (x *Alert) GetRepeated() uint64 {
+	if x != nil {
+		return x.Repeated
+	}
+	return 0
+}
+
+// SyscallArgument is one argument of a system call.
+type SyscallArgument struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance flags.
+	Name  string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value uint64 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	// As it would stand in a program: O_RDONLY|O_CLOEXEC, "/etc/passwd", 3</dev/null>.
+	// The value in hexadecimal where nothing better is known.
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallArgument) Reset() {
+	*x = SyscallArgument{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallArgument) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallArgument) ProtoMessage() {}
+
+func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallArgument.ProtoReflect.Descriptor instead.
+func (*SyscallArgument) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SyscallArgument) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyscallArgument) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *SyscallArgument) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // Progress tells how far things have gone. The event's sequence is up to where all was sent
 // that is wanted, 0 if something is on its way.
 type Progress struct {
@@ -2957,7 +3355,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3367,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3380,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Progress) GetLowWatermarkNs() int64 {
@@ -3024,7 +3422,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3036,7 +3434,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3447,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -3140,7 +3538,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3550,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3563,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -3251,7 +3649,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3661,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3674,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -3316,7 +3714,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3726,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3739,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -3412,7 +3810,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3822,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3835,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -3484,7 +3882,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3496,7 +3894,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,7 +3907,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -3579,7 +3977,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3591,7 +3989,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3604,7 +4002,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -3730,7 +4128,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3742,7 +4140,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3755,7 +4153,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -3783,7 +4181,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +4193,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +4206,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -3861,7 +4259,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +4271,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +4284,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -3999,7 +4397,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4409,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4422,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -4066,7 +4464,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +4476,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +4489,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -4137,7 +4535,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4149,7 +4547,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4162,7 +4560,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -4269,7 +4667,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4281,7 +4679,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4294,7 +4692,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -4334,7 +4732,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4744,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4757,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -4415,7 +4813,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4825,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +4838,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -4508,7 +4906,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4520,7 +4918,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4533,7 +4931,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -4703,7 +5101,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +5113,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +5126,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -4794,7 +5192,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4806,7 +5204,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4819,7 +5217,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -4968,7 +5366,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	" \x01(\x03R\vtimestampNs\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\rR\apackets\x12-\n" +
 	"\bworkload\x18\x15 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12%\n" +
-	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xe0\x05\n" +
+	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\x8b\x06\n" +
 	"\vAgentStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -4993,7 +5391,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"kubernetes\x18\x1c \x01(\v2\x19.orb8.v1.KubernetesStatusR\n" +
 	"kubernetes\x12>\n" +
-	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\"\xb9\x01\n" +
+	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\x12)\n" +
+	"\x05rules\x18\x1f \x03(\v2\x13.orb8.v1.RuleStatusR\x05rules\"\xb9\x01\n" +
 	"\x11AcceleratorStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -5039,7 +5438,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xfa\x03\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xb0\x04\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -5064,7 +5463,11 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vquery_types\x18\x10 \x03(\tR\n" +
 	"queryTypes\x12\x1b\n" +
 	"\tslower_ns\x18\x11 \x01(\x03R\bslowerNs\x12 \n" +
-	"\vexecutables\x18\x13 \x03(\tR\vexecutables\"\xab\x04\n" +
+	"\vexecutables\x18\x13 \x03(\tR\vexecutables\x12\x1e\n" +
+	"\n" +
+	"severities\x18\x12 \x03(\tR\n" +
+	"severities\x12\x14\n" +
+	"\x05rules\x18\x14 \x03(\tR\x05rules\"\xd3\x04\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -5082,7 +5485,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x03dns\x18\x0f \x01(\v2\x14.orb8.v1.DnsExchangeH\x00R\x03dns\x12/\n" +
 	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogress\x12-\n" +
 	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsName\x121\n" +
-	"\aprocess\x18\x13 \x01(\v2\x15.orb8.v1.ProcessEventH\x00R\aprocessB\a\n" +
+	"\aprocess\x18\x13 \x01(\v2\x15.orb8.v1.ProcessEventH\x00R\aprocess\x12&\n" +
+	"\x05alert\x18\x14 \x01(\v2\x0e.orb8.v1.AlertH\x00R\x05alertB\a\n" +
 	"\x05event\"\x87\x03\n" +
 	"\fProcessEvent\x12(\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
@@ -5124,7 +5528,34 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vupper_layer\x18\x05 \x01(\bR\n" +
 	"upperLayer\x12\x1d\n" +
 	"\n" +
-	"changed_ns\x18\x06 \x01(\x03R\tchangedNs\"4\n" +
+	"changed_ns\x18\x06 \x01(\x03R\tchangedNs\"H\n" +
+	"\n" +
+	"RuleStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03off\x18\x02 \x01(\bR\x03off\x12\x14\n" +
+	"\x05found\x18\x03 \x01(\x04R\x05found\"\x9d\x04\n" +
+	"\x05Alert\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12-\n" +
+	"\bseverity\x18\x02 \x01(\x0e2\x11.orb8.v1.SeverityR\bseverity\x12\x1c\n" +
+	"\ttechnique\x18\x03 \x01(\tR\ttechnique\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\tR\asummary\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vlook_closer\x18\x06 \x01(\tR\n" +
+	"lookCloser\x12-\n" +
+	"\bworkload\x18\a \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +
+	"\aprocess\x18\b \x01(\v2\x14.orb8.v1.ProcessInfoR\aprocess\x122\n" +
+	"\tancestors\x18\t \x03(\v2\x14.orb8.v1.ProcessInfoR\tancestors\x12\x18\n" +
+	"\asyscall\x18\n" +
+	" \x01(\tR\asyscall\x126\n" +
+	"\targuments\x18\v \x03(\v2\x18.orb8.v1.SyscallArgumentR\targuments\x12\x16\n" +
+	"\x06denied\x18\f \x01(\bR\x06denied\x12)\n" +
+	"\x06remote\x18\r \x01(\v2\x11.orb8.v1.EndpointR\x06remote\x12\x1c\n" +
+	"\texception\x18\x0e \x01(\tR\texception\x12\x1a\n" +
+	"\brepeated\x18\x0f \x01(\x04R\brepeated\"O\n" +
+	"\x0fSyscallArgument\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"4\n" +
 	"\bProgress\x12(\n" +
 	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xfb\x03\n" +
 	"\x11AcceleratorSample\x12,\n" +
@@ -5339,7 +5770,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\xf0\x01\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\x86\x02\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
@@ -5350,11 +5781,17 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x0eEVENT_KIND_DNS\x10\x06\x12\x17\n" +
 	"\x13EVENT_KIND_DNS_NAME\x10\t\x12\x16\n" +
 	"\x12EVENT_KIND_PROCESS\x10\n" +
-	"*Y\n" +
+	"\x12\x14\n" +
+	"\x10EVENT_KIND_ALERT\x10\v*Y\n" +
 	"\vProcessStep\x12\x1c\n" +
 	"\x18PROCESS_STEP_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PROCESS_STEP_EXEC\x10\x01\x12\x15\n" +
-	"\x11PROCESS_STEP_EXIT\x10\x02*\x96\x01\n" +
+	"\x11PROCESS_STEP_EXIT\x10\x02*f\n" +
+	"\bSeverity\x12\x18\n" +
+	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSEVERITY_NOTICE\x10\x01\x12\x14\n" +
+	"\x10SEVERITY_WARNING\x10\x02\x12\x15\n" +
+	"\x11SEVERITY_CRITICAL\x10\x03*\x96\x01\n" +
 	"\tFlowEvent\x12\x1a\n" +
 	"\x16FLOW_EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fFLOW_EVENT_OPEN\x10\x01\x12\x15\n" +
@@ -5433,157 +5870,169 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 	return file_orb8_v1_orb8_proto_rawDescData
 }
 
-var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
 	(EventKind)(0),              // 2: orb8.v1.EventKind
 	(ProcessStep)(0),            // 3: orb8.v1.ProcessStep
-	(FlowEvent)(0),              // 4: orb8.v1.FlowEvent
-	(ConnectionEvent)(0),        // 5: orb8.v1.ConnectionEvent
-	(ByteUnit)(0),               // 6: orb8.v1.ByteUnit
-	(Role)(0),                   // 7: orb8.v1.Role
-	(TcpState)(0),               // 8: orb8.v1.TcpState
-	(TcpEnd)(0),                 // 9: orb8.v1.TcpEnd
-	(NodeState)(0),              // 10: orb8.v1.NodeState
-	(DnsView)(0),                // 11: orb8.v1.DnsView
-	(DnsOutcome)(0),             // 12: orb8.v1.DnsOutcome
-	(*QueryFlowsRequest)(nil),   // 13: orb8.v1.QueryFlowsRequest
-	(*QueryFlowsResponse)(nil),  // 14: orb8.v1.QueryFlowsResponse
-	(*StreamEventsRequest)(nil), // 15: orb8.v1.StreamEventsRequest
-	(*GetStatusRequest)(nil),    // 16: orb8.v1.GetStatusRequest
-	(*NetworkFlow)(nil),         // 17: orb8.v1.NetworkFlow
-	(*NetworkEvent)(nil),        // 18: orb8.v1.NetworkEvent
-	(*AgentStatus)(nil),         // 19: orb8.v1.AgentStatus
-	(*AcceleratorStatus)(nil),   // 20: orb8.v1.AcceleratorStatus
-	(*KubernetesStatus)(nil),    // 21: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 22: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 23: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 24: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 25: orb8.v1.Resume
-	(*Filter)(nil),              // 26: orb8.v1.Filter
-	(*Event)(nil),               // 27: orb8.v1.Event
-	(*ProcessEvent)(nil),        // 28: orb8.v1.ProcessEvent
-	(*ProcessInfo)(nil),         // 29: orb8.v1.ProcessInfo
-	(*Executable)(nil),          // 30: orb8.v1.Executable
-	(*Progress)(nil),            // 31: orb8.v1.Progress
-	(*AcceleratorSample)(nil),   // 32: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 33: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 34: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 35: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 36: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 37: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 38: orb8.v1.Flow
-	(*Connection)(nil),          // 39: orb8.v1.Connection
-	(*Endpoint)(nil),            // 40: orb8.v1.Endpoint
-	(*Workload)(nil),            // 41: orb8.v1.Workload
-	(*Counters)(nil),            // 42: orb8.v1.Counters
-	(*Process)(nil),             // 43: orb8.v1.Process
-	(*TcpInfo)(nil),             // 44: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 45: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 46: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 47: orb8.v1.LostEvents
-	(*DnsExchange)(nil),         // 48: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 49: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 50: orb8.v1.DnsName
-	nil,                         // 51: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 52: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 53: orb8.v1.Workload.LabelsEntry
-	nil,                         // 54: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 55: orb8.v1.DnsName.TypesEntry
+	(Severity)(0),               // 4: orb8.v1.Severity
+	(FlowEvent)(0),              // 5: orb8.v1.FlowEvent
+	(ConnectionEvent)(0),        // 6: orb8.v1.ConnectionEvent
+	(ByteUnit)(0),               // 7: orb8.v1.ByteUnit
+	(Role)(0),                   // 8: orb8.v1.Role
+	(TcpState)(0),               // 9: orb8.v1.TcpState
+	(TcpEnd)(0),                 // 10: orb8.v1.TcpEnd
+	(NodeState)(0),              // 11: orb8.v1.NodeState
+	(DnsView)(0),                // 12: orb8.v1.DnsView
+	(DnsOutcome)(0),             // 13: orb8.v1.DnsOutcome
+	(*QueryFlowsRequest)(nil),   // 14: orb8.v1.QueryFlowsRequest
+	(*QueryFlowsResponse)(nil),  // 15: orb8.v1.QueryFlowsResponse
+	(*StreamEventsRequest)(nil), // 16: orb8.v1.StreamEventsRequest
+	(*GetStatusRequest)(nil),    // 17: orb8.v1.GetStatusRequest
+	(*NetworkFlow)(nil),         // 18: orb8.v1.NetworkFlow
+	(*NetworkEvent)(nil),        // 19: orb8.v1.NetworkEvent
+	(*AgentStatus)(nil),         // 20: orb8.v1.AgentStatus
+	(*AcceleratorStatus)(nil),   // 21: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 22: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 23: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 24: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 25: orb8.v1.ObserveRequest
+	(*Resume)(nil),              // 26: orb8.v1.Resume
+	(*Filter)(nil),              // 27: orb8.v1.Filter
+	(*Event)(nil),               // 28: orb8.v1.Event
+	(*ProcessEvent)(nil),        // 29: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 30: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 31: orb8.v1.Executable
+	(*RuleStatus)(nil),          // 32: orb8.v1.RuleStatus
+	(*Alert)(nil),               // 33: orb8.v1.Alert
+	(*SyscallArgument)(nil),     // 34: orb8.v1.SyscallArgument
+	(*Progress)(nil),            // 35: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 36: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 37: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 38: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 39: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 40: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 41: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 42: orb8.v1.Flow
+	(*Connection)(nil),          // 43: orb8.v1.Connection
+	(*Endpoint)(nil),            // 44: orb8.v1.Endpoint
+	(*Workload)(nil),            // 45: orb8.v1.Workload
+	(*Counters)(nil),            // 46: orb8.v1.Counters
+	(*Process)(nil),             // 47: orb8.v1.Process
+	(*TcpInfo)(nil),             // 48: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 49: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 50: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 51: orb8.v1.LostEvents
+	(*DnsExchange)(nil),         // 52: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 53: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 54: orb8.v1.DnsName
+	nil,                         // 55: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 56: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 57: orb8.v1.Workload.LabelsEntry
+	nil,                         // 58: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 59: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	26, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
-	17, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	26, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	41, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	41, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
-	7,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
-	6,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	43, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	44, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	41, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	41, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	22, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	23, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	21, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	20, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
-	0,  // 15: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	26, // 16: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,  // 17: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,  // 18: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	25, // 19: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	11, // 20: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
-	3,  // 21: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
-	38, // 22: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	39, // 23: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	46, // 24: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	47, // 25: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	32, // 26: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	48, // 27: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
-	31, // 28: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	50, // 29: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
-	28, // 30: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
-	3,  // 31: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
-	41, // 32: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
-	29, // 33: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
-	29, // 34: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
-	30, // 35: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
-	33, // 36: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	51, // 37: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	35, // 38: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	37, // 39: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	37, // 40: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	41, // 41: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	36, // 42: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	52, // 43: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	43, // 44: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	34, // 45: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	34, // 46: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	41, // 47: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	4,  // 48: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	40, // 49: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	40, // 50: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	7,  // 51: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	6,  // 52: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	42, // 53: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	42, // 54: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	43, // 55: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	44, // 56: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	45, // 57: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	5,  // 58: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	38, // 59: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	41, // 60: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	53, // 61: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	8,  // 62: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	9,  // 63: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	10, // 64: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	22, // 65: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	12, // 66: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	40, // 67: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	40, // 68: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	11, // 69: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	43, // 70: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	49, // 71: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	41, // 72: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	54, // 73: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	55, // 74: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	34, // 75: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	34, // 76: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	13, // 77: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	15, // 78: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	16, // 79: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	24, // 80: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	14, // 81: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	18, // 82: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	19, // 83: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	27, // 84: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	81, // [81:85] is the sub-list for method output_type
-	77, // [77:81] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	27, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	18, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
+	27, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	45, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	45, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	8,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
+	7,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
+	47, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	48, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	45, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	45, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	23, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	24, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	22, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	21, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	32, // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
+	0,  // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	27, // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,  // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,  // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	26, // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	12, // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	3,  // 22: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
+	42, // 23: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	43, // 24: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	50, // 25: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	51, // 26: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	36, // 27: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	52, // 28: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	35, // 29: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	54, // 30: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	29, // 31: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	33, // 32: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
+	3,  // 33: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	45, // 34: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	30, // 35: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	30, // 36: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	31, // 37: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	4,  // 38: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
+	45, // 39: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	30, // 40: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
+	30, // 41: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
+	34, // 42: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
+	44, // 43: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	37, // 44: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	55, // 45: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	39, // 46: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	41, // 47: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	41, // 48: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	45, // 49: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	40, // 50: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	56, // 51: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	47, // 52: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	38, // 53: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	38, // 54: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	45, // 55: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	5,  // 56: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	44, // 57: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	44, // 58: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	8,  // 59: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	7,  // 60: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	46, // 61: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	46, // 62: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	47, // 63: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	48, // 64: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	49, // 65: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	6,  // 66: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	42, // 67: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	45, // 68: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	57, // 69: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	9,  // 70: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	10, // 71: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	11, // 72: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	23, // 73: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	13, // 74: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	44, // 75: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	44, // 76: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	12, // 77: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	47, // 78: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	53, // 79: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	45, // 80: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	58, // 81: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	59, // 82: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	38, // 83: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	38, // 84: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14, // 85: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16, // 86: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17, // 87: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	25, // 88: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15, // 89: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19, // 90: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20, // 91: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	28, // 92: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	89, // [89:93] is the sub-list for method output_type
+	85, // [85:89] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -5601,14 +6050,15 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_Progress)(nil),
 		(*Event_DnsName)(nil),
 		(*Event_Process)(nil),
+		(*Event_Alert)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
-			NumEnums:      13,
-			NumMessages:   43,
+			NumEnums:      14,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 )
 
 // Mode turns a probe on or off. ModeAuto runs it where the kernel can.
@@ -54,6 +56,8 @@ type Config struct {
 	ExecRingBytes int
 	ProcessArgs   int
 	ProcessRedact string
+	RulesOff      []string
+	Exceptions    []anomaly.Exception
 
 	GPU           Mode
 	GPUInterval   time.Duration
@@ -173,10 +177,12 @@ func (c *Config) settings() []setting {
 		{"dns_ports", "up to 8 ports on which DNS is spoken, with commas between them; add 5353,5355 for mDNS and LLMNR", false, &c.DNSPorts, c.checkDNSPorts},
 		{"dns_timeout", "how long a DNS query waits for its answer before it is told of as unanswered", true, &c.DNSTimeout, c.checkDNSTimeout},
 		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
-		{"exec", "the exec probe, which tells of programs that are started and processes that end: auto, on or off", false, &c.Exec, c.Exec.check},
+		{"exec", "the exec probe, which tells of processes and of what they ask of the kernel: auto, on or off", false, &c.Exec, c.Exec.check},
 		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
 		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, maxProcessArgs)},
 		{"process_redact", "regular expression of what is hidden in arguments (its groups, or all that it matches if it has none), beside what looks like a secret", false, &c.ProcessRedact, c.checkRedact},
+		{"rules_off", "rules that raise no alerts; docs/rules.md has all", true, &c.RulesOff, func() error { return anomaly.CheckRules(c.RulesOff) }},
+		{"exceptions", "what raises no alerts although a rule finds it; only in the file", true, &c.Exceptions, func() error { return anomaly.CheckExceptions(c.Exceptions) }},
 		{"cgroup_root", "where the cgroup2 hierarchy is mounted, or a cgroup in it to see only that part; found by itself if empty", false, &c.CgroupRoot, nil},
 		{"gpu", "accelerators: auto, on or off", false, &c.GPU, c.GPU.check},
 		{"gpu_interval", "time between two samples of accelerators; at most 1s while somebody follows", true, &c.GPUInterval, c.checkGPUInterval},

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -54,6 +56,9 @@ exec: off
 exec_ring_bytes: 32768
 process_args: 77
 process_redact: pin=(\d+)
+rules_off: [chroot, io_uring]
+exceptions:
+- {rule: mount, namespace: storage}
 cgroup_root: /cg
 gpu: on
 gpu_interval: 1s
@@ -78,6 +83,7 @@ kubernetes: off
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 2 * time.Second, DNSRingBytes: 16384,
 		Exec: ModeOff, ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
+		RulesOff: []string{"chroot", "io_uring"}, Exceptions: []anomaly.Exception{{Rule: "mount", Namespace: "storage"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
@@ -176,6 +182,8 @@ func TestValidate(t *testing.T) {
 		{"exec ring", func(c *Config) { c.ExecRingBytes = 1 }, `exec_ring_bytes: 1: want a power of two from 4096 to 1073741824`},
 		{"arguments", func(c *Config) { c.ProcessArgs = 5000 }, `process_args: 5000: want a number from 0 to 4096`},
 		{"redact", func(c *Config) { c.ProcessRedact = "(" }, "process_redact: want a regular expression (https://golang.org/s/re2syntax): error parsing regexp: missing closing ): `(`"},
+		{"rule", func(c *Config) { c.RulesOff = []string{"mounts"} }, "rules_off: " + anomaly.CheckRules([]string{"mounts"}).Error()},
+		{"exception", func(c *Config) { c.Exceptions = []anomaly.Exception{{}} }, "exceptions: exception 1: it names nothing, and would silence every alert; name a rule, namespace, workload, executable or parent"},
 		{"history", func(c *Config) { c.History = -1 }, `history: -1: want a number from 0 to 1000000`},
 		{"queue", func(c *Config) { c.SubscriberQueue = 0 }, `subscriber_queue: 0: want a number from 1 to 1000000`},
 		{"log level", func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud": want debug, info, warn or error`},
@@ -334,7 +342,11 @@ func TestConfigIsDescribed(t *testing.T) {
 		case flagsOnly[s.key]:
 			reload = "restart, flag only"
 		}
-		want = append(want, strings.Join([]string{"| `" + s.key + "`", "`--" + s.flag() + "`", value, reload, s.usage + " |"}, " | "))
+		flag := ""
+		if s.flag() != "" {
+			flag = "`--" + s.flag() + "`"
+		}
+		want = append(want, strings.Join([]string{"| `" + s.key + "`", flag, value, reload, s.usage + " |"}, " | "))
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("docs/config.md (-want +got)\n%s", diff)

@@ -14,12 +14,17 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 )
 
 // noLoopback is the flag of the key loopback, which is on without it.
 const noLoopback = "no-loopback"
 
 func (s *setting) flag() string {
+	if _, list := s.value.(*[]anomaly.Exception); list {
+		return ""
+	}
 	if s.key == "loopback" {
 		return noLoopback
 	}
@@ -115,11 +120,19 @@ func (p *configParser) key(key string, name, value *yaml.Node) error {
 
 // decode sets the setting to n. Nothing after the colon leaves it as it is.
 func (s *setting) decode(n *yaml.Node) error {
-	if n.Kind != yaml.ScalarNode {
-		return errors.New("want a single value")
-	}
 	if n.Tag == "!!null" {
 		return nil
+	}
+	switch v := s.value.(type) {
+	case *[]string:
+		return decodeList(n, v)
+	case *[]anomaly.Exception:
+		var err error
+		*v, err = anomaly.ParseExceptions(n)
+		return err
+	}
+	if n.Kind != yaml.ScalarNode {
+		return errors.New("want a single value")
 	}
 	var err error
 	want := "text"
@@ -143,6 +156,25 @@ func (s *setting) decode(n *yaml.Node) error {
 	return nil
 }
 
+// decodeList reads a list of texts, or one.
+func decodeList(n *yaml.Node, v *[]string) error {
+	*v = nil
+	if n.Kind == yaml.ScalarNode {
+		*v = []string{n.Value}
+		return nil
+	}
+	if n.Kind != yaml.SequenceNode {
+		return errors.New("want a list, such as [a, b]")
+	}
+	for _, item := range n.Content {
+		if item.Kind != yaml.ScalarNode {
+			return fmt.Errorf("line %d: want a list of single values", item.Line)
+		}
+		*v = append(*v, item.Value)
+	}
+	return nil
+}
+
 // assign copies the value of from, the same setting of another Config.
 func (s *setting) assign(from *setting) {
 	switch v := s.value.(type) {
@@ -156,6 +188,10 @@ func (s *setting) assign(from *setting) {
 		*v = *from.value.(*int)
 	case *time.Duration:
 		*v = *from.value.(*time.Duration)
+	case *[]string:
+		*v = *from.value.(*[]string)
+	case *[]anomaly.Exception:
+		*v = *from.value.(*[]anomaly.Exception)
 	}
 }
 
@@ -172,6 +208,12 @@ func (s *setting) text() string {
 		return strconv.Itoa(*v)
 	case *time.Duration:
 		return v.String()
+	case *[]string:
+		return strings.Join(*v, ",")
+	case *[]anomaly.Exception:
+		if len(*v) > 0 {
+			return fmt.Sprintf("%+v", *v)
+		}
 	}
 	return ""
 }
@@ -197,6 +239,8 @@ func BindFlags(fs *pflag.FlagSet, c *Config) {
 			fs.IntVar(v, name, *v, s.usage)
 		case *time.Duration:
 			fs.DurationVar(v, name, *v, s.usage)
+		case *[]string:
+			fs.StringSliceVar(v, name, *v, s.usage)
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
 	"github.com/Ignoramuss/orb8/internal/process"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -71,6 +72,8 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 	execProbe := exec.New(exec.Config{
 		Apply: s.Process, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID,
 		RingBytes: uint32(s.Config.ExecRingBytes), ArgBytes: s.Config.ProcessArgs,
+		Watched:       syscalls.Numbers(syscalls.Native(), syscalls.Privileged()...),
+		WatchedCompat: syscalls.Numbers(syscalls.Compat(), syscalls.Privileged()...),
 	})
 	m.Add(execProbe, modeOptions(execProbe, s.Config.Exec)...)
 	return m

@@ -10,7 +10,11 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 )
 
 // safe checks that nothing in text does anything to a terminal but print.
@@ -106,6 +110,87 @@ func TestSummaryOfProcesses(t *testing.T) {
 	golden(t, "processes_summary", b.String())
 }
 
+func TestAlerts(t *testing.T) {
+	rendered(t, "alerts", "alerts", Options{}, func(w io.Writer, o Options) view { return NewAlerts(w, o) })
+}
+
+func TestAlertsOfACluster(t *testing.T) {
+	rendered(t, "alerts_nodes", "alerts", Options{Nodes: true}, func(w io.Writer, o Options) view { return NewAlerts(w, o) })
+}
+
+func TestAlertColours(t *testing.T) {
+	for _, width := range []int{80, 160} {
+		var b bytes.Buffer
+		show(t, NewAlerts(&b, Options{Format: Table, Width: width, Color: true, Location: time.UTC}), eventsOf(t, "alerts"))
+		golden(t, nameOf("alerts_colour", Table, width), strings.ReplaceAll(b.String(), "\x1b", "^"))
+	}
+}
+
+func TestSummaryOfAlerts(t *testing.T) {
+	var b bytes.Buffer
+	for _, events := range [][]*orb8v1.Event{nil, eventsOf(t, "alerts")} {
+		s := NewAlertSummary()
+		for _, ev := range events {
+			s.Add(ev)
+		}
+		if err := s.Write(&b, Options{}, 7*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden(t, "alerts_summary", b.String())
+}
+
+// ruleRows are three rules: on everywhere, off on one of two nodes, and of which nobody has
+// said anything.
+func ruleRows() []RuleRow {
+	rows := RuleRows(anomaly.Rules()[:3])
+	rows[0].Add("n1", false, 1234)
+	rows[0].Add("n2", false, 1)
+	rows[1].Add("n1", false, 0)
+	rows[1].Add("n2", true, 7)
+	return rows
+}
+
+func TestRules(t *testing.T) {
+	for _, tt := range formats {
+		name := nameOf("rules", tt.format, tt.width)
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			if err := Rules(&b, Options{Format: tt.format, Width: tt.width}, ruleRows()); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, b.String())
+			fits(t, b.String(), tt.format, tt.width)
+		})
+	}
+	var b bytes.Buffer
+	if err := Rule(&b, Options{Format: Table, Width: 80}, &ruleRows()[1]); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "rule", b.String())
+	fits(t, b.String(), Table, 80)
+}
+
+// TestWrapFlow: what is broken into lines is the same YAML.
+func TestWrapFlow(t *testing.T) {
+	const exception = `- {rule: mount, namespace: "a, b", workload: DaemonSet/csi-node, executable: /usr/bin/mount}`
+	var want, got any
+	if err := yaml.Unmarshal([]byte(exception), &want); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 100 {
+		if err := yaml.Unmarshal([]byte(strings.Join(wrapFlow(exception, n), "\n")), &got); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("in %d cells (-want +got):\n%s", n, diff)
+		}
+	}
+	if got := len(wrapFlow(exception, 40)); got != 3 {
+		t.Errorf("%d lines of 40 cells, want 3", got)
+	}
+}
+
 func TestQuoteArg(t *testing.T) {
 	for s, want := range map[string]string{
 		"": "''", "ls": "ls", "--a=b": "--a=b", "a b": "'a b'", "it's": `"it's"`, "$HOME": "'$HOME'", "a\nb": `"a\nb"`,
@@ -130,10 +215,12 @@ func FuzzProcess(f *testing.F) {
 		a, b = strings.ToValidUTF8(a, "\uFFFD"), strings.ToValidUTF8(b, "\uFFFD") // as the API has text
 		for _, format := range []Format{Table, Wide, Compact} {
 			var out bytes.Buffer
-			v := NewProcesses(&out, Options{Format: format, Width: width, Nodes: true, Location: time.UTC}, ProcessOptions{Exits: true})
-			for _, ev := range hostileProcesses(a, b) {
-				if err := v.Write(ev); err != nil {
-					t.Fatal(err)
+			o := Options{Format: format, Width: width, Nodes: true, Location: time.UTC}
+			for _, v := range []view{NewProcesses(&out, o, ProcessOptions{Exits: true}), NewAlerts(&out, o)} {
+				for _, ev := range hostileProcesses(a, b) {
+					if err := v.Write(ev); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
 			safe(t, out.String())
@@ -146,7 +233,12 @@ func FuzzProcess(f *testing.F) {
 func hostileProcesses(a, b string) []*orb8v1.Event {
 	p := &orb8v1.ProcessInfo{Pid: 1, Command: a, Arguments: []string{a, b}, Executable: &orb8v1.Executable{Path: b, Called: a, Memfd: true}}
 	w := &orb8v1.Workload{Namespace: a, PodName: b, Name: a, ContainerId: b}
+	alert := &orb8v1.Alert{
+		Rule: a, Summary: b, Reason: a, LookCloser: b, Exception: a, Workload: w, Process: p, Ancestors: []*orb8v1.ProcessInfo{p},
+		Syscall: a, Arguments: []*orb8v1.SyscallArgument{{Name: b, Text: a}, {Name: a, Text: b}}, Remote: &orb8v1.Endpoint{Ip: a},
+	}
 	return []*orb8v1.Event{
+		{NodeName: b, Event: &orb8v1.Event_Alert{Alert: alert}},
 		{NodeName: a, Event: &orb8v1.Event_Process{Process: &orb8v1.ProcessEvent{
 			Step: orb8v1.ProcessStep_PROCESS_STEP_EXEC, Workload: w, Process: p, Ancestors: []*orb8v1.ProcessInfo{p, {Command: b}},
 		}}},

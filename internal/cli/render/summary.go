@@ -34,7 +34,9 @@ type Summary struct {
 	// processes says that the summary is about these.
 	processes               bool
 	started, exited, killed uint64
-	lost                    map[string]uint64
+	// alerts has them by severity; nil unless the summary is about these.
+	alerts map[orb8v1.Severity]uint64
+	lost   map[string]uint64
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
 	away map[string]string
@@ -66,6 +68,13 @@ func NewProcessSummary() *Summary {
 	return s
 }
 
+// NewAlertSummary returns an empty summary of alerts.
+func NewAlertSummary() *Summary {
+	s := NewSummary()
+	s.alerts = map[orb8v1.Severity]uint64{}
+	return s
+}
+
 // NewSampleSummary returns an empty summary of samples of accelerators.
 func NewSampleSummary() *Summary {
 	s := NewSummary()
@@ -92,6 +101,11 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 		return
 	case *orb8v1.Event_Process:
 		s.process(x.Process)
+		return
+	case *orb8v1.Event_Alert:
+		if s.alerts != nil {
+			s.alerts[x.Alert.GetSeverity()] += 1 + x.Alert.GetRepeated()
+		}
 		return
 	case *orb8v1.Event_Accelerator:
 		if s.samples != nil {
@@ -178,6 +192,8 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		text = s.devices(d)
 	case s.processes:
 		text = s.programs(d)
+	case s.alerts != nil:
+		text = s.judged(d)
 	}
 	var away []string
 	lines, unknown := s.nodes()
@@ -268,6 +284,23 @@ func (s *Summary) programs(d time.Duration) string {
 	}
 	if s.killed > 0 {
 		text += ", " + Count(s.killed) + " of them by a signal"
+	}
+	return text
+}
+
+// judged adds alerts up.
+func (s *Summary) judged(d time.Duration) string {
+	var total uint64
+	var words []string
+	for _, level := range []orb8v1.Severity{orb8v1.Severity_SEVERITY_CRITICAL, orb8v1.Severity_SEVERITY_WARNING, orb8v1.Severity_SEVERITY_NOTICE} {
+		if n := s.alerts[level]; n > 0 {
+			name, _ := severity(level)
+			total, words = total+n, append(words, Count(n)+" "+name)
+		}
+	}
+	text := Plural(total, "alert", "alerts") + " in " + Span(d)
+	if len(words) > 0 {
+		text += ": " + strings.Join(words, ", ")
 	}
 	return text
 }

@@ -56,11 +56,11 @@ func compileExecutables(values []string) (func(any) bool, *filter.Error) {
 		patterns = append(patterns, p)
 	}
 	return func(body any) bool {
-		r, ok := body.(*process.Record)
+		r, ok := body.(interface{ Of() *process.Step })
 		if !ok {
 			return false
 		}
-		exe := &r.Step.Process.Exe
+		exe := &r.Of().Process.Exe
 		return slices.ContainsFunc(patterns, func(p pattern) bool { return p.match(exe.Path) || p.match(exe.Called) })
 	}, nil
 }

@@ -17,10 +17,7 @@ import (
 func Event(r *process.Record, node string) *orb8v1.Event {
 	s := r.Step
 	shift := r.Time - s.Time // the record has the wall clock's times, its step the probe's
-	x := &orb8v1.ProcessEvent{Workload: kind.Workload(r.Owner), Process: info(s.Process, shift), Self: r.Self}
-	for _, p := range s.Ancestors {
-		x.Ancestors = append(x.Ancestors, info(p, shift))
-	}
+	x := &orb8v1.ProcessEvent{Workload: kind.Workload(r.Owner), Process: Info(s.Process, shift), Ancestors: Infos(s.Ancestors, shift), Self: r.Self}
 	switch x.Step = step(s); x.GetStep() {
 	case orb8v1.ProcessStep_PROCESS_STEP_EXEC:
 		if s.Before != nil {
@@ -51,7 +48,18 @@ func Wanted(r *process.Record, steps []orb8v1.ProcessStep) bool {
 	return len(steps) == 0 || slices.Contains(steps, step(r.Step))
 }
 
-func info(p *process.Process, shift int64) *orb8v1.ProcessInfo {
+// Infos are processes as the API has them, see Info.
+func Infos(all []*process.Process, shift int64) []*orb8v1.ProcessInfo {
+	var infos []*orb8v1.ProcessInfo
+	for _, p := range all {
+		infos = append(infos, Info(p, shift))
+	}
+	return infos
+}
+
+// Info is a process as the API has it; shift is what to add to its times for those of the
+// wall clock, in nanoseconds.
+func Info(p *process.Process, shift int64) *orb8v1.ProcessInfo {
 	x := &orb8v1.ProcessInfo{
 		Pid: p.PID, ParentPid: p.Parent.PID, PidInNamespace: p.NSPID, Command: p.Comm,
 		Arguments: p.Args, ArgumentsTruncated: p.ArgsTruncated,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 )
 
 const startBytes = int(unsafe.Sizeof(bpfExecStart{}))
@@ -47,6 +48,16 @@ func decode(raw []byte, e *process.Event, c clock) error {
 		return decodeExit(raw, e)
 	case bpfWhatWHAT_MOVED:
 		return decodeMoved(raw, e)
+	case bpfWhatWHAT_PRIVILEGED:
+		return decodeCall(raw, e)
+	case bpfWhatWHAT_IO_URING:
+		r, err := read[bpfExecIoUring](raw)
+		e.Opcode = r.Opcode
+		return err
+	case bpfWhatWHAT_MODULE:
+		r, err := read[bpfExecModule](raw)
+		e.Module = text(unsafe.Slice((*byte)(unsafe.Pointer(&r.Name)), len(r.Name)))
+		return err
 	}
 	return fmt.Errorf("decode a process's event: of kind %d, which there is not", h.What)
 }
@@ -157,4 +168,25 @@ func decodeMoved(raw []byte, e *process.Event) error {
 	}
 	e.By = process.ID{PID: r.ByPid, Start: r.ByStartNs}
 	return nil
+}
+
+func decodeCall(raw []byte, e *process.Event) error {
+	r, err := read[bpfExecCall](raw)
+	if err != nil {
+		return err
+	}
+	has := func(f bpfCallFlag) bool { return r.Flags&uint8(f) != 0 }
+	e.Privilege = &process.Privilege{
+		Capability: r.Capability, ABI: abi(has(bpfCallFlagCALL_COMPAT)), Call: r.Nr, Args: r.Args,
+		Denied: has(bpfCallFlagCALL_DENIED), OwnUserNS: has(bpfCallFlagCALL_OWN_USERNS),
+	}
+	return nil
+}
+
+// abi is the running kernel's.
+func abi(compat bool) process.ABI {
+	if compat {
+		return syscalls.Compat()
+	}
+	return syscalls.Native()
 }

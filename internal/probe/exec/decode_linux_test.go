@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -61,6 +62,12 @@ func TestDecode(t *testing.T) {
 	exec.Std[1].Protocol, exec.Std[1].LocalPort, exec.Std[1].RemotePort = 6, 80, 4242
 	exec.Std[1].Local.B = [16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 1}
 	exec.Std[1].Remote.B = [16]byte{0: 0xfd, 15: 2}
+	module := bpfExecModule{Head: head(bpfWhatWHAT_MODULE)}
+	module.Name[0], module.Name[1] = 'm', 'x'
+	native := process.AMD64
+	if runtime.GOARCH == "arm64" {
+		native = process.ARM64
+	}
 	for name, c := range map[string]struct {
 		raw  []byte
 		want process.Event
@@ -80,6 +87,16 @@ func TestDecode(t *testing.T) {
 		"moved": {raw(bpfExecMoved{Head: head(bpfWhatWHAT_MOVED), ByStartNs: 5, ByPid: 6}, ""), change(process.Moved, func(e *process.Event) {
 			e.By = process.ID{PID: 6, Start: 5}
 		})},
+		"privileged": {raw(bpfExecCall{
+			Head: head(bpfWhatWHAT_PRIVILEGED), Nr: 161, Capability: 18, Args: [6]uint64{1, 2, 3, 4, 5, 6},
+			Flags: uint8(bpfCallFlagCALL_DENIED | bpfCallFlagCALL_OWN_USERNS),
+		}, ""), change(process.Privileged, func(e *process.Event) {
+			e.Privilege = &process.Privilege{
+				Capability: 18, ABI: native, Call: 161, Args: [6]uint64{1, 2, 3, 4, 5, 6}, Denied: true, OwnUserNS: true,
+			}
+		})},
+		"io_uring": {raw(bpfExecIoUring{Head: head(bpfWhatWHAT_IO_URING), Opcode: 9}, ""), change(process.IOUring, func(e *process.Event) { e.Opcode = 9 })},
+		"module":   {raw(module, ""), change(process.Module, func(e *process.Event) { e.Module = "mx" })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got process.Event
@@ -153,7 +170,8 @@ func FuzzDecode(f *testing.F) {
 		if n := len(strings.Join(all, "")); n > 3*len(b) { // U+FFFD has three bytes
 			t.Fatalf("%d bytes of text from %d", n, len(b))
 		}
-		if (e.What == process.Exec || e.What == process.Seen) != (e.Start != nil) || (e.What == process.Exit) != (e.End != nil) {
+		if (e.What == process.Exec || e.What == process.Seen) != (e.Start != nil) || (e.What == process.Exit) != (e.End != nil) ||
+			(e.What == process.Privileged) != (e.Privilege != nil) {
 			t.Fatalf("%+v", e)
 		}
 	})

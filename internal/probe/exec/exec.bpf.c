@@ -2,9 +2,9 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The life of processes. No program here runs on an ordinary system call: the kernel
- * calls them when a process is made, starts an executable, ends, or moves to another
- * cgroup.
+ * The life of processes, and what they ask a capability for. No program here runs
+ * on an ordinary system call: the kernel calls them when a process is made, starts
+ * an executable, ends or moves to another cgroup, and when a capability is checked.
  */
 #include "count.h"
 #include "path.h"
@@ -18,6 +18,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define CLONE_THREAD 0x00010000
 #define SIGNAL_GROUP_EXIT 4
+#define PTRACE_MODE_ATTACH 2
+#define CAP_SYS_PTRACE 19
 
 #define EEXIST 17
 
@@ -27,6 +29,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define CALLED_BYTES 4096
 #define ARGS_BYTES 4096 /* at most, see arg_bytes */
 #define TAIL_BYTES (PATH_BYTES + CALLED_BYTES + ARGS_BYTES)
+#define MODULE_BYTES 64
+
+#define CALLS 512 /* those above are not watched */
 
 /* As in package process. */
 enum what {
@@ -35,6 +40,9 @@ enum what {
 	WHAT_EXEC,
 	WHAT_EXIT,
 	WHAT_MOVED,
+	WHAT_PRIVILEGED,
+	WHAT_IO_URING,
+	WHAT_MODULE,
 };
 
 enum start_flag {
@@ -49,8 +57,15 @@ enum start_flag {
 	START_HOST_PID = 256,
 };
 
+enum call_flag {
+	CALL_DENIED = 1,
+	CALL_OWN_USERNS = 2,
+	CALL_COMPAT = 4,
+};
+
 enum exec_stat {
 	STAT_RING_FULL,
+	STAT_REPEATED,
 	STAT_MAX,
 };
 
@@ -95,14 +110,38 @@ struct exec_moved {
 	u32 pad;
 };
 
+struct exec_call {
+	struct exec_head head;
+	u64 args[CALL_ARGS];
+	int nr;
+	u8 capability;
+	u8 flags;
+	u8 pad[2];
+};
+
+struct exec_io_uring {
+	struct exec_head head;
+	u8 opcode;
+	u8 pad[7];
+};
+
+struct exec_module {
+	struct exec_head head;
+	char name[MODULE_BYTES];
+};
+
 /* Keeps these types in the object's BTF, for the Go mirrors to be made from. */
 struct mirrored {
 	struct exec_head head;
 	struct exec_start start;
 	struct exec_exit exit;
 	struct exec_moved moved;
+	struct exec_call call;
+	struct exec_io_uring io_uring;
+	struct exec_module module;
 	enum what what;
 	enum start_flag start_flag;
+	enum call_flag call_flag;
 	enum exec_stat stat;
 };
 const struct mirrored *const volatile mirrored = 0;
@@ -114,6 +153,14 @@ struct mm_struct {
 
 struct linux_binprm {
 	const char *filename;
+} __core;
+
+struct io_kiocb {
+	u8 opcode;
+} __core;
+
+struct module {
+	char name[56];
 } __core;
 
 /* A record that is too large for the stack. */
@@ -148,6 +195,36 @@ struct {
 	__type(value, u8);
 } exec_ended SEC(".maps");
 
+struct told {
+	struct process process;
+	u64 args[CALL_ARGS];
+	int nr;
+	u8 capability;
+	u8 flags;
+	u8 pad[2];
+};
+
+/* When a process's privileged call was told of last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct told);
+	__type(value, u64);
+} exec_told SEC(".maps");
+
+struct operation {
+	struct process process;
+	u64 opcode;
+};
+
+/* When a process's io_uring operation of a kind was told of last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct operation);
+	__type(value, u64);
+} exec_operations SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20); /* set by the loader */
@@ -160,6 +237,20 @@ volatile const u64 wake_bytes = 1 << 18;
 #define WAKE_WINDOW (sizeof(struct exec_start) + TAIL_BYTES)
 
 volatile const u64 arg_bytes = 1024; /* as many are read of the arguments */
+volatile const u64 repeat_ns = 1000000000; /* a call that repeats is told of as often */
+/* As often an io_uring operation that repeats: there may be millions a second. */
+volatile const u64 repeat_io_uring_ns = 60000000000;
+/* The system calls that are watched, native and 32-bit ones, a bit for each. */
+volatile const u64 watched[2 * CALLS / 64];
+/* How many arguments each of them has: what else is in the registers is of chance. */
+volatile const u8 call_args[2 * CALLS];
+/* What the process that reads the ring asks for is not told of: it calls bpf() all
+ * the time. 0: not known. */
+volatile const u32 own_pid = 0;
+/* What the io_uring tracepoint hands over: a request, or the opcode as this
+ * argument. */
+volatile const bool io_uring_request = true;
+volatile const u32 io_uring_opcode = 0;
 volatile const bool has_group_dead = false; /* the exit tracepoint says who is the last thread */
 
 static __always_inline long submit(void *record, u64 size)
@@ -424,6 +515,151 @@ int BPF_PROG(process_moved, struct cgroup *to, const char *path, struct task_str
 	e.head.task.cgroup_id = cgroup_id(to);
 	e.by_start_ns = BPF_CORE_READ(by, group_leader, start_boottime);
 	e.by_pid = BPF_CORE_READ(by, tgid);
+	submit(&e, sizeof(e));
+	return 0;
+}
+
+/* Tells of a call, unless it was told of a moment ago. */
+static __always_inline void tell_once(struct exec_call *e)
+{
+	struct told key = {
+		.process = {e->head.task.start_ns, e->head.task.pid},
+		.nr = e->nr, .capability = e->capability, .flags = e->flags,
+	};
+	u64 call = (u32)e->nr + (e->flags & CALL_COMPAT ? CALLS : 0), args;
+	u64 *last;
+
+	asm volatile("" : "+r"(call)); /* for old verifiers, as in add_name() */
+	args = call_args[call & (2 * CALLS - 1)];
+#pragma unroll
+	for (u64 i = 0; i < CALL_ARGS; i++)
+		if (i < args)
+			key.args[i] = e->args[i];
+	last = bpf_map_lookup_elem(&exec_told, &key);
+	if (last && e->head.now_ns - *last < repeat_ns) {
+		count(STAT_REPEATED);
+		return;
+	}
+	bpf_map_update_elem(&exec_told, &key, &e->head.now_ns, BPF_ANY);
+	if (submit(e, sizeof(*e))) /* the next one is told of */
+		bpf_map_delete_elem(&exec_told, &key);
+}
+
+static __always_inline bool is_watched(int nr, bool compat)
+{
+	u64 word = (u32)nr / 64;
+
+	if ((u32)nr >= CALLS)
+		return false;
+	if (compat)
+		word += CALLS / 64;
+	asm volatile("" : "+r"(word));
+	return watched[word & (2 * CALLS / 64 - 1)] >> (nr & 63) & 1;
+}
+
+/* Tells that the current process has asked for a capability, if it did so by a
+ * system call that is watched. Nothing comes before the look at that: a fork asks,
+ * and whoever maps memory. A page fault may look like a call with a number below 64 on
+ * x86, where the exception's error code stands in its place. */
+static __always_inline void tell_call(u64 capability, u32 flags)
+{
+	struct task_struct *task = current_task();
+	void *regs = current_regs();
+	struct exec_call e = {};
+	bool compat = in_compat();
+	int nr = CALL_NUMBER(regs, READ_ANY);
+
+	if (!is_watched(nr, compat))
+		return;
+	if (BPF_CORE_READ(task, flags) & (PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER) || !is_ours(task))
+		return; /* the first three are in no call */
+	if (own_pid && BPF_CORE_READ(task, tgid) == own_pid)
+		return;
+	READ_CALL_ARGS(e.args, regs, compat, READ_ANY);
+	e.nr = nr;
+	e.capability = capability;
+	e.flags = flags | (compat ? CALL_COMPAT : 0);
+	set_head(&e.head, WHAT_PRIVILEGED, task);
+	tell_once(&e);
+}
+
+static __always_inline u32 cap_flags(struct user_namespace *target, long ret)
+{
+	return (ret ? CALL_DENIED : 0) | (BPF_CORE_READ(target, level) ? CALL_OWN_USERNS : 0);
+}
+
+SEC("tp_btf/cap_capable")
+int BPF_PROG(capable, const struct cred *cred, struct user_namespace *target, struct user_namespace *holder,
+	     int cap, int ret)
+{
+	tell_call(cap, cap_flags(target, ret));
+	return 0;
+}
+
+SEC("fexit/cap_capable")
+int BPF_PROG(capable_exit, const struct cred *cred, struct user_namespace *target, int cap, unsigned int opts,
+	     int ret)
+{
+	tell_call(cap, cap_flags(target, ret));
+	return 0;
+}
+
+/* One process that reads or writes another needs no capability if both are the same
+ * user's. */
+SEC("fexit/security_ptrace_access_check")
+int BPF_PROG(ptrace_access, struct task_struct *child, unsigned int mode, int ret)
+{
+	if (mode & PTRACE_MODE_ATTACH)
+		tell_call(CAP_SYS_PTRACE, ret ? CALL_DENIED : 0);
+	return 0;
+}
+
+/* io_uring_submit_req since 6.4, before it io_uring_submit_sqe: the loader finds out
+ * which, and what it hands over. */
+SEC("tp_btf/io_uring_submit_req")
+int io_uring_submit(u64 *ctx)
+{
+	struct task_struct *task = current_task();
+	struct exec_io_uring e = {};
+	struct operation key = {};
+	struct io_kiocb *request;
+	u64 now = bpf_ktime_get_boot_ns(), *last;
+
+	if (io_uring_request) {
+		request = (void *)ctx[0];
+		key.opcode = BPF_CORE_READ(request, opcode);
+	} else {
+		/* The verifier wants a constant as the argument's place. */
+		volatile u64 *args = ctx;
+
+		if (io_uring_opcode == 1)
+			key.opcode = (u8)args[1];
+		else
+			key.opcode = (u8)args[2];
+	}
+	key.process.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	key.process.pid = bpf_get_current_pid_tgid() >> 32;
+	last = bpf_map_lookup_elem(&exec_operations, &key);
+	if ((last && now - *last < repeat_io_uring_ns) || !is_ours(task))
+		return 0;
+	bpf_map_update_elem(&exec_operations, &key, &now, BPF_ANY);
+	set_head(&e.head, WHAT_IO_URING, task);
+	e.opcode = key.opcode;
+	if (submit(&e, sizeof(e))) /* the next one is told of */
+		bpf_map_delete_elem(&exec_operations, &key);
+	return 0;
+}
+
+SEC("tp_btf/module_load")
+int BPF_PROG(module_loaded, struct module *module)
+{
+	struct task_struct *task = current_task();
+	struct exec_module e = {};
+
+	if (!is_ours(task))
+		return 0;
+	set_head(&e.head, WHAT_MODULE, task);
+	bpf_probe_read_kernel_str(e.name, sizeof(e.name), (void *)module + bpf_core_field_offset(struct module, name));
 	submit(&e, sizeof(e));
 	return 0;
 }

@@ -2,14 +2,16 @@
 
 //go:build linux
 
-// Package exec tells of the life of processes. No program of it runs on an ordinary
-// system call. It keeps no table of processes and knows nothing of who a cgroup is.
+// Package exec tells of the life of processes and of what they ask a capability for.
+// No program of it runs on an ordinary system call. It keeps no table of processes
+// and knows nothing of who a cgroup is.
 package exec
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +21,8 @@ import (
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/process"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 const (
@@ -27,6 +31,9 @@ const (
 	// MaxArgBytes is how much of a program's arguments can be read.
 	MaxArgBytes = 4096
 )
+
+// repeatEvery is how often a privileged call that repeats is told of.
+const repeatEvery = time.Second
 
 // Config of the probe. Apply, Losses and Clock are required.
 type Config struct {
@@ -45,6 +52,9 @@ type Config struct {
 	RingBytes uint32
 	// ArgBytes is how much of a program's arguments is read, at most MaxArgBytes.
 	ArgBytes int
+	// Watched are the numbers of the system calls that are told of when they ask for a
+	// capability, WatchedCompat of the 32-bit ones.
+	Watched, WatchedCompat []int32
 	// Proc is where procfs is mounted, /proc if empty. The arguments of processes
 	// that are older than the probe are read there.
 	Proc string
@@ -55,9 +65,10 @@ type Probe struct {
 	probe.Object
 	cfg Config
 
-	ring     *probe.Ring
-	seeds    seeds
-	received atomic.Uint64
+	ring        *probe.Ring
+	repeatEvery time.Duration
+	seeds       seeds
+	received    atomic.Uint64
 }
 
 const name = "exec"
@@ -71,7 +82,7 @@ func New(cfg Config) *Probe {
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
 	}
-	return &Probe{cfg: cfg, Object: probe.NewObject(name, cfg.Losses)}
+	return &Probe{cfg: cfg, Object: probe.NewObject(name, cfg.Losses), repeatEvery: repeatEvery}
 }
 
 // Name returns "exec".
@@ -90,49 +101,76 @@ func (p *Probe) start() error {
 	if err != nil {
 		return fmt.Errorf("read the exec probe's programs: %w", err)
 	}
-	groupDead, err := saysLast()
+	kernel, err := readKernel()
 	if err != nil {
 		return probe.Explain("the kernel does not tell of processes", err)
 	}
-	if err := p.configure(spec, groupDead); err != nil {
+	if err := p.configure(spec, kernel); err != nil {
 		return err
 	}
 	if err := p.loadCore(spec); err != nil {
 		return err
 	}
-	moved, movedErr := p.LoadOne(bpfProgProcessMoved)
+	parts := optional(kernel, p.cfg.Proc)
+	for i := range parts {
+		if o := &parts[i]; o.missing == nil {
+			o.loaded, o.missing = p.LoadOne(o.prog)
+		}
+	}
 	seed, seedErr := p.LoadOne(bpfProgProcessSeed)
 	for _, h := range hooks() {
 		if err := p.AttachTracing(p.Core.Programs[h.prog], h.hook); err != nil {
 			return err
 		}
 	}
-	if movedErr == nil {
-		movedErr = p.AttachTracing(moved, movedHook)
+	for _, o := range parts {
+		if o.missing == nil {
+			o.missing = p.AttachTracing(o.loaded, o.hook)
+		}
+		p.Lacks(o.effect, o.hook, o.missing)
 	}
-	p.Lacks("a process that moves to another cgroup counts as one of the old one until it starts an executable", movedHook, movedErr)
 	p.seed(seed, seedErr)
 	return nil
 }
 
-const movedHook = "tp_btf/cgroup_attach_task"
-
-func (p *Probe) configure(spec *ebpf.CollectionSpec, groupDead bool) error {
+func (p *Probe) configure(spec *ebpf.CollectionSpec, k *kernel) error {
 	spec.Maps[bpfMapExecRing].MaxEntries = p.cfg.RingBytes
-	for _, v := range []struct {
-		name  string
-		value any
-	}{
-		{bpfVarWakeBytes, uint64(p.cfg.RingBytes / 4)},
-		{bpfVarPartRoot, p.cfg.CgroupID},
-		{bpfVarArgBytes, uint64(p.cfg.ArgBytes)},
-		{bpfVarHasGroupDead, groupDead},
+	spec.Programs[bpfProgIoUringSubmit].AttachTo = k.ioUring
+	for name, value := range map[string]any{
+		bpfVarWakeBytes:      uint64(p.cfg.RingBytes / 4),
+		bpfVarPartRoot:       p.cfg.CgroupID,
+		bpfVarArgBytes:       uint64(p.cfg.ArgBytes),
+		bpfVarRepeatNs:       uint64(p.repeatEvery),
+		bpfVarCallArgs:       callArgs(),
+		bpfVarWatched:        [2]syscalls.Set{syscalls.SetOf(p.cfg.Watched...), syscalls.SetOf(p.cfg.WatchedCompat...)},
+		bpfVarIoUringRequest: k.ioUringOpcode == 0,
+		bpfVarIoUringOpcode:  uint32(k.ioUringOpcode),
+		bpfVarOwnPid:         ownPID(),
+		bpfVarHasGroupDead:   k.groupDead,
+		bpfVarThreadSize:     uint64(max(16<<10, os.Getpagesize())),
 	} {
-		if err := spec.Variables[v.name].Set(v.value); err != nil {
-			return fmt.Errorf("set %s of the exec probe's programs: %w", v.name, err)
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s of the exec probe's programs: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// callArgs is how many arguments system calls have, native ones and then 32-bit ones.
+func callArgs() (counts [2 * syscalls.MaxNumber]uint8) {
+	for nr := range int32(syscalls.MaxNumber) {
+		counts[nr] = uint8(syscalls.Count(syscalls.Native(), nr))
+		counts[nr+syscalls.MaxNumber] = uint8(syscalls.Count(syscalls.Compat(), nr))
+	}
+	return counts
+}
+
+// ownPID is this process's pid on the host, 0 if not known.
+func ownPID() uint32 {
+	if !workload.SeesPIDs() {
+		return 0
+	}
+	return uint32(os.Getpid())
 }
 
 // hooks are what the probe cannot do without. The end of processes comes first: who
@@ -154,7 +192,7 @@ func (p *Probe) loadCore(spec *ebpf.CollectionSpec) error {
 	if err := p.Load(spec, names...); err != nil {
 		return probe.Explain("the kernel does not take the exec probe's programs", err)
 	}
-	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull)
+	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull, loss.ExecRepeated)
 	var err error
 	p.ring, err = p.Ring(p.Core.Maps[bpfMapExecRing], drainEvery, p.tell)
 	return err

@@ -13,6 +13,24 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfCallFlag uint32
+
+const (
+	bpfCallFlagCALL_DENIED     bpfCallFlag = 1
+	bpfCallFlagCALL_OWN_USERNS bpfCallFlag = 2
+	bpfCallFlagCALL_COMPAT     bpfCallFlag = 4
+)
+
+type bpfExecCall struct {
+	_          structs.HostLayout
+	Head       bpfExecHead
+	Args       [6]uint64
+	Nr         int32
+	Capability uint8
+	Flags      uint8
+	Pad        [2]uint8
+}
+
 type bpfExecExit struct {
 	_      structs.HostLayout
 	Head   bpfExecHead
@@ -41,6 +59,19 @@ type bpfExecHead struct {
 		NetNs         uint32
 		Comm          [16]uint8
 	}
+}
+
+type bpfExecIoUring struct {
+	_      structs.HostLayout
+	Head   bpfExecHead
+	Opcode uint8
+	Pad    [7]uint8
+}
+
+type bpfExecModule struct {
+	_    structs.HostLayout
+	Head bpfExecHead
+	Name [64]int8
 }
 
 type bpfExecMoved struct {
@@ -82,8 +113,15 @@ type bpfExecStat uint32
 
 const (
 	bpfExecStatSTAT_RING_FULL bpfExecStat = 0
-	bpfExecStatSTAT_MAX       bpfExecStat = 1
+	bpfExecStatSTAT_REPEATED  bpfExecStat = 1
+	bpfExecStatSTAT_MAX       bpfExecStat = 2
 )
+
+type bpfOperation struct {
+	_       structs.HostLayout
+	Process bpfProcess
+	Opcode  uint64
+}
 
 type bpfProcess struct {
 	_       structs.HostLayout
@@ -117,14 +155,27 @@ const (
 	bpfStartFlagSTART_HOST_PID       bpfStartFlag = 256
 )
 
+type bpfTold struct {
+	_          structs.HostLayout
+	Process    bpfProcess
+	Args       [6]uint64
+	Nr         int32
+	Capability uint8
+	Flags      uint8
+	Pad        [2]uint8
+}
+
 type bpfWhat uint32
 
 const (
-	bpfWhatWHAT_SEEN  bpfWhat = 0
-	bpfWhatWHAT_FORK  bpfWhat = 1
-	bpfWhatWHAT_EXEC  bpfWhat = 2
-	bpfWhatWHAT_EXIT  bpfWhat = 3
-	bpfWhatWHAT_MOVED bpfWhat = 4
+	bpfWhatWHAT_SEEN       bpfWhat = 0
+	bpfWhatWHAT_FORK       bpfWhat = 1
+	bpfWhatWHAT_EXEC       bpfWhat = 2
+	bpfWhatWHAT_EXIT       bpfWhat = 3
+	bpfWhatWHAT_MOVED      bpfWhat = 4
+	bpfWhatWHAT_PRIVILEGED bpfWhat = 5
+	bpfWhatWHAT_IO_URING   bpfWhat = 6
+	bpfWhatWHAT_MODULE     bpfWhat = 7
 )
 
 // Names of all BPF objects in the ELF.
@@ -132,19 +183,34 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapExecEnded       = "exec_ended"
+	bpfMapExecOperations  = "exec_operations"
 	bpfMapExecRing        = "exec_ring"
 	bpfMapExecScratch     = "exec_scratch"
 	bpfMapExecStats       = "exec_stats"
+	bpfMapExecTold        = "exec_told"
+	bpfProgCapable        = "capable"
+	bpfProgCapableExit    = "capable_exit"
+	bpfProgIoUringSubmit  = "io_uring_submit"
+	bpfProgModuleLoaded   = "module_loaded"
 	bpfProgProcessEnded   = "process_ended"
 	bpfProgProcessForked  = "process_forked"
 	bpfProgProcessMoved   = "process_moved"
 	bpfProgProcessSeed    = "process_seed"
 	bpfProgProcessStarted = "process_started"
+	bpfProgPtraceAccess   = "ptrace_access"
 	bpfVarArgBytes        = "arg_bytes"
+	bpfVarCallArgs        = "call_args"
 	bpfVarHasGroupDead    = "has_group_dead"
+	bpfVarIoUringOpcode   = "io_uring_opcode"
+	bpfVarIoUringRequest  = "io_uring_request"
 	bpfVarMirrored        = "mirrored"
+	bpfVarOwnPid          = "own_pid"
 	bpfVarPartRoot        = "part_root"
+	bpfVarRepeatIoUringNs = "repeat_io_uring_ns"
+	bpfVarRepeatNs        = "repeat_ns"
+	bpfVarThreadSize      = "thread_size"
 	bpfVarWakeBytes       = "wake_bytes"
+	bpfVarWatched         = "watched"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -189,32 +255,47 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	Capable        *ebpf.ProgramSpec `ebpf:"capable"`
+	CapableExit    *ebpf.ProgramSpec `ebpf:"capable_exit"`
+	IoUringSubmit  *ebpf.ProgramSpec `ebpf:"io_uring_submit"`
+	ModuleLoaded   *ebpf.ProgramSpec `ebpf:"module_loaded"`
 	ProcessEnded   *ebpf.ProgramSpec `ebpf:"process_ended"`
 	ProcessForked  *ebpf.ProgramSpec `ebpf:"process_forked"`
 	ProcessMoved   *ebpf.ProgramSpec `ebpf:"process_moved"`
 	ProcessSeed    *ebpf.ProgramSpec `ebpf:"process_seed"`
 	ProcessStarted *ebpf.ProgramSpec `ebpf:"process_started"`
+	PtraceAccess   *ebpf.ProgramSpec `ebpf:"ptrace_access"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	ExecEnded   *ebpf.MapSpec `ebpf:"exec_ended"`
-	ExecRing    *ebpf.MapSpec `ebpf:"exec_ring"`
-	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
-	ExecStats   *ebpf.MapSpec `ebpf:"exec_stats"`
+	ExecEnded      *ebpf.MapSpec `ebpf:"exec_ended"`
+	ExecOperations *ebpf.MapSpec `ebpf:"exec_operations"`
+	ExecRing       *ebpf.MapSpec `ebpf:"exec_ring"`
+	ExecScratch    *ebpf.MapSpec `ebpf:"exec_scratch"`
+	ExecStats      *ebpf.MapSpec `ebpf:"exec_stats"`
+	ExecTold       *ebpf.MapSpec `ebpf:"exec_told"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	ArgBytes     *ebpf.VariableSpec `ebpf:"arg_bytes"`
-	HasGroupDead *ebpf.VariableSpec `ebpf:"has_group_dead"`
-	Mirrored     *ebpf.VariableSpec `ebpf:"mirrored"`
-	PartRoot     *ebpf.VariableSpec `ebpf:"part_root"`
-	WakeBytes    *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	ArgBytes        *ebpf.VariableSpec `ebpf:"arg_bytes"`
+	CallArgs        *ebpf.VariableSpec `ebpf:"call_args"`
+	HasGroupDead    *ebpf.VariableSpec `ebpf:"has_group_dead"`
+	IoUringOpcode   *ebpf.VariableSpec `ebpf:"io_uring_opcode"`
+	IoUringRequest  *ebpf.VariableSpec `ebpf:"io_uring_request"`
+	Mirrored        *ebpf.VariableSpec `ebpf:"mirrored"`
+	OwnPid          *ebpf.VariableSpec `ebpf:"own_pid"`
+	PartRoot        *ebpf.VariableSpec `ebpf:"part_root"`
+	RepeatIoUringNs *ebpf.VariableSpec `ebpf:"repeat_io_uring_ns"`
+	RepeatNs        *ebpf.VariableSpec `ebpf:"repeat_ns"`
+	ThreadSize      *ebpf.VariableSpec `ebpf:"thread_size"`
+	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	Watched         *ebpf.VariableSpec `ebpf:"watched"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -237,18 +318,22 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	ExecEnded   *ebpf.Map `ebpf:"exec_ended"`
-	ExecRing    *ebpf.Map `ebpf:"exec_ring"`
-	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
-	ExecStats   *ebpf.Map `ebpf:"exec_stats"`
+	ExecEnded      *ebpf.Map `ebpf:"exec_ended"`
+	ExecOperations *ebpf.Map `ebpf:"exec_operations"`
+	ExecRing       *ebpf.Map `ebpf:"exec_ring"`
+	ExecScratch    *ebpf.Map `ebpf:"exec_scratch"`
+	ExecStats      *ebpf.Map `ebpf:"exec_stats"`
+	ExecTold       *ebpf.Map `ebpf:"exec_told"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.ExecEnded,
+		m.ExecOperations,
 		m.ExecRing,
 		m.ExecScratch,
 		m.ExecStats,
+		m.ExecTold,
 	)
 }
 
@@ -256,31 +341,49 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	ArgBytes     *ebpf.Variable `ebpf:"arg_bytes"`
-	HasGroupDead *ebpf.Variable `ebpf:"has_group_dead"`
-	Mirrored     *ebpf.Variable `ebpf:"mirrored"`
-	PartRoot     *ebpf.Variable `ebpf:"part_root"`
-	WakeBytes    *ebpf.Variable `ebpf:"wake_bytes"`
+	ArgBytes        *ebpf.Variable `ebpf:"arg_bytes"`
+	CallArgs        *ebpf.Variable `ebpf:"call_args"`
+	HasGroupDead    *ebpf.Variable `ebpf:"has_group_dead"`
+	IoUringOpcode   *ebpf.Variable `ebpf:"io_uring_opcode"`
+	IoUringRequest  *ebpf.Variable `ebpf:"io_uring_request"`
+	Mirrored        *ebpf.Variable `ebpf:"mirrored"`
+	OwnPid          *ebpf.Variable `ebpf:"own_pid"`
+	PartRoot        *ebpf.Variable `ebpf:"part_root"`
+	RepeatIoUringNs *ebpf.Variable `ebpf:"repeat_io_uring_ns"`
+	RepeatNs        *ebpf.Variable `ebpf:"repeat_ns"`
+	ThreadSize      *ebpf.Variable `ebpf:"thread_size"`
+	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
+	Watched         *ebpf.Variable `ebpf:"watched"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	Capable        *ebpf.Program `ebpf:"capable"`
+	CapableExit    *ebpf.Program `ebpf:"capable_exit"`
+	IoUringSubmit  *ebpf.Program `ebpf:"io_uring_submit"`
+	ModuleLoaded   *ebpf.Program `ebpf:"module_loaded"`
 	ProcessEnded   *ebpf.Program `ebpf:"process_ended"`
 	ProcessForked  *ebpf.Program `ebpf:"process_forked"`
 	ProcessMoved   *ebpf.Program `ebpf:"process_moved"`
 	ProcessSeed    *ebpf.Program `ebpf:"process_seed"`
 	ProcessStarted *ebpf.Program `ebpf:"process_started"`
+	PtraceAccess   *ebpf.Program `ebpf:"ptrace_access"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.Capable,
+		p.CapableExit,
+		p.IoUringSubmit,
+		p.ModuleLoaded,
 		p.ProcessEnded,
 		p.ProcessForked,
 		p.ProcessMoved,
 		p.ProcessSeed,
 		p.ProcessStarted,
+		p.PtraceAccess,
 	)
 }
 

@@ -383,7 +383,7 @@ func child(f []string) {
 	case "wait": // for the end of the input
 		_, _ = os.Stdin.Read(make([]byte, 1))
 	default:
-		panic("do what? " + f[0])
+		childCall(f)
 	}
 }
 

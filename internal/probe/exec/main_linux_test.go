@@ -68,13 +68,14 @@ var one struct {
 	stop func()
 }
 
-// shared returns a running probe.
+// shared returns a running probe that watches all calls that tests are about.
 func shared(t *testing.T) *rig {
 	t.Helper()
 	probetest.NeedRoot(t)
 	one.once.Do(func() {
 		one.rig = newRig(func(c *Config) {
 			c.RingBytes = 16 << 20
+			watchAll(c)
 		})
 		if one.err = one.rig.Start(); one.err != nil {
 			return
@@ -149,7 +150,8 @@ func (r *rig) apply(e *process.Event) {
 }
 
 // of returns the events in a cgroup, in the order in which they came: those of these
-// kinds, or else all.
+// kinds, or else all but what needs a capability, which a library of this binary does
+// as well.
 func (r *rig) of(t *testing.T, cgroup uint64, what ...process.What) (all []process.Event) {
 	t.Helper()
 	if err := r.Collect(); err != nil {
@@ -158,7 +160,7 @@ func (r *rig) of(t *testing.T, cgroup uint64, what ...process.What) (all []proce
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.events {
-		if e.Process.CgroupID == cgroup && (len(what) == 0 || slices.Contains(what, e.What)) {
+		if e.Process.CgroupID == cgroup && (len(what) == 0 && e.What != process.Privileged || slices.Contains(what, e.What)) {
 			all = append(all, e)
 		}
 	}
@@ -187,12 +189,30 @@ func (r *rig) wait(t *testing.T, n int, cgroup uint64, what ...process.What) []p
 func list(all []process.Event) string {
 	var b strings.Builder
 	for _, e := range all {
-		fmt.Fprintf(&b, "%d %+v %+v %+v\n", e.What, e.Process, e.Start, e.End)
+		fmt.Fprintf(&b, "%d %+v %+v %+v %+v\n", e.What, e.Process, e.Start, e.End, e.Privilege)
 		if b.Len() > 6000 {
 			break
 		}
 	}
 	return b.String()
+}
+
+// has reports whether a hook is attached; without it the feature is noted as missing.
+func (r *rig) has(t *testing.T, hook, feature string) bool {
+	t.Helper()
+	for _, h := range r.Hooks() {
+		if strings.Contains(h, hook) {
+			return true
+		}
+	}
+	for _, d := range r.Degraded() {
+		if strings.Contains(d, hook) {
+			t.Logf("orb8-feature: %s: off: %s", feature, d)
+			return false
+		}
+	}
+	t.Logf("orb8-feature: %s: off: this kernel has none", feature)
+	return false
 }
 
 // folder is one that every user may enter.

@@ -52,6 +52,19 @@ func ServeChild(do func(words []string) (answer string, err error)) bool {
 	return true
 }
 
+// Pipes are the standard input and output of a command that has not been started.
+func Pipes(t testing.TB, cmd *exec.Cmd) (in io.WriteCloser, out io.ReadCloser) {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err = cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	return in, out
+}
+
 // NewChild starts a child for the time of the test. The package's TestMain must call
 // ServeChild. cgroup is a folder; netns may be nil, for the test's own.
 func NewChild(t testing.TB, cgroup string, netns *Netns) *Child {
@@ -60,14 +73,8 @@ func NewChild(t testing.TB, cgroup string, netns *Netns) *Child {
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	cmd.Stderr = os.Stderr
 	InCgroup(t, cmd, cgroup)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	in, out := Pipes(t, cmd)
+	var err error
 	if netns.Do(func() { err = cmd.Start() }); err != nil {
 		t.Fatalf("start a process in its own cgroup: %v", err)
 	}

@@ -79,16 +79,31 @@ build_orb8() {
 	done
 }
 
+# build_trouble TREE completes an image whose programs have no other files beside them:
+# with a static busybox, a folder that everybody may write to, and programs that make
+# who starts them root.
+build_trouble() {
+	local name
+	mkdir -p "$1/bin" "$1/lib" "$1/suid" "$1/tmp"
+	chmod 1777 "$1/tmp"
+	cp "$(command -v busybox)" "$1/bin/busybox"
+	for name in sh sleep id ls cat true; do ln -sf busybox "$1/bin/$name"; done
+	for name in trouble su; do install -m 4755 "$1/trouble" "$1/suid/$name"; done
+	install -m 4755 "$1/bin/busybox" "$1/suid/sh"
+	cp "$1/trouble" "$1/lib/ld-trouble.so.1"
+}
+
 # build_images makes the images that the nodes import. Their program is at
 # /NAME, as in the Dockerfile.
 build_images() {
 	local name tree=$state/trees orb8
 	orb8=$(awk '$1 == "image:" { gsub(/"/, "", $2); print $2; exit }' "$root/deploy/orb8-daemonset.yaml")
 	build "$bin/mkimage" "$root" ./test/cluster/image
-	for name in netpeer pause orb8; do
+	for name in netpeer pause trouble orb8; do
 		mkdir -p "$tree/$name"
 		[[ $name == orb8 ]] || build "$tree/$name/$name" "$root" "./test/cluster/$name" -ldflags '-s -w'
 	done
+	build_trouble "$tree/trouble"
 	build_orb8 "$tree/orb8"
 	build_coredns "$tree/coredns"
 	mkdir -p "$tree/orb8/etc/ssl/certs"
@@ -97,6 +112,7 @@ build_images() {
 	"$bin/mkimage" -o "$images/coredns.tar" -ref orb8.test/coredns:1 -entrypoint /coredns "$tree/coredns"
 	"$bin/mkimage" -o "$images/pause.tar" -ref orb8.test/pause:1 -entrypoint /pause "$tree/pause"
 	"$bin/mkimage" -o "$images/netpeer.tar" -ref orb8.test/netpeer:1 -entrypoint /netpeer "$tree/netpeer"
+	"$bin/mkimage" -o "$images/trouble.tar" -ref orb8.test/trouble:1 -entrypoint /trouble "$tree/trouble"
 	ln -sf "$tree/netpeer/netpeer" "$state/bin/netpeer"
 }
 
