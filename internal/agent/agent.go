@@ -61,6 +61,8 @@ type Resolver interface {
 	Sweep(now time.Time)
 	// Alive reports whether a cgroup exists.
 	Alive(cgroupID uint64) bool
+	// Owns reports whether a cgroup is one of this node: other nodes may share the kernel.
+	Owns(cgroupID uint64) bool
 	// Degraded says in a sentence why names are worse than they could be; empty
 	// if they are not.
 	Degraded() string

@@ -116,6 +116,11 @@ func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr)
 	return id
 }
 
+// elsewhere is a cgroup of another node.
+const elsewhere = 1 << 21
+
+func (f *fakeResolver) Owns(cgroup uint64) bool { return cgroup != elsewhere }
+
 func (f *fakeResolver) Degraded() string { return f.degraded }
 
 func (f *fakeResolver) Awaits(id *workload.Identity) bool { return f.awaits && id.Pod == "" }

@@ -68,8 +68,9 @@ func (a *Agent) process(e *process.Event) {
 		return
 	}
 	r := process.NewRecord(step)
-	r.CgroupID = a.rules.Whose(step)
-	a.steps.Submit(&r)
+	if r.CgroupID = a.rules.Whose(step); a.deps.Resolver.Owns(r.CgroupID) { // else it is an ancestor at most
+		a.steps.Submit(&r)
+	}
 }
 
 // recordStep takes what happened to processes, one at a time.

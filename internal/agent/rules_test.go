@@ -83,6 +83,7 @@ func TestProcesses(t *testing.T) {
 	r := containerRig(t)
 	r.begin(100, 1)
 	r.exec(aProcess(200, 100, 1, "/bin/sh", "sh", "-c", "true"), &process.Start{TTY: true})
+	r.exec(aProcess(300, 1, elsewhere, "/bin/other"), nil)
 	ended := aProcess(200, 100, 1, "/bin/sh")
 	r.process(&process.Event{What: process.Exit, Time: second(3), Process: ended, End: &process.End{Code: 7}})
 	events := r.recent(t, orb8v1.EventKind_EVENT_KIND_PROCESS)
@@ -269,7 +270,7 @@ func TestStartsOnTheHost(t *testing.T) {
 func TestForkIntoAnotherCgroup(t *testing.T) {
 	r := containerRig(t)
 	r.begin(100, 1)
-	for pid, cgroups := range map[uint32][2]uint64{200: {100, 1 << 20}, 201: {100, 2}, 202: {100, 99}, 203: {1, 1}} {
+	for pid, cgroups := range map[uint32][2]uint64{200: {100, 1 << 20}, 201: {100, 2}, 202: {100, elsewhere}, 203: {1, 1}} {
 		p := aProcess(pid, uint32(cgroups[0]), cgroups[1], "/app")
 		r.process(&process.Event{What: process.Fork, Time: second(2), Process: p})
 	}

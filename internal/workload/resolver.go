@@ -239,6 +239,16 @@ func (r *Resolver) LearnAll() {
 	}
 }
 
+// Owns reports whether a cgroup is in this node's part of the hierarchy.
+func (r *Resolver) Owns(cgroup uint64) bool {
+	if r.part.CgroupID == 0 {
+		return true
+	}
+	part := r.cgroup(r.part.CgroupID, 0).id.CgroupPath
+	p := r.cgroup(cgroup, 0).id.CgroupPath
+	return p != "" && part != "" && (p == part || strings.HasPrefix(p, part+"/"))
+}
+
 // known makes the entry of a cgroup whose path is known.
 func known(id uint64, cgroupPath string) *entry {
 	// A cgroup's name is any bytes; names are text from here on.

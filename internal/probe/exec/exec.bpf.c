@@ -273,6 +273,16 @@ static __always_inline bool is_ours(struct task_struct *task)
 	return !part_root || in_part(task_cgroup(task));
 }
 
+/* Whether the life of processes outside of this node's part is told of as well: a
+ * container's process has its parents there. */
+volatile const bool lives_around = false;
+
+/* Whether a process's life is told of. */
+static __always_inline bool is_told(struct task_struct *task)
+{
+	return lives_around || is_ours(task);
+}
+
 static __always_inline void set_head(struct exec_head *h, u32 what, struct task_struct *task)
 {
 	h->now_ns = bpf_ktime_get_boot_ns();
@@ -420,7 +430,7 @@ int BPF_PROG(process_started, struct task_struct *task, int old_pid, struct linu
 	struct scratch *s = bpf_map_lookup_elem(&exec_scratch, &slot);
 	u64 at, len;
 
-	if (!s || !is_ours(task))
+	if (!s || !is_told(task))
 		return 0;
 	set_start(s, WHAT_EXEC, task);
 	at = s->start.path_len;
@@ -445,7 +455,7 @@ int BPF_PROG(process_forked, struct task_struct *task, u64 clone_flags)
 {
 	struct exec_head h = {};
 
-	if (clone_flags & CLONE_THREAD || !is_ours(task))
+	if (clone_flags & CLONE_THREAD || !is_told(task))
 		return 0;
 	set_head(&h, WHAT_FORK, task);
 	/* With CLONE_PARENT the parent is not who forks. */
@@ -492,7 +502,7 @@ int process_ended(u64 *ctx)
 	struct exec_exit e = {};
 
 	/* The second argument is there since 6.16. */
-	if (!is_last(task, has_group_dead ? ctx[1] : 0) || !is_ours(task))
+	if (!is_last(task, has_group_dead ? ctx[1] : 0) || !is_told(task))
 		return 0;
 	set_head(&e.head, WHAT_EXIT, task);
 	e.status = exit_status(task);
@@ -507,7 +517,7 @@ int BPF_PROG(process_moved, struct cgroup *to, const char *path, struct task_str
 	struct exec_moved e = {};
 
 	/* Another hierarchy than cgroup2, or a thread alone. */
-	if (to->root->hierarchy_id || task->pid != task->tgid || !in_part(to))
+	if (to->root->hierarchy_id || task->pid != task->tgid || (!lives_around && !in_part(to)))
 		return 0;
 	if (!BPF_CORE_READ(task, signal, live.counter)) /* its end was told of, or will be */
 		return 0;
@@ -677,7 +687,7 @@ int process_seed(struct bpf_iter__task *ctx)
 		return 0;
 	s = bpf_map_lookup_elem(&exec_scratch, &slot);
 	/* The end of one without threads was told of, or will be. */
-	if (!s || !BPF_CORE_READ(task, signal, live.counter) || !is_ours(task))
+	if (!s || !BPF_CORE_READ(task, signal, live.counter) || !is_told(task))
 		return 0;
 	set_start(s, WHAT_SEEN, task);
 	size = s->start.path_len;

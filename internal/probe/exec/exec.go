@@ -47,6 +47,9 @@ type Config struct {
 	// CgroupID is the root of this node's part of the cgroups, 0 for all: other
 	// nodes may share the kernel. Processes outside it are left alone.
 	CgroupID uint64
+	// Around: the life of processes outside of CgroupID is told of too, by which the
+	// ancestors of those inside are known; nothing else of them is.
+	Around bool
 	// RingBytes is a power of two and a multiple of the page size.
 	// DefaultRingBytes if 0.
 	RingBytes uint32
@@ -139,6 +142,7 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec, k *kernel) error {
 	for name, value := range map[string]any{
 		bpfVarWakeBytes:      uint64(p.cfg.RingBytes / 4),
 		bpfVarPartRoot:       p.cfg.CgroupID,
+		bpfVarLivesAround:    p.cfg.Around,
 		bpfVarArgBytes:       uint64(p.cfg.ArgBytes),
 		bpfVarRepeatNs:       uint64(p.repeatEvery),
 		bpfVarCallArgs:       callArgs(),

@@ -203,6 +203,7 @@ const (
 	bpfVarHasGroupDead    = "has_group_dead"
 	bpfVarIoUringOpcode   = "io_uring_opcode"
 	bpfVarIoUringRequest  = "io_uring_request"
+	bpfVarLivesAround     = "lives_around"
 	bpfVarMirrored        = "mirrored"
 	bpfVarOwnPid          = "own_pid"
 	bpfVarPartRoot        = "part_root"
@@ -288,6 +289,7 @@ type bpfVariableSpecs struct {
 	HasGroupDead    *ebpf.VariableSpec `ebpf:"has_group_dead"`
 	IoUringOpcode   *ebpf.VariableSpec `ebpf:"io_uring_opcode"`
 	IoUringRequest  *ebpf.VariableSpec `ebpf:"io_uring_request"`
+	LivesAround     *ebpf.VariableSpec `ebpf:"lives_around"`
 	Mirrored        *ebpf.VariableSpec `ebpf:"mirrored"`
 	OwnPid          *ebpf.VariableSpec `ebpf:"own_pid"`
 	PartRoot        *ebpf.VariableSpec `ebpf:"part_root"`
@@ -346,6 +348,7 @@ type bpfVariables struct {
 	HasGroupDead    *ebpf.Variable `ebpf:"has_group_dead"`
 	IoUringOpcode   *ebpf.Variable `ebpf:"io_uring_opcode"`
 	IoUringRequest  *ebpf.Variable `ebpf:"io_uring_request"`
+	LivesAround     *ebpf.Variable `ebpf:"lives_around"`
 	Mirrored        *ebpf.Variable `ebpf:"mirrored"`
 	OwnPid          *ebpf.Variable `ebpf:"own_pid"`
 	PartRoot        *ebpf.Variable `ebpf:"part_root"`

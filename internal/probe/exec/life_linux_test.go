@@ -281,6 +281,28 @@ func TestPart(t *testing.T) {
 	}
 }
 
+// TestAround: the lives of processes outside of the part are told of where that is asked
+// for, and what they ask the kernel for is not.
+func TestAround(t *testing.T) {
+	_, partID := probetest.NewCgroup(t)
+	outside, outsideID := probetest.NewCgroup(t)
+	r := start(t, func(c *Config) { c.CgroupID, c.Around = partID, true })
+	cmd := osexec.Command(write(t, filepath.Join(folder(t), "quick"), quick(0), 0o755))
+	cmd.SysProcAttr = &unix.SysProcAttr{Chroot: "/"}
+	probetest.InCgroup(t, cmd, outside)
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, 3, outsideID)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if e.What == process.Privileged {
+			t.Errorf("outside of the part: %+v", e)
+		}
+	}
+}
+
 // TestRingFull: what does not fit is counted, to the last event.
 func TestRingFull(t *testing.T) {
 	dir, id := probetest.NewCgroup(t)
