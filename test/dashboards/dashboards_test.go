@@ -220,6 +220,7 @@ func TestPanelsHaveData(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	traffic(ctx, t)
+	contained(ctx, t)
 	server := prometheus(t, agent(t, names(ctx, t)))
 
 	type question struct{ board, panel, expr string }
