@@ -39,7 +39,7 @@ tools=(busybox ip nft ping)
 # What tests may use; what these need comes along. The rest stays out, so that
 # the initramfs is quick to unpack.
 modules=(
-	veth dummy tun bridge inet_diag tcp_diag udp_diag
+	veth dummy tun bridge overlay inet_diag tcp_diag udp_diag
 	nf_tables nft_counter nft_numgen nft_limit nft_ct nft_reject_inet
 	nft_quota nft_chain_nat nft_nat nft_masq nft_redir
 )
