@@ -140,6 +140,8 @@ type Process struct {
 	PID uint32
 	// Command, if it is known.
 	Command string
+	// Executable is the path of the file that it runs, if it is known.
+	Executable string
 	// Graphics: it draws, and does not (only) compute.
 	Graphics bool
 	// Memory on the device, in bytes.

@@ -14,6 +14,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -47,8 +48,24 @@ func (a *Agent) acceleratorInterval() time.Duration {
 func (a *Agent) reportAccelerators(reports []accel.Report) {
 	for i := range reports {
 		r := &reports[i]
+		a.setExecutables(r)
 		a.accel.ledger.Add(r)
 		a.accelLane.Publish(r)
+	}
+}
+
+// executableLag is for how long a process has to have been there: what has happened lately
+// may not have been told yet.
+const executableLag = 250 * time.Millisecond
+
+// setExecutables says what the processes on a device run.
+func (a *Agent) setExecutables(r *accel.Report) {
+	at := a.deps.Clock.Now().Add(-executableLag).UnixNano()
+	for i := range r.Shares {
+		for j := range r.Shares[i].Processes {
+			p := &r.Shares[i].Processes[j]
+			p.Executable, _ = a.processes.Executable(process.Sighting{PID: p.PID, Comm: p.Command, First: at, Time: at})
+		}
 	}
 }
 
@@ -116,6 +133,7 @@ func matchesOwner(filters *filter.Set, owner *workload.Identity, processes []acc
 	return slices.ContainsFunc(processes, func(p accel.Process) bool {
 		h.PID, h.Comm = p.PID, record.Comm{}
 		copy(h.Comm[:len(h.Comm)-1], p.Command)
+		h.Executable = p.Executable
 		return filters.Match(&h, nil)
 	})
 }
@@ -158,7 +176,7 @@ func (a *Agent) sharePB(r *accel.Report, s *accel.Share) *orb8v1.AcceleratorShar
 	}
 	for _, p := range s.Processes {
 		out.Processes = append(out.Processes, &orb8v1.AcceleratorProcess{
-			Process: &orb8v1.Process{Pid: p.PID, Command: p.Command}, Graphics: p.Graphics,
+			Process: &orb8v1.Process{Pid: p.PID, Command: p.Command, Executable: p.Executable}, Graphics: p.Graphics,
 			MemoryBytes: measurementPB(p.Memory), UtilizationRatio: measurementPB(p.Utilization),
 		})
 	}

@@ -101,6 +101,9 @@ type Sink struct {
 	// Process takes what happened to a process, in the order in which it happened. It does
 	// not keep the event.
 	Process func(*process.Event)
+	// ProcessesRead is told up to when all that happened to processes has been delivered,
+	// in Unix nanoseconds; 0 if nobody tells any more.
+	ProcessesRead func(until int64)
 	// Messages is told how to count DNS messages.
 	Messages func(func() dns.Counts)
 	Losses   *loss.Counters
@@ -221,7 +224,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		RTTEvery: func() time.Duration { return a.Config().Interval },
 	}, func(r *flow.Record) { a.flows.Submit(r) })
 	a.names = naming.New(naming.Config{
-		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Losses: a.losses,
+		Resolver: deps.Resolver, IsSelf: deps.IsSelf, Awaits: awaits(deps), Executable: a.executable, Losses: a.losses,
 		Correction: deps.Clock.Correction,
 	})
 	a.flows = naming.NewLane(a.names, func(r *flow.Record) *record.Header { return &r.Header }, a.record, a.table.Named)
@@ -230,8 +233,10 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if err := a.keepProcesses(&cfg); err != nil {
 		return nil, err
 	}
-	a.manager = deps.Probes(Sink{Apply: a.apply, Query: a.query, Process: a.process,
-		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log})
+	a.manager = deps.Probes(Sink{
+		Apply: a.apply, Query: a.query, Process: a.process, ProcessesRead: a.processes.Advance,
+		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log,
+	})
 	a.collector = newCollector(a.collect)
 	a.accel = a.newAccelerators(deps.Accelerators)
 	a.watch = newWatch(a)

@@ -73,6 +73,11 @@ func (a *Agent) process(e *process.Event) {
 	}
 }
 
+// executable says what the process of a record ran.
+func (a *Agent) executable(h *record.Header) (path string, soon bool) {
+	return a.processes.Executable(process.Sighting{PID: h.PID, Comm: h.Comm.String(), First: h.First, Time: h.Time})
+}
+
 // recordStep takes what happened to processes, one at a time.
 func (a *Agent) recordStep(r *process.Record) {
 	if r.Step.Told() {

@@ -171,9 +171,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	g.Go(func() error { return a.manager.Run(ctx) })
 	g.Go(func() error { a.sample(ctx); return nil })
 	g.Go(func() error { a.tellHeld(ctx); return nil })
-	if a.deps.Cluster != nil {
-		g.Go(func() error { a.flush(ctx); return nil })
-	}
+	g.Go(func() error { a.flush(ctx); return nil })
 	if a.accel != nil {
 		g.Go(func() error { a.accel.collector.Run(ctx); return nil })
 	}
@@ -194,11 +192,15 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 func (a *Agent) flush(ctx context.Context) {
 	ticker := time.NewTicker(flushEvery)
 	defer ticker.Stop()
+	var changed <-chan struct{}
+	if a.deps.Cluster != nil {
+		changed = a.deps.Cluster.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.deps.Cluster.Changed():
+		case <-changed:
 		case <-ticker.C:
 		}
 		a.names.Flush(time.Now())

@@ -184,6 +184,60 @@ func TestTraceExecLocal(t *testing.T) {
 	}
 }
 
+// TestExecutables: each of several short commands is told of with what it ran, although the
+// kernel tells of packets and of processes apart.
+func TestExecutables(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	out, errs := newWatched(), newWatched()
+	c := realConfig(t, out, errs)
+	bash, err := filepath.EvalSymlinks("/bin/bash")
+	if err != nil {
+		t.Skipf("SKIP: %v", err)
+	}
+	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.LocalAddr().(*net.UDPAddr).Port
+	cfg := config.Default()
+	cfg.Listen, cfg.MetricsListen, cfg.Socket = "127.0.0.1:0", "", ""
+	addr := startAgentOn(t, cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- Run(ctx, c, []string{
+			"trace", "network", "--agent", addr, "--port", fmt.Sprint(port), "--process", "bash", "-o", "compact",
+		})
+	}()
+	errs.await(t, "probes running")
+	var want []string
+	for range 10 {
+		sent, err := osexec.Command(bash, "-c", fmt.Sprintf("exec 3<>/dev/udp/127.0.0.1/%d; echo hello >&3", port)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, sent)
+		}
+		_, from, err := l.ReadFrom(make([]byte, 16))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fmt.Sprintf("%v -> 127.0.0.1:%d ", from, port))
+	}
+	for _, w := range want {
+		out.await(t, w)
+	}
+	cancel()
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
+		t.Errorf("exit code %d; %s", got, errs)
+	}
+	for line := range strings.Lines(out.String()) {
+		if !strings.Contains(line, " executable="+bash+" ") {
+			t.Errorf("no executable: %s", line)
+		}
+	}
+}
+
 func TestAgentConfigErrors(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
 	if err := os.WriteFile(bad, []byte("bogus: 1\n"), 0o644); err != nil {

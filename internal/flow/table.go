@@ -166,6 +166,7 @@ func (t *Table) update(r *row, s *Sample) {
 	}
 	if s.PID != 0 && (s.PID != rec.PID || s.Comm != rec.Comm) {
 		rec.PID, rec.Comm, rec.Owner = s.PID, s.Comm, nil // which may go by the command
+		rec.Executable = ""
 	}
 	changed := delta != Counters{} || ended
 	rec.Connected, rec.Retransmitted = false, lateRetransmits+since(s.TCP.Retransmits, rec.TCP.Retransmits)
@@ -318,7 +319,7 @@ func (t *Table) Named(rec *Record) {
 	}
 	r.rec.Peer, r.rec.Self = rec.Peer, rec.Self
 	if r.rec.PID == rec.PID && r.rec.Comm == rec.Comm { // else it goes by another one now
-		r.rec.Owner = rec.Owner
+		r.rec.Owner, r.rec.Executable = rec.Owner, rec.Executable
 	}
 }
 

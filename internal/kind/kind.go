@@ -29,5 +29,5 @@ func Process(h *record.Header) *orb8v1.Process {
 	if h.PID == 0 && h.Comm == (record.Comm{}) {
 		return nil
 	}
-	return &orb8v1.Process{Pid: h.PID, Command: h.Comm.String()}
+	return &orb8v1.Process{Pid: h.PID, Command: h.Comm.String(), Executable: h.Executable}
 }

@@ -19,6 +19,9 @@ const (
 	// nameWait is how long a record waits for the name of its pod: the API
 	// server tells of a pod a little later than the kernel.
 	nameWait = 2 * time.Second
+	// executableWait is how long a record waits for it to be known what its process
+	// runs: the probe that tells of it hands over what happened every 100 ms.
+	executableWait = 250 * time.Millisecond
 	// joinWait is how long a record waits for the other end of its connection to
 	// be seen on this node. The probes hand over what ended every 100 ms.
 	joinWait = 250 * time.Millisecond
@@ -46,10 +49,13 @@ type Config struct {
 	// IsSelf recognises orb8's own doings; nil if there are none.
 	IsSelf func(*record.Header) bool
 	// Awaits says of an owner that it is a pod whose name may become known within
-	// seconds; nil if no record shall ever wait for a name. With it, Flush must be
-	// called regularly.
+	// seconds; nil if no record shall ever wait for a name. With it or Executable, Flush
+	// must be called regularly.
 	Awaits func(*workload.Identity) bool
-	Losses *loss.Counters
+	// Executable returns the path of what the process of a record ran, empty if it is
+	// not known; soon: it is about to be known. nil if nobody knows.
+	Executable func(*record.Header) (path string, soon bool)
+	Losses     *loss.Counters
 	// Correction is what to add to times of records for those of the wall clock, by
 	// which peers are found; nil where they are the same.
 	Correction func() time.Duration
@@ -111,25 +117,33 @@ func (l *Lane[T]) Submit(r *T) {
 	s, h := l.stage, l.header(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	owner, peer := h.Owner, h.Peer
+	came := namesOf(h)
 	s.name(h)
-	if s.cfg.Awaits == nil || (s.cgroups[h.CgroupID] == 0 && s.wait(h) == 0) {
-		l.leave(r, owner, peer)
+	if s.cgroups[h.CgroupID] == 0 && s.wait(h) == 0 {
+		l.leave(r, came)
 		return
 	}
 	if len(s.waiting) >= maxWaiting {
-		if s.cfg.Awaits(s.waiting[0].header().Owner) {
+		if s.awaits(s.waiting[0].header()) {
 			s.cfg.Losses.Add(loss.NameWaitFull, 1)
 		}
 		s.release(1) // nameless: better than not at all
 	}
-	s.waiting = append(s.waiting, waiting{&held[T]{l, *r, owner, peer}, time.Now()})
+	s.waiting = append(s.waiting, waiting{&held[T]{l, *r, came}, time.Now()})
 	s.cgroups[h.CgroupID]++
 }
 
-// leave emits a record that came with an owner and a peer.
-func (l *Lane[T]) leave(r *T, owner, peer *workload.Identity) {
-	if h := l.header(r); l.named != nil && (h.Owner != owner || h.Peer != peer) {
+// names are what naming tells of a record.
+type names struct {
+	owner, peer *workload.Identity
+	executable  string
+}
+
+func namesOf(h *record.Header) names { return names{h.Owner, h.Peer, h.Executable} }
+
+// leave emits a record that came with names.
+func (l *Lane[T]) leave(r *T, came names) {
+	if l.named != nil && namesOf(l.header(r)) != came {
 		l.named(r)
 	}
 	l.emit(r)
@@ -137,25 +151,41 @@ func (l *Lane[T]) leave(r *T, owner, peer *workload.Identity) {
 
 // held is a record of one kind that waits.
 type held[T any] struct {
-	lane        *Lane[T]
-	rec         T
-	owner, peer *workload.Identity // as it came
+	lane *Lane[T]
+	rec  T
+	came names
 }
 
 func (h *held[T]) header() *record.Header { return h.lane.header(&h.rec) }
-func (h *held[T]) emit()                  { h.lane.leave(&h.rec, h.owner, h.peer) }
+func (h *held[T]) emit()                  { h.lane.leave(&h.rec, h.came) }
 
 // wait is how long a record may wait.
 func (s *Stage) wait(h *record.Header) time.Duration {
-	if s.cfg.Awaits(h.Owner) {
+	if s.awaits(h) {
 		return nameWait
 	}
-	if h.Role == record.RoleClient && viaService(h.Peer) {
+	if s.cfg.Awaits != nil && h.Role == record.RoleClient && viaService(h.Peer) {
 		if _, ok := sideOf(h); ok {
 			return joinWait
 		}
 	}
+	if s.setExecutable(h) {
+		return executableWait
+	}
 	return 0
+}
+
+// awaits reports whether the owner is a pod whose name is about to be known.
+func (s *Stage) awaits(h *record.Header) bool { return s.cfg.Awaits != nil && s.cfg.Awaits(h.Owner) }
+
+// setExecutable says what a record's process ran, and reports whether that is not known yet
+// but soon will be.
+func (s *Stage) setExecutable(h *record.Header) (soon bool) {
+	if h.Executable != "" || h.PID == 0 || s.cfg.Executable == nil {
+		return false
+	}
+	h.Executable, soon = s.cfg.Executable(h)
+	return soon
 }
 
 // Flush emits the waiting records whose names have become known, or that have waited long
@@ -209,15 +239,16 @@ func (s *Stage) Oldest() (t int64, ok bool) {
 // Refresh names headers anew that were named before, as those of a table's rows, where
 // more may be known by now. It reports for which that is so.
 func (s *Stage) Refresh(h *record.Header) (changed bool) {
-	if h.Owner != nil && h.Peer != nil && h.Peer.Pod != "" && (s.cfg.Awaits == nil || !s.cfg.Awaits(h.Owner)) &&
+	before := namesOf(h)
+	s.setExecutable(h)
+	if h.Owner != nil && h.Peer != nil && h.Peer.Pod != "" && !s.awaits(h) &&
 		(h.Role != record.RoleServer || h.Owner.Service != "") {
-		return false
+		return namesOf(h) != before
 	}
-	owner, peer := h.Owner, h.Peer
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.identify(h, s.find(h))
-	return h.Owner != owner || h.Peer != peer
+	return namesOf(h) != before
 }
 
 // release emits the n oldest records. Nothing is moved: with many that wait this is called
@@ -289,6 +320,7 @@ func (s *Stage) name(h *record.Header) {
 // The peer keeps the name that it once had, since its address may have another owner by
 // now, and the owner the Service through which it was reached.
 func (s *Stage) identify(h *record.Header, e *end) {
+	s.setExecutable(h)
 	before := h.Owner
 	if e != nil && e.owner != nil {
 		before = e.owner

@@ -565,3 +565,47 @@ func BenchmarkWaitingFull(b *testing.B) {
 		})
 	}
 }
+
+// TestExecutableIsWaitedFor: a record whose process is about to be known waits for that, the
+// others of its cgroup behind it, and not for ever.
+func TestExecutableIsWaitedFor(t *testing.T) {
+	path, soon := "", true
+	var told []string
+	s := New(Config{
+		Resolver: &cluster{}, Losses: new(loss.Counters),
+		Executable: func(h *record.Header) (string, bool) { return path, soon },
+	})
+	lane := NewLane(s, func(h *record.Header) *record.Header { return h },
+		func(h *record.Header) { told = append(told, fmt.Sprint(h.PID, h.Executable)) }, nil)
+	want := func(all ...string) {
+		t.Helper()
+		if d := cmp.Diff(all, told); d != "" {
+			t.Errorf("told (-want +got):\n%s", d)
+		}
+		told = nil
+	}
+	lane.Submit(&record.Header{CgroupID: 1, PID: 7})
+	lane.Submit(&record.Header{CgroupID: 1, PID: 0})
+	lane.Submit(&record.Header{CgroupID: 2, PID: 0})
+	want("0")
+	s.Flush(time.Now())
+	want()
+	path, soon = "/bin/app", false
+	s.Flush(time.Now())
+	want("7/bin/app", "0")
+
+	path, soon = "", true
+	lane.Submit(&record.Header{CgroupID: 1, PID: 7})
+	s.Flush(time.Now().Add(time.Second))
+	want("7")
+	lane.Submit(&record.Header{CgroupID: 1, PID: 7, Executable: "/bin/before"})
+	want("7/bin/before")
+
+	h := record.Header{CgroupID: 1, PID: 7, Owner: &workload.Identity{}, Peer: &workload.Identity{Pod: "p"}}
+	if s.Refresh(&h) {
+		t.Error("nothing new is new")
+	}
+	if path = "/bin/late"; !s.Refresh(&h) || h.Executable != path {
+		t.Errorf("refreshed to %q", h.Executable)
+	}
+}

@@ -248,7 +248,7 @@ func (r *Record) Of() *Step { return r.Step }
 func NewRecord(s *Step) Record {
 	p := s.Process
 	r := Record{Step: s, Header: record.Header{
-		CgroupID: p.CgroupID, NetNS: p.NS.Net, PID: p.PID, Time: s.Time, First: s.Time, Last: s.Time,
+		CgroupID: p.CgroupID, NetNS: p.NS.Net, PID: p.PID, Executable: p.Exe.Path, Time: s.Time, First: s.Time, Last: s.Time,
 	}}
 	copy(r.Comm[:], p.Comm)
 	if c := s.Start.Connection(); c != nil {

@@ -48,9 +48,12 @@ type Table struct {
 	mu      sync.Mutex
 	entries map[ID]*entry
 	cgroups map[uint64]*cgroup
-	// ended are those that have, in that order; running are the others, by pid.
-	ended   []*entry
-	running map[uint32]*entry
+	// ended are those that have, in that order.
+	ended []*entry
+	// latest is by pid, also if it has ended.
+	latest map[uint32]*entry
+	// read is up to when all that happened has been applied, in Unix nanoseconds.
+	read int64
 
 	// What follows serves to find ends that were not told of.
 	//
@@ -71,8 +74,12 @@ type entry struct {
 	// parent is who forked it, although that one may have ended and others have taken
 	// its children over. nil if not known, or too far up from somebody.
 	parent *entry
-	// ended is when, zero while it lives.
-	ended time.Time
+	// ended is when, zero while it lives; endedAt is the same as the kernel told, in Unix
+	// nanoseconds, 0 if it did not.
+	ended   time.Time
+	endedAt int64
+	// lost is how many events had been lost when it was told of last.
+	lost uint64
 }
 
 type cgroup struct {
@@ -87,7 +94,7 @@ func NewTable(cfg Config) *Table {
 		cfg.Max = DefaultMax
 	}
 	return &Table{
-		cfg: cfg, entries: make(map[ID]*entry), cgroups: make(map[uint64]*cgroup), running: make(map[uint32]*entry),
+		cfg: cfg, entries: make(map[ID]*entry), cgroups: make(map[uint64]*cgroup), latest: make(map[uint32]*entry),
 	}
 }
 
@@ -137,6 +144,7 @@ func (t *Table) Apply(e *Event) *Step {
 		s.Before = nil
 	}
 	if e.What == Exit {
+		known.endedAt = e.Time
 		t.end(known)
 	}
 	return s
@@ -158,7 +166,7 @@ func (t *Table) seen(e *Event) {
 	p := *known.process
 	p.Exe, p.Args, p.ArgsTruncated, p.NSPID = e.Process.Exe, e.Process.Args, e.Process.ArgsTruncated, nsPID(e)
 	p.TTY = hasTTY(e)
-	known.process = &p
+	known.process, known.lost = &p, t.lostEvents()
 }
 
 // nsPID is a process's pid in its own pid namespace, of Exec and Seen.
@@ -203,6 +211,7 @@ func (t *Table) change(known *entry, e *Event) *Step {
 		p.Exe, p.Args, p.ArgsTruncated, p.Execed = e.Process.Exe, e.Process.Args, e.Process.ArgsTruncated, e.Time
 		p.NSPID, p.TTY = nsPID(e), hasTTY(e)
 		p.ExecNS = p.NS
+		known.lost = t.lostEvents()
 	}
 	if e.Process.CgroupID != before.CgroupID && known.ended.IsZero() {
 		t.leave(before.CgroupID)
@@ -261,17 +270,17 @@ func (t *Table) add(p *Process) *entry {
 	}
 	copied := *p
 	copied.ExecNS = p.ExecNS.or(p.NS)
-	e := &entry{id: p.ID, process: &copied, parent: t.entries[p.Parent]}
+	e := &entry{id: p.ID, process: &copied, parent: t.entries[p.Parent], lost: t.lostEvents()}
 	e.prune()
 	t.entries[p.ID] = e
 	t.enter(&copied)
-	other := t.running[p.PID]
+	other := t.latest[p.PID]
 	switch {
 	case other == nil:
-		t.running[p.PID] = e
+		t.latest[p.PID] = e
 	case other.process.Start < p.Start:
 		t.gone(other)
-		t.running[p.PID] = e
+		t.latest[p.PID] = e
 	default:
 		t.gone(e)
 	}
@@ -324,8 +333,8 @@ func (t *Table) makeRoom() {
 
 func (t *Table) forget(e *entry) {
 	delete(t.entries, e.id)
-	if t.running[e.id.PID] == e {
-		delete(t.running, e.id.PID)
+	if t.latest[e.id.PID] == e {
+		delete(t.latest, e.id.PID)
 	}
 }
 
@@ -336,9 +345,6 @@ func (t *Table) end(e *entry) {
 	e.ended = time.Now()
 	t.ended = append(t.ended, e)
 	t.leave(e.process.CgroupID)
-	if t.running[e.id.PID] == e {
-		delete(t.running, e.id.PID)
-	}
 }
 
 // Sweep forgets processes that ended a while ago. After events were lost, or when there
@@ -398,7 +404,54 @@ func (t *Table) doubted(now time.Time) []*entry {
 		return nil
 	}
 	t.askAt = now.Add(askEvery)
-	return slices.Collect(maps.Values(t.running))
+	return slices.DeleteFunc(slices.Collect(maps.Values(t.latest)), func(e *entry) bool { return !e.ended.IsZero() })
+}
+
+// lostEvents is how many events of processes the kernel could not hand over.
+func (t *Table) lostEvents() uint64 { return t.cfg.Losses.Get(loss.ExecRingFull) }
+
+// Advance says that all that happened before a point in time, in Unix nanoseconds, has
+// been applied; 0 that nobody tells any more.
+func (t *Table) Advance(read int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.read = read
+}
+
+// Sighting is where a process was seen: by its pid and its command, in something that began
+// at First and was told of at Time, both in Unix nanoseconds.
+type Sighting struct {
+	PID         uint32
+	Comm        string
+	First, Time int64
+}
+
+// Executable returns the path of what a process ran when it was seen, empty if that is not
+// known for sure. soon: it may be, once what has happened until then has been applied.
+func (t *Table) Executable(s Sighting) (path string, soon bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.read == 0 || s.PID == 0 {
+		return "", false
+	}
+	pending := s.Time >= t.read
+	e := t.latest[s.PID]
+	if e == nil || e.endedAt != 0 && e.endedAt < s.First {
+		return "", pending // of one that is about to be told of, if of any
+	}
+	p := e.process
+	named := p.Comm == s.Comm
+	switch {
+	case p.Started > s.First, p.Execed > s.First && !named:
+		return "", false // it was another one's pid, or has started something else since
+	case named:
+		return p.Exe.Path, false
+	case pending:
+		return "", true // it may have started something else
+	case e.lost != t.lostEvents():
+		return "", false // the same, for good
+	}
+	return p.Exe.Path, false // it has changed its name
 }
 
 // enter and leave keep how many processes a cgroup has.

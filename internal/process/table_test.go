@@ -345,8 +345,8 @@ func TestEndLostAndPidComesAgain(t *testing.T) {
 		t.Errorf("an older one: %+v; %d processes", p, tab.Len())
 	}
 	tab.Sweep(time.Now().Add(time.Hour))
-	if len(tab.cgroups) != 1 || len(tab.entries) != 1 || len(tab.running) != 1 {
-		t.Errorf("%d cgroups, %d processes, %d pids", len(tab.cgroups), len(tab.entries), len(tab.running))
+	if len(tab.cgroups) != 1 || len(tab.entries) != 1 || len(tab.latest) != 1 {
+		t.Errorf("%d cgroups, %d processes, %d pids", len(tab.cgroups), len(tab.entries), len(tab.latest))
 	}
 }
 
@@ -497,4 +497,49 @@ func BenchmarkTable(b *testing.B) {
 			tab.Sweep(time.Now().Add(time.Hour))
 		}
 	}
+}
+
+// TestExecutable: what a process ran when it was seen is known for sure, or not said.
+func TestExecutable(t *testing.T) {
+	tab, losses := newTable(t, 0)
+	sees := func(pid uint32, comm string, first, time int64, want string, soon bool) {
+		t.Helper()
+		got, later := tab.Executable(Sighting{PID: pid, Comm: comm, First: first, Time: time})
+		if got != want || later != soon {
+			t.Errorf("process %d, %s, at %d to %d: %q, soon %v; want %q, %v", pid, comm, first, time, got, later, want, soon)
+		}
+	}
+	of := func(e *Event, comm string, at int64) *Event {
+		e.Process.Comm, e.Process.Started, e.Time = comm, at, at
+		if e.What == Exec {
+			e.Process.Execed = at
+		}
+		return e
+	}
+	tab.Apply(of(fork(1, 0), "init", 1))
+	sees(1, "init", 100, 100, "", false) // nobody tells how far it has been read
+	tab.Advance(1000)
+	tab.Apply(of(fork(10, 1), "sh", 100))
+	tab.Apply(of(exec(10, 1, "/bin/sh"), "sh", 110))
+	sees(10, "sh", 200, 300, "/bin/sh", false)
+	sees(10, "sh", 50, 300, "", false)           // it was another one's pid then
+	sees(10, "sh", 105, 300, "/bin/sh", false)   // it is called so since it started the shell
+	sees(10, "old", 105, 300, "", false)         // it was called otherwise before
+	sees(10, "curl", 900, 1100, "", true)        // it may have started something else
+	sees(10, "curl", 200, 300, "/bin/sh", false) // it has not: it has another name
+	sees(11, "curl", 900, 900, "", false)        // not known, and would be
+	sees(11, "curl", 900, 1000, "", true)
+
+	losses.Add(loss.ExecRingFull, 1)
+	sees(10, "curl", 200, 300, "", false) // it may have started something else, and nobody says so
+	sees(10, "sh", 200, 300, "/bin/sh", false)
+	tab.Apply(of(exec(10, 1, "/bin/curl"), "curl", 400))
+	sees(10, "other", 500, 600, "/bin/curl", false)
+
+	tab.Apply(of(exit(10, 1), "curl", 500))
+	sees(10, "curl", 450, 700, "/bin/curl", false) // its socket is told of after its end
+	sees(10, "curl", 600, 700, "", false)          // another one's
+	sees(10, "curl", 600, 1100, "", true)
+	tab.Advance(0)
+	sees(10, "curl", 450, 1100, "", false)
 }

@@ -23,6 +23,9 @@ type Header struct {
 	NetNS uint32
 	PID   uint32
 	Comm  Comm
+	// Executable is the path of the file that the process ran, in its own mount
+	// namespace; empty if not known. Naming sets it, where the record came without.
+	Executable string
 
 	// Local is the address of the end that the cgroup owns.
 	Local, Remote         Addr

@@ -4456,8 +4456,11 @@ func (x *Counters) GetRxPackets() uint64 {
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the host's pid namespace.
-	Pid           uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Command       string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Pid     uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	// Path of the file that it ran, in its own mount namespace; of a script the
+	// interpreter's. Empty if not known.
+	Executable    string `protobuf:"bytes,3,opt,name=executable,proto3" json:"executable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4502,6 +4505,13 @@ func (x *Process) GetPid() uint32 {
 func (x *Process) GetCommand() string {
 	if x != nil {
 		return x.Command
+	}
+	return ""
+}
+
+func (x *Process) GetExecutable() string {
+	if x != nil {
+		return x.Executable
 	}
 	return ""
 }
@@ -5664,10 +5674,13 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"tx_packets\x18\x02 \x01(\x04R\ttxPackets\x12\x19\n" +
 	"\brx_bytes\x18\x03 \x01(\x04R\arxBytes\x12\x1d\n" +
 	"\n" +
-	"rx_packets\x18\x04 \x01(\x04R\trxPackets\"5\n" +
+	"rx_packets\x18\x04 \x01(\x04R\trxPackets\"U\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x18\n" +
-	"\acommand\x18\x02 \x01(\tR\acommand\"\xc8\x03\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x1e\n" +
+	"\n" +
+	"executable\x18\x03 \x01(\tR\n" +
+	"executable\"\xc8\x03\n" +
 	"\aTcpInfo\x12'\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x11.orb8.v1.TcpStateR\x05state\x12!\n" +
 	"\x03end\x18\x02 \x01(\x0e2\x0f.orb8.v1.TcpEndR\x03end\x12\x14\n" +

@@ -70,7 +70,7 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 	}
 	m.Add(dnsProbe, dnsOptions...)
 	execProbe := exec.New(exec.Config{
-		Apply: s.Process, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID, Around: true,
+		Apply: s.Process, Read: s.ProcessesRead, Losses: s.Losses, Clock: clock, CgroupID: part.CgroupID, Around: true,
 		RingBytes: uint32(s.Config.ExecRingBytes), ArgBytes: s.Config.ProcessArgs,
 		Watched:       syscalls.Numbers(syscalls.Native(), syscalls.Privileged()...),
 		WatchedCompat: syscalls.Numbers(syscalls.Compat(), syscalls.Privileged()...),

@@ -224,6 +224,7 @@ func compactDNS(o Options, ev *orb8v1.Event, x *orb8v1.DnsExchange) string {
 	add("workload", workloadName(x.GetLocal().GetWorkload()))
 	add("process", x.GetProcess().GetCommand())
 	add("pid", numberOr(uint64(x.GetProcess().GetPid())))
+	add("executable", x.GetProcess().GetExecutable())
 	key := "server"
 	if f.GetRole() == orb8v1.Role_ROLE_SERVER {
 		key = "client"

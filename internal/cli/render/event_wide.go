@@ -148,6 +148,7 @@ func compactFlow(f *orb8v1.Flow, c *orb8v1.Counters, first bool) []string {
 	add("workload", workloadName(f.GetLocal().GetWorkload()))
 	add("process", f.GetProcess().GetCommand())
 	add("pid", numberOr(uint64(f.GetProcess().GetPid())))
+	add("executable", f.GetProcess().GetExecutable())
 	add("peer", peer(f))
 	add("tx", strings.ReplaceAll(Bytes(c.GetTxBytes()), " ", ""))
 	add("rx", strings.ReplaceAll(Bytes(c.GetRxBytes()), " ", ""))

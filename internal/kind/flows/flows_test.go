@@ -26,7 +26,7 @@ func fullRecord() *flow.Record {
 			Local: addr("10.0.1.7"), Remote: addr("2001:db8::1"), LocalPort: 41000, RemotePort: 443,
 			Protocol: record.TCP, CgroupID: 42, NetNS: 4026531840,
 			Role: record.RoleClient, Loopback: true, Time: 300, First: 100, Last: 200,
-			PID: 4242, Comm: comm("curl"), Self: true,
+			PID: 4242, Comm: comm("curl"), Executable: "/usr/bin/curl", Self: true,
 			Owner: &workload.Identity{
 				Namespace: "shop", Pod: "web-1", Kind: "Deployment", Name: "web", ContainerID: "4f2d9c", ContainerRuntime: "containerd",
 				PodUID: "uid", Service: "web", Node: "node-b", Zone: "z1", QoS: "Burstable", Labels: map[string]string{"a": "b"}, CgroupID: 42, CgroupPath: "/kubepods",
@@ -71,7 +71,7 @@ func fullFlow() *orb8v1.Flow {
 		Total:       &orb8v1.Counters{TxBytes: 1, TxPackets: 2, RxBytes: 3, RxPackets: 4},
 		Delta:       &orb8v1.Counters{TxBytes: 5, TxPackets: 6, RxBytes: 7, RxPackets: 8},
 		FirstSeenNs: 100, LastSeenNs: 200,
-		Process: &orb8v1.Process{Pid: 4242, Command: "curl"},
+		Process: &orb8v1.Process{Pid: 4242, Command: "curl", Executable: "/usr/bin/curl"},
 		Tcp:     fullTCP(), Netns: 4026531840, Self: true,
 	}
 }
@@ -223,7 +223,7 @@ func TestNetworkFlow(t *testing.T) {
 		Protocol: "TCP", Direction: "egress", Bytes: 1, Packets: 2, FirstSeenNs: 100, LastSeenNs: 200,
 		Workload: fullWorkload(), Peer: &orb8v1.Workload{Service: "api", Namespace: "bank"},
 		Role: orb8v1.Role_ROLE_CLIENT, ByteUnit: orb8v1.ByteUnit_BYTE_UNIT_PAYLOAD, Loopback: true,
-		Process: &orb8v1.Process{Pid: 4242, Command: "curl"}, Tcp: fullTCP(), NodeName: "node-a", Netns: 4026531840,
+		Process: &orb8v1.Process{Pid: 4242, Command: "curl", Executable: "/usr/bin/curl"}, Tcp: fullTCP(), NodeName: "node-a", Netns: 4026531840,
 	}
 	if diff := cmp.Diff(want, NetworkFlow(r, Egress(r), "node-a"), protocmp.Transform()); diff != "" {
 		t.Errorf("egress (-want +got)\n%s", diff)

@@ -44,6 +44,9 @@ type Config struct {
 	Apply  func(*process.Event)
 	Losses *loss.Counters
 	Clock  *probe.Clock
+	// Read, if set, is told up to when, in Unix nanoseconds, all that has happened has
+	// been handed over; 0 when the probe fails.
+	Read func(until int64)
 	// CgroupID is the root of this node's part of the cgroups, 0 for all: other
 	// nodes may share the kernel. Processes outside it are left alone.
 	CgroupID uint64
@@ -198,8 +201,22 @@ func (p *Probe) loadCore(spec *ebpf.CollectionSpec) error {
 	}
 	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull, loss.ExecRepeated)
 	var err error
-	p.ring, err = p.Ring(p.Core.Maps[bpfMapExecRing], drainEvery, p.tell)
+	if p.ring, err = p.Ring(p.Core.Maps[bpfMapExecRing], drainEvery, p.tell); err == nil {
+		p.ring.Drained = p.drained
+	}
 	return err
+}
+
+// submitTime is how long a program may take from reading the clock to handing the event
+// over; some are held up.
+const submitTime = 20 * time.Millisecond
+
+// drained says that what has happened until a moment ago has been handed over.
+func (p *Probe) drained() error {
+	if p.cfg.Read != nil && p.seeds.toldAll() {
+		p.cfg.Read(p.cfg.Clock.Now().Add(-submitTime).UnixNano())
+	}
+	return nil
 }
 
 // drainEvery is how long an event may wait in the ring.
@@ -212,6 +229,9 @@ func (p *Probe) Run(ctx context.Context) error {
 	telling.Go(p.tellSeeds)
 	err := p.ring.Run(ctx)
 	telling.Wait()
+	if err != nil && p.cfg.Read != nil {
+		p.cfg.Read(0)
+	}
 	return err
 }
 

@@ -72,6 +72,13 @@ func (s *seeds) hold(raw []byte) int {
 	return held
 }
 
+// toldAll reports whether the seeds have been told of, and what has waited for that.
+func (s *seeds) toldAll() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.told
+}
+
 // release returns the records that wait. If there are none, none will from now on.
 func (s *seeds) release() [][]byte {
 	s.mu.Lock()
