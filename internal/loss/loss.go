@@ -27,6 +27,7 @@ const (
 	DNSSearchesFull
 	DNSNamesFull
 	ExecRingFull
+	ExecShareFull
 	ExecRepeated
 	AlertsLimited
 	ProcessTableFull
@@ -58,6 +59,7 @@ var stages = [numStages]struct {
 	DNSPendingFull:     {"dns_pending_full", "DNS queries that were given up before their time, since too many waited for an answer", false},
 	DNSSearchesFull:    {"dns_searches_full", "failed DNS queries that were forgotten before it was known whether a search domain was to blame", true},
 	ExecRingFull:       {"exec_ring_full", "events of processes that did not fit into the ring buffer: starts and ends that are not told of, ancestors that are not known", false},
+	ExecShareFull:      {"exec_share_full", "events of processes of a container or unit that made so many that little room was left in the ring buffer: its own are left out before those of others", false},
 	ExecRepeated:       {"exec_repeated", "privileged calls of a process that were the same as one less than a second before", true},
 	AlertsLimited:      {"alerts_limited", "alerts that were too many or the same as ones before, and are told of together with others", true},
 	ProcessTableFull:   {"process_table_full", "processes that were forgotten while they ran, since too many do: they are no longer known as ancestors", false},

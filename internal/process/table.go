@@ -397,7 +397,7 @@ func (t *Table) doubted(now time.Time) []*entry {
 	if t.cfg.Alive == nil {
 		return nil
 	}
-	if lost := t.cfg.Losses.Get(loss.ExecRingFull) + t.cfg.Losses.Get(loss.ProgramSkipped); lost != t.lost || t.full {
+	if lost := t.lostEvents() + t.cfg.Losses.Get(loss.ProgramSkipped); lost != t.lost || t.full {
 		t.lost, t.full, t.askUntil = lost, false, now.Add(askFor)
 	}
 	if now.Before(t.askAt) || now.After(t.askUntil) {
@@ -408,7 +408,9 @@ func (t *Table) doubted(now time.Time) []*entry {
 }
 
 // lostEvents is how many events of processes the kernel could not hand over.
-func (t *Table) lostEvents() uint64 { return t.cfg.Losses.Get(loss.ExecRingFull) }
+func (t *Table) lostEvents() uint64 {
+	return t.cfg.Losses.Get(loss.ExecRingFull) + t.cfg.Losses.Get(loss.ExecShareFull)
+}
 
 // Advance says that all that happened before a point in time, in Unix nanoseconds, has
 // been applied; 0 that nobody tells any more.

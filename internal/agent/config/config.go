@@ -106,7 +106,7 @@ func Default() Config {
 		DNSRingBytes: 2 << 20,
 
 		Exec:          ModeAuto,
-		ExecRingBytes: 1 << 20,
+		ExecRingBytes: 2 << 20,
 		ProcessArgs:   1024,
 
 		GPU:           ModeAuto,

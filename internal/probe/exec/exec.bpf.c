@@ -22,6 +22,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define CAP_SYS_PTRACE 19
 
 #define EEXIST 17
+#define ENOSPC 28
 
 #define PID_NS_INIT_INO 0xeffffffcU /* the first pid namespace */
 
@@ -66,6 +67,7 @@ enum call_flag {
 enum exec_stat {
 	STAT_RING_FULL,
 	STAT_REPEATED,
+	STAT_SHARE_FULL,
 	STAT_MAX,
 };
 
@@ -230,6 +232,19 @@ struct {
 	__uint(max_entries, 1 << 20); /* set by the loader */
 } exec_ring SEC(".maps");
 
+/* What a cgroup has put into the ring while little room was left. */
+struct share {
+	u64 turn; /* how many shares of the ring had been read when it began to */
+	u64 bytes;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64); /* cgroup id */
+	__type(value, struct share);
+} exec_shares SEC(".maps");
+
 DEFINE_STATS(exec_stats)
 
 /* Bytes waiting in the ring at which the reader is woken at once. */
@@ -253,10 +268,41 @@ volatile const bool io_uring_request = true;
 volatile const u32 io_uring_opcode = 0;
 volatile const bool has_group_dead = false; /* the exit tracepoint says who is the last thread */
 
-static __always_inline long submit(void *record, u64 size)
-{
-	long err = bpf_ringbuf_output(&exec_ring, record, size, wake_flags(&exec_ring, wake_bytes, WAKE_WINDOW));
+/* While more bytes than this wait in the ring, each cgroup may add only a quarter as many
+ * before as many have been read: whoever fills the ring leaves room for the others. */
+volatile const u64 share_mark = 1 << 19;
 
+/* Whether a cgroup has had its share of the ring. */
+static __always_inline bool had_share(u64 cgroup, u64 size)
+{
+	u64 share = share_mark / 4, turn;
+	struct share first = {}, *s;
+
+	if (bpf_ringbuf_query(&exec_ring, BPF_RB_AVAIL_DATA) <= share_mark)
+		return false;
+	turn = bpf_ringbuf_query(&exec_ring, BPF_RB_CONS_POS) / share;
+	s = bpf_map_lookup_elem(&exec_shares, &cgroup);
+	if (!s || s->turn != turn) {
+		first.turn = turn;
+		first.bytes = size;
+		bpf_map_update_elem(&exec_shares, &cgroup, &first, BPF_ANY);
+		return false;
+	}
+	if (s->bytes + size > share)
+		return true;
+	__sync_fetch_and_add(&s->bytes, size);
+	return false;
+}
+
+static __always_inline long submit(struct exec_head *record, u64 size)
+{
+	long err;
+
+	if (had_share(record->task.cgroup_id, size)) {
+		count(STAT_SHARE_FULL);
+		return -ENOSPC;
+	}
+	err = bpf_ringbuf_output(&exec_ring, record, size, wake_flags(&exec_ring, wake_bytes, WAKE_WINDOW));
 	if (err)
 		count(STAT_RING_FULL);
 	return err;
@@ -446,7 +492,7 @@ int BPF_PROG(process_started, struct task_struct *task, int old_pid, struct linu
 	asm volatile("" : "+r"(at));
 	if (at > TAIL_BYTES)
 		return 0;
-	submit(s, sizeof(s->start) + at);
+	submit(&s->start.head, sizeof(s->start) + at);
 	return 0;
 }
 
@@ -506,7 +552,7 @@ int process_ended(u64 *ctx)
 		return 0;
 	set_head(&e.head, WHAT_EXIT, task);
 	e.status = exit_status(task);
-	submit(&e, sizeof(e));
+	submit(&e.head, sizeof(e));
 	return 0;
 }
 
@@ -525,7 +571,7 @@ int BPF_PROG(process_moved, struct cgroup *to, const char *path, struct task_str
 	e.head.task.cgroup_id = cgroup_id(to);
 	e.by_start_ns = BPF_CORE_READ(by, group_leader, start_boottime);
 	e.by_pid = BPF_CORE_READ(by, tgid);
-	submit(&e, sizeof(e));
+	submit(&e.head, sizeof(e));
 	return 0;
 }
 
@@ -551,7 +597,7 @@ static __always_inline void tell_once(struct exec_call *e)
 		return;
 	}
 	bpf_map_update_elem(&exec_told, &key, &e->head.now_ns, BPF_ANY);
-	if (submit(e, sizeof(*e))) /* the next one is told of */
+	if (submit(&e->head, sizeof(*e))) /* the next one is told of */
 		bpf_map_delete_elem(&exec_told, &key);
 }
 
@@ -655,7 +701,7 @@ int io_uring_submit(u64 *ctx)
 	bpf_map_update_elem(&exec_operations, &key, &now, BPF_ANY);
 	set_head(&e.head, WHAT_IO_URING, task);
 	e.opcode = key.opcode;
-	if (submit(&e, sizeof(e))) /* the next one is told of */
+	if (submit(&e.head, sizeof(e))) /* the next one is told of */
 		bpf_map_delete_elem(&exec_operations, &key);
 	return 0;
 }
@@ -670,7 +716,7 @@ int BPF_PROG(module_loaded, struct module *module)
 		return 0;
 	set_head(&e.head, WHAT_MODULE, task);
 	bpf_probe_read_kernel_str(e.name, sizeof(e.name), (void *)module + bpf_core_field_offset(struct module, name));
-	submit(&e, sizeof(e));
+	submit(&e.head, sizeof(e));
 	return 0;
 }
 

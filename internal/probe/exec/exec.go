@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// DefaultRingBytes holds the starts and ends of about 1200 processes.
-	DefaultRingBytes = 1 << 20
+	// DefaultRingBytes holds the starts and ends of about 2400 processes.
+	DefaultRingBytes = 2 << 20
 	// MaxArgBytes is how much of a program's arguments can be read.
 	MaxArgBytes = 4096
 )
@@ -143,7 +143,8 @@ func (p *Probe) configure(spec *ebpf.CollectionSpec, k *kernel) error {
 	spec.Maps[bpfMapExecRing].MaxEntries = p.cfg.RingBytes
 	spec.Programs[bpfProgIoUringSubmit].AttachTo = k.ioUring
 	for name, value := range map[string]any{
-		bpfVarWakeBytes:      uint64(p.cfg.RingBytes / 4),
+		bpfVarWakeBytes:      uint64(p.cfg.RingBytes / 8),
+		bpfVarShareMark:      uint64(p.cfg.RingBytes / 2),
 		bpfVarPartRoot:       p.cfg.CgroupID,
 		bpfVarLivesAround:    p.cfg.Around,
 		bpfVarArgBytes:       uint64(p.cfg.ArgBytes),
@@ -199,7 +200,7 @@ func (p *Probe) loadCore(spec *ebpf.CollectionSpec) error {
 	if err := p.Load(spec, names...); err != nil {
 		return probe.Explain("the kernel does not take the exec probe's programs", err)
 	}
-	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull, loss.ExecRepeated)
+	p.Counts(p.Core.Maps[bpfMapExecStats], loss.ExecRingFull, loss.ExecRepeated, loss.ExecShareFull)
 	var err error
 	if p.ring, err = p.Ring(p.Core.Maps[bpfMapExecRing], drainEvery, p.tell); err == nil {
 		p.ring.Drained = p.drained

@@ -112,9 +112,10 @@ type bpfExecStart struct {
 type bpfExecStat uint32
 
 const (
-	bpfExecStatSTAT_RING_FULL bpfExecStat = 0
-	bpfExecStatSTAT_REPEATED  bpfExecStat = 1
-	bpfExecStatSTAT_MAX       bpfExecStat = 2
+	bpfExecStatSTAT_RING_FULL  bpfExecStat = 0
+	bpfExecStatSTAT_REPEATED   bpfExecStat = 1
+	bpfExecStatSTAT_SHARE_FULL bpfExecStat = 2
+	bpfExecStatSTAT_MAX        bpfExecStat = 3
 )
 
 type bpfOperation struct {
@@ -139,6 +140,12 @@ type bpfScratch struct {
 		At    uint32
 		Flags uint32
 	}
+}
+
+type bpfShare struct {
+	_     structs.HostLayout
+	Turn  uint64
+	Bytes uint64
 }
 
 type bpfStartFlag uint32
@@ -186,6 +193,7 @@ const (
 	bpfMapExecOperations  = "exec_operations"
 	bpfMapExecRing        = "exec_ring"
 	bpfMapExecScratch     = "exec_scratch"
+	bpfMapExecShares      = "exec_shares"
 	bpfMapExecStats       = "exec_stats"
 	bpfMapExecTold        = "exec_told"
 	bpfProgCapable        = "capable"
@@ -209,6 +217,7 @@ const (
 	bpfVarPartRoot        = "part_root"
 	bpfVarRepeatIoUringNs = "repeat_io_uring_ns"
 	bpfVarRepeatNs        = "repeat_ns"
+	bpfVarShareMark       = "share_mark"
 	bpfVarThreadSize      = "thread_size"
 	bpfVarWakeBytes       = "wake_bytes"
 	bpfVarWatched         = "watched"
@@ -276,6 +285,7 @@ type bpfMapSpecs struct {
 	ExecOperations *ebpf.MapSpec `ebpf:"exec_operations"`
 	ExecRing       *ebpf.MapSpec `ebpf:"exec_ring"`
 	ExecScratch    *ebpf.MapSpec `ebpf:"exec_scratch"`
+	ExecShares     *ebpf.MapSpec `ebpf:"exec_shares"`
 	ExecStats      *ebpf.MapSpec `ebpf:"exec_stats"`
 	ExecTold       *ebpf.MapSpec `ebpf:"exec_told"`
 }
@@ -295,6 +305,7 @@ type bpfVariableSpecs struct {
 	PartRoot        *ebpf.VariableSpec `ebpf:"part_root"`
 	RepeatIoUringNs *ebpf.VariableSpec `ebpf:"repeat_io_uring_ns"`
 	RepeatNs        *ebpf.VariableSpec `ebpf:"repeat_ns"`
+	ShareMark       *ebpf.VariableSpec `ebpf:"share_mark"`
 	ThreadSize      *ebpf.VariableSpec `ebpf:"thread_size"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	Watched         *ebpf.VariableSpec `ebpf:"watched"`
@@ -324,6 +335,7 @@ type bpfMaps struct {
 	ExecOperations *ebpf.Map `ebpf:"exec_operations"`
 	ExecRing       *ebpf.Map `ebpf:"exec_ring"`
 	ExecScratch    *ebpf.Map `ebpf:"exec_scratch"`
+	ExecShares     *ebpf.Map `ebpf:"exec_shares"`
 	ExecStats      *ebpf.Map `ebpf:"exec_stats"`
 	ExecTold       *ebpf.Map `ebpf:"exec_told"`
 }
@@ -334,6 +346,7 @@ func (m *bpfMaps) Close() error {
 		m.ExecOperations,
 		m.ExecRing,
 		m.ExecScratch,
+		m.ExecShares,
 		m.ExecStats,
 		m.ExecTold,
 	)
@@ -354,6 +367,7 @@ type bpfVariables struct {
 	PartRoot        *ebpf.Variable `ebpf:"part_root"`
 	RepeatIoUringNs *ebpf.Variable `ebpf:"repeat_io_uring_ns"`
 	RepeatNs        *ebpf.Variable `ebpf:"repeat_ns"`
+	ShareMark       *ebpf.Variable `ebpf:"share_mark"`
 	ThreadSize      *ebpf.Variable `ebpf:"thread_size"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
 	Watched         *ebpf.Variable `ebpf:"watched"`

@@ -238,15 +238,7 @@ func TestPart(t *testing.T) {
 		t.Fatal(err)
 	}
 	belowID := probetest.CgroupID(t, below)
-	t.Cleanup(func() {
-		for range 50 { // a process leaves its cgroup a little after its end
-			if os.Remove(below) == nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		t.Errorf("%s is not empty", below)
-	})
+	t.Cleanup(func() { removeCgroup(t, below) })
 	outside, outsideID := probetest.NewCgroup(t)
 	path := write(t, filepath.Join(folder(t), "quick"), quick(0), 0o755)
 	waits := again(t, part, "wait")
@@ -307,27 +299,84 @@ func TestAround(t *testing.T) {
 func TestRingFull(t *testing.T) {
 	dir, id := probetest.NewCgroup(t)
 	r := load(t, func(c *Config) { c.RingBytes, c.CgroupID = uint32(os.Getpagesize()), id })
-	path := write(t, filepath.Join(folder(t), "quick"), quick(0), 0o755)
 	const runs = 30
-	for range runs {
+	runIn(t, dir, write(t, filepath.Join(folder(t), "quick"), quick(0), 0o755), runs)
+	n := r.lost(t, 3*runs)
+	if got := r.Received(); n == 0 || got == 0 || got+n != 3*runs {
+		t.Errorf("%d events received and %d counted as lost, want %d", got, n, 3*runs)
+	}
+}
+
+// TestFlood: who makes more events than there is room for loses its own, and nobody else's.
+func TestFlood(t *testing.T) {
+	part, partID := probetest.NewCgroup(t)
+	floods, other := filepath.Join(part, "floods"), filepath.Join(part, "other")
+	for _, dir := range []string{floods, other} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { removeCgroup(t, dir) })
+	}
+	r := load(t, func(c *Config) { c.RingBytes, c.CgroupID = 64<<10, partID })
+	path := write(t, filepath.Join(folder(t), "quick"), quick(0), 0o755)
+	const many, few = 200, 10
+	runIn(t, floods, path, many)
+	runIn(t, other, path, few)
+	lost := r.lost(t, 3*(many+few))
+	if got, full := r.Received(), r.losses.Get(loss.ExecRingFull); full != 0 || lost == 0 || got+lost != 3*(many+few) {
+		t.Errorf("%d events received and %d left out, want %d in all; the ring was full %d times", got, lost, 3*(many+few), full)
+	}
+	if got := len(r.of(t, probetest.CgroupID(t, other))); got != 3*few {
+		t.Errorf("%d events of the others, want %d", got, 3*few)
+	}
+	// Once there is room again, it is there for all.
+	runIn(t, floods, path, few)
+	if after := r.lost(t, 3*(many+2*few)); after != lost {
+		t.Errorf("%d more left out", after-lost)
+	}
+}
+
+// runIn runs a program in a cgroup, one time after another.
+func runIn(t *testing.T, cgroup, path string, times int) {
+	t.Helper()
+	for range times {
 		cmd := osexec.Command(path)
-		probetest.InCgroup(t, cmd, dir)
+		probetest.InCgroup(t, cmd, cgroup)
 		if err := cmd.Run(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	lost := func() uint64 {
+}
+
+// lost is how many events have been left out, once as many have been made as want says.
+func (r *rig) lost(t *testing.T, want uint64) uint64 {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if err := r.Collect(); err != nil {
 			t.Fatal(err)
 		}
-		return r.losses.Get(loss.ExecRingFull)
+		lost := r.lostEvents()
+		if r.Received()+lost >= want || time.Now().After(deadline) {
+			return lost
+		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); r.Received()+lost() < 3*runs && time.Now().Before(deadline); {
+}
+
+// lostEvents is how many events have been left out.
+func (r *rig) lostEvents() uint64 {
+	return r.losses.Get(loss.ExecRingFull) + r.losses.Get(loss.ExecShareFull)
+}
+
+// removeCgroup removes a cgroup, which a process leaves a little after its end.
+func removeCgroup(t *testing.T, dir string) {
+	t.Helper()
+	for range 50 {
+		if os.Remove(dir) == nil {
+			return
+		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if got, n := r.Received(), lost(); n == 0 || got == 0 || got+n != 3*runs {
-		t.Errorf("%d events received and %d counted as lost, want %d", got, n, 3*runs)
-	}
+	t.Errorf("%s is not empty", dir)
 }
 
 // TestClose: nothing stays open. That nothing stays attached is tested for all probes

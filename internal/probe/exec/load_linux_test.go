@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/process"
 )
@@ -64,7 +63,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%d programs of %d, which started %d", got[parent], parent, n)
 		}
 	}
-	lost := r.losses.Get(loss.ExecRingFull)
+	lost := r.lostEvents()
 	if uint64(missing) > lost || uint64(broken) > lost {
 		t.Errorf("%d programs, %d not told of from fork to end, %d in another order; %d events counted as lost", total, missing, broken, lost)
 	}
@@ -90,7 +89,7 @@ func waitUntilTold(t *testing.T, r *rig, cgroup uint64, want map[uint32]int) {
 		ends += n
 	}
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if len(r.of(t, cgroup, process.Exit)) >= ends || r.losses.Get(loss.ExecRingFull) > 0 {
+		if len(r.of(t, cgroup, process.Exit)) >= ends || r.lostEvents() > 0 {
 			return
 		}
 	}

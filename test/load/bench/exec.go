@@ -215,7 +215,7 @@ func (p *process) starts() (l startLoad, err error) {
 			l.counted += uint64(v)
 		case name == "orb8_process_exits_total":
 			l.ended += uint64(v)
-		case name == "orb8_lost_events_total" && (strings.Contains(labels, `"exec_ring_full"`) || strings.Contains(labels, `"program_skipped"`)):
+		case name == "orb8_lost_events_total" && (strings.Contains(labels, `"exec_ring_full"`) || strings.Contains(labels, `"exec_share_full"`) || strings.Contains(labels, `"program_skipped"`)):
 			l.lost += uint64(v)
 		}
 	}
