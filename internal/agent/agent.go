@@ -77,6 +77,8 @@ type Cluster interface {
 	Status() kube.Status
 	// Changed receives after pods became known.
 	Changed() <-chan struct{}
+	// Images returns what a container of this node may be made of.
+	Images(containerID, podUID string) []kube.Image
 }
 
 // Clock is that by which flows are ordered and grow old, see probe.Clock: it never

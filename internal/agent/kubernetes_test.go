@@ -34,6 +34,12 @@ func (f *fakeCluster) Run(ctx context.Context) error {
 }
 func (f *fakeCluster) Status() kube.Status      { return f.status }
 func (f *fakeCluster) Changed() <-chan struct{} { return f.changed }
+func (f *fakeCluster) Images(containerID, podUID string) []kube.Image {
+	if containerID != shopContainer || podUID != "u1" {
+		return nil
+	}
+	return []kube.Image{{Name: "registry.test/web:1"}}
+}
 
 func inCluster(f *fakeCluster) rigOption {
 	f.changed, f.ran = make(chan struct{}, 1), make(chan struct{})

@@ -39,7 +39,7 @@ func (a *Agent) keepProcesses(cfg *config.Config) error {
 	}
 	a.rules, err = anomaly.New(anomaly.Config{
 		Off: cfg.RulesOff, Exceptions: cfg.Exceptions, Container: a.container, Process: a.processes.Find,
-		Found: a.found, Losses: a.losses,
+		Images: a.images, Found: a.found, Losses: a.losses,
 	})
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -58,6 +58,18 @@ func (a *Agent) reloadRules(cfg *config.Config) {
 // to none.
 func (a *Agent) container(cgroup uint64) string {
 	return a.deps.Resolver.Local(cgroup, 0, "", netip.Addr{}).ContainerID
+}
+
+// images are the references of each image that a workload's container may be made of.
+func (a *Agent) images(w *workload.Identity) [][]string {
+	if a.deps.Cluster == nil {
+		return nil
+	}
+	var all [][]string
+	for _, i := range a.deps.Cluster.Images(w.ContainerID, w.PodUID) {
+		all = append(all, []string{i.Name, i.Digest})
+	}
+	return all
 }
 
 // process takes what happened to a process from a probe.

@@ -12,6 +12,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/syscalls"
@@ -322,6 +323,26 @@ func TestRulesAreReloaded(t *testing.T) {
 	chroot()
 	if got := r.recent(t, orb8v1.EventKind_EVENT_KIND_ALERT); len(got) != 1 {
 		t.Errorf("%d alerts, want no more than the one before the exception", len(got))
+	}
+}
+
+// TestExceptionByImage: an exception by image is about the containers that the cluster says
+// are made of it.
+func TestExceptionByImage(t *testing.T) {
+	r := containerRig(t, inCluster(new(fakeCluster)), func(c *config.Config, _ *Deps, _ *rig) {
+		c.Exceptions = []anomaly.Exception{{Rule: "chroot", Image: "registry.test/web"}}
+	})
+	for cgroup := uint64(1); cgroup <= 2; cgroup++ {
+		pid := uint32(100 * cgroup)
+		r.begin(pid, cgroup)
+		r.process(&process.Event{
+			What: process.Privileged, Time: second(2), Process: aProcess(pid, 1, cgroup, "/app"),
+			Privilege: &process.Privilege{Capability: 18, Call: callNumber(t, "chroot")},
+		})
+	}
+	got := r.recent(t, orb8v1.EventKind_EVENT_KIND_ALERT)
+	if len(got) != 1 || got[0].GetAlert().GetWorkload().GetPodName() != "db" {
+		t.Errorf("alerts %v, want one of the pod db", got)
 	}
 }
 

@@ -145,6 +145,8 @@ type Exception struct {
 	Namespace string `yaml:"namespace"`
 	// Workload is NAME or KIND/NAME.
 	Workload string `yaml:"workload"`
+	// Image is the container's: as it is named, or without its tag and digest.
+	Image string `yaml:"image"`
 	// Executable and Parent are paths, or the last part of one. Any ancestor will do as
 	// Parent.
 	Executable string `yaml:"executable"`

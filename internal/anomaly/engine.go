@@ -32,6 +32,9 @@ type Config struct {
 	// Process returns a process, nil if it is not known. May be nil: then only
 	// relatives are known.
 	Process func(process.ID) *process.Process
+	// Images returns the references (name, digest) of each image that a workload's
+	// container may be made of, nil if nothing is known. May be nil. It must not block.
+	Images func(*workload.Identity) [][]string
 	// Found, if set, is told of each match that no exception silences when it is found,
 	// also of those that Check does not return. at is in Unix nanoseconds.
 	Found func(w *workload.Identity, r *Rule, at int64)
@@ -46,6 +49,7 @@ type Config struct {
 type Engine struct {
 	process    func(process.ID) *process.Process
 	found      func(*workload.Identity, *Rule, int64)
+	images     func(*workload.Identity) [][]string
 	losses     *loss.Counters
 	now        func() time.Time
 	containers *containers
@@ -63,6 +67,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{
 		process:    cfg.Process,
 		found:      cfg.Found,
+		images:     cfg.Images,
 		losses:     cfg.Losses,
 		now:        cfg.Now,
 		containers: newContainers(cfg.Container),
@@ -82,6 +87,7 @@ func (e *Engine) Reconfigure(off []string, exceptions []Exception) error {
 	if err != nil {
 		return err
 	}
+	s.images = e.images
 	e.settings.Store(s)
 	return nil
 }

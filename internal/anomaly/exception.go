@@ -4,6 +4,7 @@ package anomaly
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -22,11 +23,11 @@ type exceptionField struct {
 func (x *Exception) fields() []exceptionField {
 	return []exceptionField{
 		{"rule", &x.Rule}, {"namespace", &x.Namespace}, {"workload", &x.Workload},
-		{"executable", &x.Executable}, {"parent", &x.Parent},
+		{"image", &x.Image}, {"executable", &x.Executable}, {"parent", &x.Parent},
 	}
 }
 
-var exceptionKeys = [...]string{"rule", "namespace", "workload", "executable", "parent"}
+var exceptionKeys = [...]string{"rule", "namespace", "workload", "image", "executable", "parent"}
 
 // CheckExceptions returns an error that names the first that cannot be used.
 func CheckExceptions(all []Exception) error {
@@ -121,7 +122,8 @@ func (x *Exception) set(key string, value *yaml.Node) error {
 // silenced reports whether an exception silences what a rule found.
 func (s *settings) silenced(r *Rule, subject *Subject) bool {
 	for i := range s.exceptions {
-		if s.exceptions[i].covers(r, subject) {
+		x := &s.exceptions[i]
+		if x.covers(r, subject) && (x.Image == "" || s.imageMatches(x.Image, subject.Workload)) {
 			return true
 		}
 	}
@@ -154,6 +156,34 @@ func workloadMatches(pattern string, w *workload.Identity) bool {
 		return matches(pattern, w.Name)
 	}
 	return strings.EqualFold(kind, w.Kind) && matches(name, w.Name)
+}
+
+// imageMatches reports whether a workload's container is surely made of an image that a
+// pattern names.
+func (s *settings) imageMatches(pattern string, w *workload.Identity) bool {
+	if s.images == nil {
+		return false
+	}
+	all := s.images(w)
+	for _, refs := range all {
+		if !slices.ContainsFunc(refs, func(ref string) bool { return refMatches(pattern, ref) }) {
+			return false
+		}
+	}
+	return len(all) > 0
+}
+
+// refMatches compares with the reference of an image, as it is and without its tag and
+// digest.
+func refMatches(pattern, ref string) bool {
+	if ref == "" {
+		return false
+	}
+	name, _, _ := strings.Cut(ref, "@")
+	if tag := strings.LastIndexByte(name, ':'); tag > strings.LastIndexByte(name, '/') {
+		name = name[:tag]
+	}
+	return matches(pattern, ref) || matches(pattern, name)
 }
 
 // exeMatches compares with a path or the last part of one: of the file, or of what was

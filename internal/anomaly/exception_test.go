@@ -43,7 +43,7 @@ exceptions:
 		"exceptions: []":                                "",
 		"exceptions: mount":                             "line 1: want a list",
 		"exceptions:\n- mount":                          "line 2: an exception wants keys",
-		"exceptions:\n- rule: mount\n  pod: web":        `line 3: exception: unknown key "pod" (the keys are rule, namespace, workload, executable, parent)`,
+		"exceptions:\n- rule: mount\n  pod: web":        `line 3: exception: unknown key "pod" (the keys are rule, namespace, workload, image, executable, parent)`,
 		"exceptions:\n- rule: [mount]":                  "line 2: exception: rule: want a single value",
 		"exceptions:\n- rule: mount\n  parent:":         "line 3: exception: parent: want a single value",
 		"exceptions:\n- rule: mounts":                   `line 2: exception: unknown rule "mounts": is mount meant?`,
@@ -78,6 +78,13 @@ func TestExceptions(t *testing.T) {
 		{"workload", true, Exception{Workload: "web"}},
 		{"kind and workload", true, Exception{Workload: "deployment/w*"}},
 		{"other kind", false, Exception{Workload: "StatefulSet/web"}},
+		{"image without its tag", true, Exception{Image: "registry.test/team/web"}},
+		{"image", true, Exception{Image: "registry.test/team/web:1.2"}},
+		{"images", true, Exception{Image: "registry.test/team/*"}},
+		{"image by its contents", true, Exception{Image: "registry.test/team/web@sha256:12ab"}},
+		{"image with another tag", false, Exception{Image: "registry.test/team/web:1"}},
+		{"last part of an image", false, Exception{Image: "web"}},
+		{"beginning of an image", false, Exception{Image: "registry.test"}},
 		{"executable", true, Exception{Executable: "/data/tool"}},
 		{"executables", true, Exception{Executable: "/data/*"}},
 		{"last part of the executable", true, Exception{Executable: "tool"}},
@@ -87,16 +94,49 @@ func TestExceptions(t *testing.T) {
 		{"parent", true, Exception{Parent: "nginx"}},
 		{"ancestor", true, Exception{Parent: "/usr/bin/containerd-shim*"}},
 		{"itself is no parent", false, Exception{Parent: "tool"}},
-		{"all of them", true, Exception{"drifted_executable", "shop", "web", "tool", "nginx"}},
-		{"all but one", false, Exception{"drifted_executable", "shop", "web", "tool", "sh"}},
+		{"all of them", true, Exception{"drifted_executable", "shop", "web", "registry.test/team/web", "tool", "nginx"}},
+		{"all but one", false, Exception{"drifted_executable", "shop", "web", "", "tool", "sh"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, func(c *Config) { c.Exceptions = []Exception{{Rule: "bpf"}, tt.x} })
+			w := newWorld(t, func(c *Config) {
+				c.Exceptions = []Exception{{Rule: "bpf"}, tt.x}
+				c.Images = func(*workload.Identity) [][]string {
+					return [][]string{{"registry.test/team/web:1.2", "registry.test/team/web@sha256:12ab"}}
+				}
+			})
 			alerts := w.run(w.init, process.Executable{Path: "/data/tool", Called: "/usr/local/bin/link", Overlay: true, Upper: true})
 			if silenced := len(alerts) == 0; silenced != tt.silenced {
 				t.Errorf("silenced: %v", silenced)
 			}
 		})
+	}
+}
+
+// TestExceptionByImage: as long as it is not known which of a pod's images a container is made
+// of, all have to match, and nothing matches what is not known.
+func TestExceptionByImage(t *testing.T) {
+	for _, tt := range []struct {
+		images   [][]string
+		silenced bool
+	}{
+		{nil, false},
+		{[][]string{{"", ""}}, false},
+		{[][]string{{"localhost:5000/web", ""}}, true},
+		{[][]string{{"localhost:5000/web:2", ""}, {"localhost:5000/web:1", ""}}, true},
+		{[][]string{{"localhost:5000/web:2", ""}, {"localhost:5000/other", ""}}, false},
+	} {
+		w := newWorld(t, func(c *Config) {
+			c.Exceptions = []Exception{{Image: "localhost:5000/web"}}
+			c.Images = func(*workload.Identity) [][]string { return tt.images }
+		})
+		alerts := w.run(w.init, process.Executable{Path: "/data/tool", Overlay: true, Upper: true})
+		if silenced := len(alerts) == 0; silenced != tt.silenced {
+			t.Errorf("images %q: silenced %v", tt.images, silenced)
+		}
+	}
+	w := newWorld(t, func(c *Config) { c.Exceptions = []Exception{{Image: "localhost*"}} })
+	if alerts := w.run(w.init, process.Executable{Path: "/data/tool", Overlay: true, Upper: true}); len(alerts) == 0 {
+		t.Error("silenced where nobody knows images")
 	}
 }
 

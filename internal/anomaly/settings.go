@@ -10,6 +10,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/syscalls"
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // byCall finds rules by a call's ABI and number.
@@ -37,6 +38,7 @@ type settings struct {
 	steps      [numKinds][]*Rule
 	privileged byCall
 	exceptions []Exception
+	images     func(*workload.Identity) [][]string // may be nil
 }
 
 func newSettings(off []string, exceptions []Exception) (*settings, error) {
@@ -122,4 +124,4 @@ func nearest(typed string, names []string) string {
 	return best
 }
 
-var errEmpty = errors.New("it names nothing, and would silence every alert; name a rule, namespace, workload, executable or parent")
+var errEmpty = errors.New("it names nothing, and would silence every alert; name a rule, namespace, workload, image, executable or parent")

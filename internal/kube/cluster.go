@@ -139,6 +139,11 @@ func (c *Cluster) Pod(containerID, podUID string) (*workload.Identity, bool) {
 	return c.store.Pod(containerID, podUID)
 }
 
+// Images returns what a container may be made of, see Store.Images.
+func (c *Cluster) Images(containerID, podUID string) []Image {
+	return c.store.Images(containerID, podUID)
+}
+
 // Named finds a pod of the own node by its name, see Store.Named.
 func (c *Cluster) Named(namespace, name string) (id *workload.Identity, runs, known bool) {
 	return c.store.Named(namespace, name)

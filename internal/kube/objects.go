@@ -24,6 +24,10 @@ type Pod struct {
 	// Containers are ids without the runtime's scheme: all kinds of containers,
 	// also those that were restarted since. Only used for pods of the own node.
 	Containers []string
+	// Images has what these containers are made of, by their ids, and SpecImages what
+	// the pod's containers of all kinds are to be made of. Only used as Containers.
+	Images     map[string]Image
+	SpecImages []string
 	// QoS is Guaranteed, Burstable or BestEffort.
 	QoS    string
 	Labels map[string]string
@@ -39,6 +43,10 @@ type Pod struct {
 	Finished bool
 	Ended    int64
 }
+
+// Image is what a container is made of: Name as the runtime or the pod names it, Digest with
+// the hash of its contents, as in registry.test/app@sha256:12ab...; empty if not known.
+type Image struct{ Name, Digest string }
 
 // Ref refers to an owner in the pod's namespace.
 type Ref struct {

@@ -38,6 +38,8 @@ type pod struct {
 type ownPod struct {
 	hash       string
 	containers []string
+	images     map[string]Image // by the container's id
+	specImages []string
 	controller Ref
 }
 
@@ -193,6 +195,7 @@ func (s *Store) ownDetails(p *pod, in *Pod) bool {
 	if own.hash != "" {
 		s.hashes[own.hash] = p
 	}
+	s.ownImages(own, in)
 	for _, id := range in.Containers {
 		if s.containers[id] != p {
 			s.containers[id] = p
@@ -207,9 +210,58 @@ func (s *Store) ownDetails(p *pod, in *Pod) bool {
 			continue
 		}
 		delete(s.containers, old)
+		delete(own.images, old)
 		own.containers = slices.Delete(own.containers, i, i+1)
 	}
 	return changed
+}
+
+// ownImages takes what the containers of a pod are made of. A container is made once.
+func (s *Store) ownImages(own *ownPod, in *Pod) {
+	for id, image := range in.Images {
+		if known, ok := own.images[id]; ok && known.Digest != "" {
+			continue
+		}
+		if own.images == nil {
+			own.images = make(map[string]Image)
+		}
+		own.images[strings.Clone(id)] = Image{s.shared.string(image.Name), s.shared.string(image.Digest)}
+	}
+	if !slices.Equal(own.specImages, in.SpecImages) {
+		own.specImages = nil
+		for _, image := range in.SpecImages {
+			own.specImages = append(own.specImages, s.shared.string(image))
+		}
+	}
+}
+
+// Images returns the images that a container of a pod of the own node may be made of: the
+// one that it is known to be, or as long as the kubelet has not reported it, all of its
+// pod. Nil if nothing is known.
+func (s *Store) Images(containerID, podUID string) []Image {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	p := s.containers[containerID]
+	if p == nil {
+		p = s.pods[podUID]
+	}
+	if p == nil {
+		p = s.hashes[podUID]
+	}
+	if p == nil || p.own == nil {
+		return nil
+	}
+	if image, ok := p.own.images[containerID]; ok {
+		return []Image{image}
+	}
+	if slices.Contains(p.own.containers, containerID) {
+		return nil // one that ended before it was seen: the pod may have had others then
+	}
+	all := make([]Image, len(p.own.specImages))
+	for i, name := range p.own.specImages {
+		all[i].Name = name
+	}
+	return all
 }
 
 // upsertPeer leaves alone what the own node's source tells of. first: in is from

@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"iter"
 	"net/netip"
 	"strings"
 	"time"
@@ -30,7 +31,71 @@ func trimOwn(p *corev1.Pod) *Pod {
 		out.ConfigHash = p.Annotations[configHash]
 	}
 	out.Containers = containerIDs(&p.Status)
+	out.Images, out.SpecImages = images(p)
 	return out
+}
+
+// images says what the containers that run, or ran last, are made of, and what all of them
+// are to be made of. The image of a running pod's container may be changed: what the
+// kubelet reports is what runs.
+func images(p *corev1.Pod) (reported map[string]Image, spec []string) {
+	byName := make(map[string]string)
+	for name, image := range specImages(&p.Spec) {
+		byName[name] = image
+		spec = append(spec, image)
+	}
+	reported = make(map[string]Image)
+	for _, all := range containerStatuses(&p.Status) {
+		for i := range all {
+			c := &all[i]
+			image := Image{Name: c.Image}
+			if image.Name == "" || strings.HasPrefix(image.Name, "sha256:") {
+				image.Name = byName[c.Name]
+			}
+			if strings.Contains(c.ImageID, "@") {
+				_, bare, ok := strings.Cut(c.ImageID, "://")
+				if !ok {
+					bare = c.ImageID
+				}
+				image.Digest = bare
+			}
+			if id := bareID(c.ContainerID); id != "" && image != (Image{}) {
+				reported[id] = image
+			}
+		}
+	}
+	return reported, spec
+}
+
+// specImages yields the containers of all kinds by their names.
+func specImages(s *corev1.PodSpec) iter.Seq2[string, string] {
+	return func(yield func(name, image string) bool) {
+		for _, all := range [][]corev1.Container{s.Containers, s.InitContainers} {
+			for i := range all {
+				if !yield(all[i].Name, all[i].Image) {
+					return
+				}
+			}
+		}
+		for i := range s.EphemeralContainers {
+			if !yield(s.EphemeralContainers[i].Name, s.EphemeralContainers[i].Image) {
+				return
+			}
+		}
+	}
+}
+
+// containerStatuses are those of containers of all kinds.
+func containerStatuses(s *corev1.PodStatus) [][]corev1.ContainerStatus {
+	return [][]corev1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses}
+}
+
+// bareID is a container's id without the runtime's scheme.
+func bareID(id string) string {
+	if _, bare, ok := strings.Cut(id, "://"); ok {
+		return bare
+	}
+	return id
 }
 
 // trimPeer keeps what is used of any pod.
@@ -86,16 +151,11 @@ func hostPorts(ports []HostPort, containers []corev1.Container, hostNetwork bool
 func containerIDs(status *corev1.PodStatus) []string {
 	var ids []string
 	add := func(id string) {
-		if _, bare, ok := strings.Cut(id, "://"); ok {
-			id = bare
-		}
-		if id != "" {
+		if id = bareID(id); id != "" {
 			ids = append(ids, id)
 		}
 	}
-	for _, all := range [][]corev1.ContainerStatus{
-		status.ContainerStatuses, status.InitContainerStatuses, status.EphemeralContainerStatuses,
-	} {
+	for _, all := range containerStatuses(status) {
 		for i := range all {
 			add(all[i].ContainerID)
 			if last := all[i].LastTerminationState.Terminated; last != nil {

@@ -5,6 +5,8 @@ package kube
 import (
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -19,5 +21,62 @@ func TestConfigHashOfMirrorPodsOnly(t *testing.T) {
 	p.Annotations[configMirror] = "0123456789abcdef"
 	if got := trimOwn(p).ConfigHash; got != "0123456789abcdef" {
 		t.Errorf("a mirrored pod has the hash %q", got)
+	}
+}
+
+// TestImages: containers of all kinds are known by what the kubelet says that they run, one
+// that it has not told of by all that the pod is to run, and one of the past not at all.
+func TestImages(t *testing.T) {
+	terminated := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ContainerID: "containerd://before"}}
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{UID: "uid", Name: "web"},
+		Spec: corev1.PodSpec{
+			Containers:     []corev1.Container{{Name: "web", Image: "web:1"}, {Name: "side", Image: "side"}},
+			InitContainers: []corev1.Container{{Name: "init", Image: "init"}},
+			EphemeralContainers: []corev1.EphemeralContainer{
+				{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: "debug"}},
+			},
+		},
+		Status: corev1.PodStatus{
+			ContainerStatuses: []corev1.ContainerStatus{
+				{
+					Name: "web", ContainerID: "containerd://now", Image: "registry.test/web:1",
+					ImageID: "registry.test/web@sha256:12ab", LastTerminationState: terminated,
+				},
+				{Name: "side", ContainerID: "docker://side", Image: "sha256:34cd", ImageID: "docker-pullable://side@sha256:56ef"},
+			},
+			InitContainerStatuses:      []corev1.ContainerStatus{{Name: "init", ContainerID: "containerd://init", Image: "docker.io/init", ImageID: "sha256:9"}},
+			EphemeralContainerStatuses: []corev1.ContainerStatus{{Name: "debug", Image: "debug"}},
+		},
+	}
+	s := NewStore(StoreConfig{})
+	s.UpsertOwn(trimOwn(p))
+	spec := []Image{{Name: "web:1"}, {Name: "side"}, {Name: "init"}, {Name: "debug"}}
+	for id, want := range map[string][]Image{
+		"now":    {{"registry.test/web:1", "registry.test/web@sha256:12ab"}},
+		"side":   {{"side", "side@sha256:56ef"}},
+		"init":   {{Name: "docker.io/init"}},
+		"before": nil,
+		"new":    spec,
+	} {
+		if d := cmp.Diff(want, s.Images(id, "uid")); d != "" {
+			t.Errorf("container %s (-want +got):\n%s", id, d)
+		}
+	}
+	if got := s.Images("new", "other"); got != nil {
+		t.Errorf("images of a pod that is not there: %v", got)
+	}
+	// The pod's image is changed in place: the container that ran before keeps its own.
+	p.Spec.Containers[0].Image = "web:2"
+	p.Status.ContainerStatuses[0] = corev1.ContainerStatus{
+		Name: "web", ContainerID: "containerd://next", Image: "registry.test/web:2", ImageID: "registry.test/web@sha256:78",
+		LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ContainerID: "containerd://now"}},
+	}
+	s.UpsertOwn(trimOwn(p))
+	if d := cmp.Diff([]Image{{"registry.test/web:1", "registry.test/web@sha256:12ab"}}, s.Images("now", "uid")); d != "" {
+		t.Errorf("the container before (-want +got):\n%s", d)
+	}
+	if got := s.Images("next", "uid"); len(got) != 1 || got[0].Name != "registry.test/web:2" {
+		t.Errorf("the next container: %v", got)
 	}
 }

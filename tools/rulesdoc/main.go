@@ -55,6 +55,7 @@ An exception silences what matches all of its keys; ` + "`*`" + ` may stand at t
 | ` + "`rule`" + ` | name of the rule |
 | ` + "`namespace`" + ` | Kubernetes namespace |
 | ` + "`workload`" + ` | NAME or KIND/NAME of the pod's owner; outside Kubernetes the container, as Container/ with the first 12 digits of its id |
+| ` + "`image`" + ` | of the container, as its pod's status names it (` + "`registry.example/team/app:1.2`" + `, or with its digest), or without tag and digest (` + "`registry.example/team/app`" + `); Kubernetes only. In a container's first second, before the kubelet has reported it, all images of the pod have to match |
 | ` + "`executable`" + ` | path of the program, or the last part of it; of a script its own path will do as well as its interpreter's |
 | ` + "`parent`" + ` | the same of the parent, its parent, or any before |
 `

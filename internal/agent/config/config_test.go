@@ -183,7 +183,7 @@ func TestValidate(t *testing.T) {
 		{"arguments", func(c *Config) { c.ProcessArgs = 5000 }, `process_args: 5000: want a number from 0 to 4096`},
 		{"redact", func(c *Config) { c.ProcessRedact = "(" }, "process_redact: want a regular expression (https://golang.org/s/re2syntax): error parsing regexp: missing closing ): `(`"},
 		{"rule", func(c *Config) { c.RulesOff = []string{"mounts"} }, "rules_off: " + anomaly.CheckRules([]string{"mounts"}).Error()},
-		{"exception", func(c *Config) { c.Exceptions = []anomaly.Exception{{}} }, "exceptions: exception 1: it names nothing, and would silence every alert; name a rule, namespace, workload, executable or parent"},
+		{"exception", func(c *Config) { c.Exceptions = []anomaly.Exception{{}} }, "exceptions: exception 1: it names nothing, and would silence every alert; name a rule, namespace, workload, image, executable or parent"},
 		{"history", func(c *Config) { c.History = -1 }, `history: -1: want a number from 0 to 1000000`},
 		{"queue", func(c *Config) { c.SubscriberQueue = 0 }, `subscriber_queue: 0: want a number from 1 to 1000000`},
 		{"log level", func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud": want debug, info, warn or error`},
