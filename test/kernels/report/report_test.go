@@ -7,8 +7,11 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -126,5 +129,46 @@ func TestCompare(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestRulesTable: a rule works where all that it needs does; what was not tried is not said to
+// work.
+func TestRulesTable(t *testing.T) {
+	says := func(capable string) []*feature {
+		return []*feature{
+			{"internal/probe/exec", needed[anomaly.NeedsExec], "works", ""},
+			{"internal/probe/exec", needed[anomaly.NeedsCapable] + " (some hook)", capable, "why"},
+		}
+	}
+	probes, _ := featureTables([]*kernel{{features: says("works")}, {features: says("off")}, {}})
+	rules := rulesTable(probes)
+	if len(rules.all) != 1 || len(rules.all[0].names) != len(anomaly.Rules()) {
+		t.Fatalf("%+v", rules)
+	}
+	for rule, want := range map[string][]cell{
+		"drifted_executable": {{"works", ""}, {"works", ""}, {none, ""}},
+		"mount":              {{"works", ""}, {"off", "why"}, {none, ""}},
+		"namespace_change":   {{"works", ""}, {"off", "why"}, {none, ""}},
+		"io_uring":           {{none, ""}, {none, ""}, {none, ""}},
+	} {
+		if got := rules.all[0].cells[rule]; !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", rule, got, want)
+		}
+	}
+}
+
+// TestNeededIsTold: all that rules need is a feature that the exec probe's tests tell of.
+func TestNeededIsTold(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/kernels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range anomaly.Rules() {
+		for _, need := range r.Needs {
+			if needed[need] == "" || !strings.Contains(string(b), "\n| "+needed[need]) {
+				t.Errorf("%s needs %s, which is none of the features in docs/kernels.md", r.Name, need)
+			}
+		}
 	}
 }
