@@ -143,6 +143,8 @@ type Deps struct {
 	// RequireProbe makes Run fail, with each probe's reason, if no probe runs.
 	// Without it the agent stays up and says so.
 	RequireProbe bool
+	// Helpers are probes that serve others here, and alone are no probe that runs.
+	Helpers []string
 	// LogLevel is that of the logger, which a reload changes; may be nil.
 	LogLevel *slog.LevelVar
 	// Reload reads the configuration again on SIGHUP; nil to leave SIGHUP alone.

@@ -17,6 +17,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
 	"github.com/Ignoramuss/orb8/internal/process"
+	"github.com/Ignoramuss/orb8/internal/record"
 )
 
 // interest says which events a stream takes.
@@ -51,10 +52,22 @@ func (i *interest) processes() bool    { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) alerts() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_ALERT, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
+// ofNoFlow are the kinds that come without the flow table's rows.
+var ofNoFlow = []orb8v1.EventKind{
+	orb8v1.EventKind_EVENT_KIND_DNS, orb8v1.EventKind_EVENT_KIND_DNS_NAME, orb8v1.EventKind_EVENT_KIND_PROCESS,
+	orb8v1.EventKind_EVENT_KIND_ALERT, orb8v1.EventKind_EVENT_KIND_ACCELERATOR,
+}
+
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
 // something else was asked for.
 func (i *interest) table() bool {
-	return i.flows() || i.connections() || !i.accelerators() && !i.queries() && !i.dnsNames() && !i.processes() && !i.alerts()
+	return i.flows() || i.connections() ||
+		!slices.ContainsFunc(i.kinds, func(k orb8v1.EventKind) bool { return slices.Contains(ofNoFlow, k) })
+}
+
+// takes reports whether the stream's filters let a record through.
+func (i *interest) takes(h *record.Header, body any) bool {
+	return (!h.Self || i.self) && i.filters.Match(h, body)
 }
 
 // interestOf is what a subscription is interested in.
@@ -135,7 +148,7 @@ func (a *Agent) newKinds(history int) []streamKind {
 			lane:  a.queryLane,
 			asked: (*interest).queries,
 			wants: func(i *interest, r *dns.Record) bool {
-				return (!r.Self || i.self) && queries.Seen(r, i.dnsView) && i.filters.Match(&r.Header, r)
+				return queries.Seen(r, i.dnsView) && i.takes(&r.Header, r)
 			},
 			convert: func(_ *interest, r *dns.Record) *orb8v1.Event { return queries.Event(r, a.node) },
 		},
@@ -143,16 +156,14 @@ func (a *Agent) newKinds(history int) []streamKind {
 			lane:  a.stepLane,
 			asked: (*interest).processes,
 			wants: func(i *interest, r *process.Record) bool {
-				return (!r.Self || i.self) && processes.Wanted(r, i.steps) && i.filters.Match(&r.Header, r)
+				return processes.Wanted(r, i.steps) && i.takes(&r.Header, r)
 			},
 			convert: func(_ *interest, r *process.Record) *orb8v1.Event { return processes.Event(r, a.node) },
 		},
 		&kindOf[anomaly.Record]{
-			lane:  a.alertLane,
-			asked: (*interest).alerts,
-			wants: func(i *interest, r *anomaly.Record) bool {
-				return (!r.Self || i.self) && i.filters.Match(&r.Header, r)
-			},
+			lane:    a.alertLane,
+			asked:   (*interest).alerts,
+			wants:   func(i *interest, r *anomaly.Record) bool { return i.takes(&r.Header, r) },
 			convert: func(_ *interest, r *anomaly.Record) *orb8v1.Event { return alerts.Event(r, a.node) },
 		},
 		&kindOf[accel.Report]{
@@ -167,10 +178,10 @@ func (a *Agent) newKinds(history int) []streamKind {
 // wantsFlow: flows are every record, connections only steps of TCP connections; with both,
 // steps come as connections.
 func wantsFlow(i *interest, r *flow.Record) bool {
-	if r.Self && !i.self || !i.flows() && flows.Step(r) == orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED {
+	if !i.flows() && flows.Step(r) == orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED {
 		return false
 	}
-	return i.filters.Match(&r.Header, r)
+	return i.takes(&r.Header, r)
 }
 
 // selections are what a stream takes of each kind.

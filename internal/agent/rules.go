@@ -122,8 +122,7 @@ func (a *Agent) found(w *workload.Identity, r *anomaly.Rule, at int64) {
 	metrics.Measure(a.metrics, &record.Header{Owner: w, Time: at}, r, alerts.Found)
 }
 
-// tellHeld hands out the alerts that the rules held back once they are due, and all of them
-// in the end.
+// tellHeld hands out the alerts that the rules held back, once they are due.
 func (a *Agent) tellHeld(ctx context.Context) {
 	ticker := time.NewTicker(heldEvery)
 	defer ticker.Stop()

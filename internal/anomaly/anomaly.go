@@ -159,5 +159,8 @@ type Record struct {
 	Alert *Alert
 }
 
+// CalledAs is the path that the process's execve was given.
+func (r *Record) CalledAs() string { return r.Alert.Step.Process.Exe.Called }
+
 // Of is the step that the alert is about.
 func (r *Record) Of() *process.Step { return r.Alert.Step }

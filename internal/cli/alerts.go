@@ -49,7 +49,7 @@ func newAlerts(c *Config) *cobra.Command {
 	}, traceKind{
 		title: "alerts", probe: "exec", past: true,
 		kinds:    []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_ALERT},
-		filters:  []string{"rule", "severity", "executable"},
+		filters:  []string{"rule", "severity"},
 		subjects: processFilters(), noTraffic: true,
 		local:   func(f *sourceFlags) { f.only = onlyExec },
 		about:   aboutRules,

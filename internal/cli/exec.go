@@ -47,7 +47,7 @@ const traceExecExamples = `  sudo orb8 trace exec                              #
 
 // processFilters are the filters that make sense of what has no address.
 func processFilters() []string {
-	return []string{"namespace", "pod", "selector", "workload", "container", "process", "node"}
+	return []string{"namespace", "pod", "selector", "workload", "container", "process", "executable", "node"}
 }
 
 func newTraceExec(c *Config) *cobra.Command {
@@ -57,7 +57,6 @@ func newTraceExec(c *Config) *cobra.Command {
 	}, traceKind{
 		title: "programs started", probe: "exec",
 		kinds:    []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_PROCESS},
-		filters:  []string{"executable"},
 		subjects: processFilters(), noTraffic: true,
 		flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&exits, "exits", false, "processes that end as well")

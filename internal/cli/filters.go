@@ -71,6 +71,8 @@ func filterKinds() []filterKind {
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Containers })},
 		{name: "process", placeholder: "COMMAND|PID", usage: "process; * may stand at the end of a command, \\, is a comma in it",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Processes })},
+		{name: "executable", placeholder: "PATH", usage: "executable, as it is or as it was called: the path or its last part; * may stand at the beginning and at the end",
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.Executables })},
 		{name: "ip", placeholder: "IP", usage: "address or prefix of either end, as in 10.0.0.0/8",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Ips })},
 		{name: "port", placeholder: "PORT", usage: "port of either end", set: setPort},
@@ -90,8 +92,6 @@ func filterKinds() []filterKind {
 		{name: "rule", placeholder: "RULE", usage: "rule by its name", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rules })},
 		{name: "severity", placeholder: "SEVERITY", usage: "alerts at least this severe: " + strings.Join(alerts.Severities(), ", "), event: true, alone: true, set: setSeverity},
-		{name: "executable", placeholder: "PATH", usage: "executable, as it is or as it was called: the path or its last part; * may stand at the beginning and at the end", event: true,
-			set: list(func(f *orb8v1.Filter) *[]string { return &f.Executables })},
 		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without NOERROR", event: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 	}

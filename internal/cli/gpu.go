@@ -74,7 +74,7 @@ func newTraceGPU(c *Config) *cobra.Command {
 
 // acceleratorFilters are the filters that make sense of devices.
 func acceleratorFilters() []string {
-	return []string{"namespace", "pod", "selector", "workload", "container", "process", "node"}
+	return []string{"namespace", "pod", "selector", "workload", "container", "process", "executable", "node"}
 }
 
 // aboutAccelerators says why some, or all, accelerators are not read. A process that reads

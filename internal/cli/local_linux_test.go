@@ -187,6 +187,12 @@ func TestTraceExecLocal(t *testing.T) {
 // TestExecutables: each of several short commands is told of with what it ran, although the
 // kernel tells of packets and of processes apart.
 func TestExecutables(t *testing.T) {
+	for _, source := range []string{"local", "agent"} {
+		t.Run(source, func(t *testing.T) { testExecutables(t, source == "local") })
+	}
+}
+
+func testExecutables(t *testing.T, local bool) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	out, errs := newWatched(), newWatched()
 	c := realConfig(t, out, errs)
@@ -200,16 +206,19 @@ func TestExecutables(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.LocalAddr().(*net.UDPAddr).Port
-	cfg := config.Default()
-	cfg.Listen, cfg.MetricsListen, cfg.Socket = "127.0.0.1:0", "", ""
-	addr := startAgentOn(t, cfg)
+	from := []string{"--local"}
+	if !local {
+		cfg := config.Default()
+		cfg.Listen, cfg.MetricsListen, cfg.Socket = "127.0.0.1:0", "", ""
+		from = []string{"--agent", startAgentOn(t, cfg)}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	code := make(chan int, 1)
 	go func() {
-		code <- Run(ctx, c, []string{
-			"trace", "network", "--agent", addr, "--port", fmt.Sprint(port), "--process", "bash", "-o", "compact",
-		})
+		code <- Run(ctx, c, append([]string{
+			"trace", "network", "--port", fmt.Sprint(port), "--process", "bash", "--executable", bash, "-o", "compact",
+		}, from...))
 	}()
 	errs.await(t, "probes running")
 	var want []string

@@ -3,8 +3,8 @@
 package cli
 
 import (
-	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,15 +24,8 @@ without it.
 Rules are switched off, and exceptions made, in the agent's configuration (rules_off,
 exceptions; docs/rules.md). With -o json every line is a rule.`
 
-// rulesFlags are those of `orb8 rules`.
-type rulesFlags struct {
-	agent   agentFlag
-	cluster clusterFlags
-	output  outputFlags
-}
-
 func newRules(c *Config) *cobra.Command {
-	var f rulesFlags
+	var f statusFlags
 	cmd := &cobra.Command{
 		Use: "rules [RULE]", Short: "Show the rules that raise alerts", Long: rulesLong, GroupID: groupSee,
 		Example: "  orb8 rules\n  orb8 rules reverse_shell\n  orb8 rules -o json | jq -r 'select(.found > 0) | .name'",
@@ -45,26 +38,15 @@ func newRules(c *Config) *cobra.Command {
 			return names, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	var rule string
-	cmd.RunE = running(func(cmd *cobra.Command) error { return c.rules(cmd, &f, rule) })
-	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			rule = args[0]
-		}
-		return run(cmd, args)
+		rule := strings.Join(args, "") // there is one at most
+		return running(func(cmd *cobra.Command) error { return c.rules(cmd, &f, rule) })(cmd, args)
 	}
-	output, source := newFlagSet(), newFlagSet()
-	f.agent.bind(source, c.DefaultAgent)
-	f.cluster.bind(source)
-	source.StringSliceVar(&f.cluster.nodes, "node", nil, "ask the cluster's agent on node `NAME` (repeatable)")
-	f.output.bind(output)
-	groupFlags(cmd, flagGroup{"Source", source}, flagGroup{"Output", output})
-	completeValues(cmd)
+	f.bind(cmd, c)
 	return cmd
 }
 
-func (c *Config) rules(cmd *cobra.Command, f *rulesFlags, rule string) error {
+func (c *Config) rules(cmd *cobra.Command, f *statusFlags, rule string) error {
 	options, err := f.output.options(c, c.Stdout)
 	if err != nil {
 		return err
@@ -74,11 +56,7 @@ func (c *Config) rules(cmd *cobra.Command, f *rulesFlags, rule string) error {
 			return usagef("%w", err)
 		}
 	}
-	given := cmd.Flags().Changed("agent")
-	if given && f.cluster.only() {
-		return usagef("--agent names another source than --context, --kubeconfig, --orb8-namespace and --node")
-	}
-	rows, err := c.ruleRows(cmd.Context(), f, given)
+	rows, err := c.ruleRows(cmd, f)
 	if err != nil {
 		return unlessDone(cmd.Context(), err)
 	}
@@ -93,18 +71,11 @@ func (c *Config) rules(cmd *cobra.Command, f *rulesFlags, rule string) error {
 }
 
 // ruleRows are all rules, with what agents say of them if there are any.
-func (c *Config) ruleRows(ctx context.Context, f *rulesFlags, given bool) (rows []render.RuleRow, err error) {
+func (c *Config) ruleRows(cmd *cobra.Command, f *statusFlags) (rows []render.RuleRow, err error) {
 	rows = render.RuleRows(anomaly.Rules())
-	addr, err := f.agent.addr()
+	src, err := f.open(cmd, c)
 	if err != nil {
-		return nil, err
-	}
-	if err := f.cluster.check(); err != nil {
-		return nil, err
-	}
-	src, err := c.statusSource(ctx, addr, given, &f.cluster)
-	if err != nil {
-		if given || f.cluster.only() || ctx.Err() != nil {
+		if f.chosen(cmd) || cmd.Context().Err() != nil {
 			return nil, err
 		}
 		fmt.Fprintln(c.Stderr, "no agent was found: these are the rules of this version, whether they are on and what they found is not known")

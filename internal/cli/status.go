@@ -23,11 +23,42 @@ line is one node's orb8.v1.AgentStatus.
 Exit code 1 if there is no agent, if one does not answer, or if none of its probes
 runs.`
 
-// statusFlags are those of `orb8 status`.
+// statusFlags are those of commands that ask agents for their status.
 type statusFlags struct {
 	agent   agentFlag
 	cluster clusterFlags
 	output  outputFlags
+}
+
+func (f *statusFlags) bind(cmd *cobra.Command, c *Config) {
+	output, source := newFlagSet(), newFlagSet()
+	f.agent.bind(source, c.DefaultAgent)
+	f.cluster.bind(source)
+	source.StringSliceVar(&f.cluster.nodes, "node", nil, "ask the cluster's agent on node `NAME` (repeatable)")
+	f.output.bind(output)
+	groupFlags(cmd, flagGroup{"Source", source}, flagGroup{"Output", output})
+	completeValues(cmd)
+}
+
+// chosen reports whether the flags say whom to ask.
+func (f *statusFlags) chosen(cmd *cobra.Command) bool {
+	return cmd.Flags().Changed("agent") || f.cluster.only()
+}
+
+// open finds the agents to ask.
+func (f *statusFlags) open(cmd *cobra.Command, c *Config) (*source, error) {
+	addr, err := f.agent.addr()
+	if err != nil {
+		return nil, err
+	}
+	given := cmd.Flags().Changed("agent")
+	if given && f.cluster.only() {
+		return nil, usagef("--agent names another source than --context, --kubeconfig, --orb8-namespace and --node")
+	}
+	if err := f.cluster.check(); err != nil {
+		return nil, err
+	}
+	return c.statusSource(cmd.Context(), addr, given, &f.cluster)
 }
 
 func newStatus(c *Config) *cobra.Command {
@@ -42,13 +73,7 @@ func newStatus(c *Config) *cobra.Command {
 		Args:    cobra.NoArgs,
 	}
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.status(cmd, &f) })
-	fs, source := newFlagSet(), newFlagSet()
-	f.agent.bind(source, c.DefaultAgent)
-	f.cluster.bind(source)
-	source.StringSliceVar(&f.cluster.nodes, "node", nil, "ask the cluster's agent on node `NAME` (repeatable)")
-	f.output.bind(fs)
-	groupFlags(cmd, flagGroup{"Source", source}, flagGroup{"Output", fs})
-	completeValues(cmd)
+	f.bind(cmd, c)
 	return cmd
 }
 
@@ -57,18 +82,7 @@ func (c *Config) status(cmd *cobra.Command, f *statusFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	addr, err := f.agent.addr()
-	if err != nil {
-		return err
-	}
-	given := cmd.Flags().Changed("agent")
-	if given && f.cluster.only() {
-		return usagef("--agent names another source than --context, --kubeconfig, --orb8-namespace and --node")
-	}
-	if err := f.cluster.check(); err != nil {
-		return err
-	}
-	src, err := c.statusSource(cmd.Context(), addr, given, &f.cluster)
+	src, err := f.open(cmd, c)
 	if err != nil {
 		return unlessDone(cmd.Context(), err)
 	}

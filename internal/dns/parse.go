@@ -12,6 +12,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/record"
 )
 
+// MaxPorts is how many ports the kernel's program can compare each packet with.
+const MaxPorts = 8
+
 // Packet is what was copied of a DNS message on its way, with its ends.
 type Packet struct {
 	BootNanos             uint64

@@ -13,17 +13,18 @@ import (
 )
 
 const (
-	wantNamespace = "the name of a namespace"
-	wantPod       = "NAME or NAMESPACE/NAME, with * allowed at the end"
-	wantWorkload  = "NAME or KIND/NAME, with * allowed at the end"
-	wantNode      = "the name of a node"
-	wantIP        = "an address such as 10.0.0.1 or fd00::1, or a prefix such as 10.0.0.0/8"
-	wantPort      = "a number from 1 to 65535"
-	wantProtocol  = "tcp, udp, icmp, icmpv6 or a protocol number from 0 to 255"
-	wantProcess   = "a command, with * allowed at the end, or a process id"
-	wantContainer = "a container id, or its first 6 or more hexadecimal digits"
-	wantService   = "NAME or NAMESPACE/NAME, with * allowed at the end"
-	wantSelector  = "a label selector such as app=web,tier in (front,back),!legacy"
+	wantNamespace  = "the name of a namespace"
+	wantPod        = "NAME or NAMESPACE/NAME, with * allowed at the end"
+	wantWorkload   = "NAME or KIND/NAME, with * allowed at the end"
+	wantNode       = "the name of a node"
+	wantIP         = "an address such as 10.0.0.1 or fd00::1, or a prefix such as 10.0.0.0/8"
+	wantPort       = "a number from 1 to 65535"
+	wantProtocol   = "tcp, udp, icmp, icmpv6 or a protocol number from 0 to 255"
+	wantProcess    = "a command, with * allowed at the end, or a process id"
+	wantExecutable = "the path of an executable or the last part of one, with * allowed at the beginning and at the end"
+	wantContainer  = "a container id, or its first 6 or more hexadecimal digits"
+	wantService    = "NAME or NAMESPACE/NAME, with * allowed at the end"
+	wantSelector   = "a label selector such as app=web,tier in (front,back),!legacy"
 )
 
 var errStarInside = errors.New("* may only stand at the end")
@@ -337,4 +338,42 @@ func compileContainers(values []string) (predicate, *Error) {
 		}
 		return false
 	}, nil
+}
+
+// compileExecutables: without a slash a pattern is of the last part of a path. Steps of
+// processes are also matched by what was called.
+func compileExecutables(values []string) (predicate, *Error) {
+	patterns := make([]Pattern, 0, len(values))
+	for _, v := range values {
+		p, err := ParsePattern(v)
+		if err != nil || v == "" {
+			return nil, &Error{Value: v, Want: wantExecutable, Err: err}
+		}
+		patterns = append(patterns, p)
+	}
+	return func(r *record.Header, body any) bool {
+		if matchPath(patterns, r.Executable) {
+			return true
+		}
+		step, ok := body.(interface{ CalledAs() string })
+		return ok && matchPath(patterns, step.CalledAs())
+	}, nil
+}
+
+func matchPath(patterns []Pattern, path string) bool {
+	if path == "" {
+		return false
+	}
+	last := path[strings.LastIndexByte(path, '/')+1:]
+	for i := range patterns {
+		p := &patterns[i]
+		if p.OpenBegin || strings.Contains(p.Text, "/") {
+			if p.Match(path) {
+				return true
+			}
+		} else if last != "" && p.Match(last) {
+			return true
+		}
+	}
+	return false
 }

@@ -166,6 +166,7 @@ func (c *compiler) compile(f *orb8v1.Filter) ([]predicate, *Error) {
 		{"ports", decimals(f.GetPorts()), compilePorts},
 		{"protocols", f.GetProtocols(), compileProtocols},
 		{"processes", f.GetProcesses(), compileProcesses},
+		{"executables", f.GetExecutables(), compileExecutables},
 		{"containers", f.GetContainers(), compileContainers},
 		{"services", f.GetServices(), compileServices},
 	}

@@ -310,3 +310,33 @@ func TestServiceOfTheServer(t *testing.T) {
 		}
 	}
 }
+
+// called is a record that knows how its executable was called.
+type called string
+
+func (c called) CalledAs() string { return string(c) }
+
+func TestExecutables(t *testing.T) {
+	h := &record.Header{Owner: &workload.Identity{}, Executable: "/usr/bin/python3.11"}
+	for value, want := range map[string]bool{
+		"app": true, "/tmp/app": true, "*pp": true, "/tmp/*": true, "ap*": true, "*mp/a*": true,
+		"python3.11": true, "python*": true, "/usr/bin/*": true,
+		"ap": false, "/app": false, "tmp/app": false, "/tmp": false, "*/ap": false, "bin*": false,
+	} {
+		set, err := filter.Compile([]*orb8v1.Filter{{Executables: []string{"nothing", value}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := set.Match(h, called("/tmp/app")); got != want {
+			t.Errorf("%s: %v, want %v", value, got, want)
+		}
+		if set.Match(&record.Header{Owner: h.Owner}, nil) {
+			t.Errorf("%s matches where no executable is known", value)
+		}
+	}
+	for _, value := range []string{"", "a*b"} {
+		if _, err := filter.Compile([]*orb8v1.Filter{{Executables: []string{value}}}); err == nil {
+			t.Errorf("%q is taken", value)
+		}
+	}
+}

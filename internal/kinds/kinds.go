@@ -17,7 +17,7 @@ import (
 
 // Fields are the API's filters that only some kinds have.
 func Fields() []filter.Field {
-	return slices.Concat(flows.Fields(), queries.Fields(), processes.Fields(), alerts.Fields())
+	return slices.Concat(flows.Fields(), queries.Fields(), alerts.Fields())
 }
 
 // Families are the metrics by workload that only some kinds have.

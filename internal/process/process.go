@@ -12,6 +12,9 @@ import (
 	"github.com/Ignoramuss/orb8/internal/record"
 )
 
+// MaxArgBytes is how much of a program's arguments can be read at most.
+const MaxArgBytes = 4096
+
 // ID names a process for good: a pid comes again, the pair does not.
 type ID struct {
 	// PID in the host's first pid namespace.
@@ -242,6 +245,9 @@ type Record struct {
 
 // Of is the step.
 func (r *Record) Of() *Step { return r.Step }
+
+// CalledAs is the path that was given to execve.
+func (r *Record) CalledAs() string { return r.Step.Process.Exe.Called }
 
 // NewRecord makes a record of a step, without names. Where a standard file of a program that
 // was started is connected, the record has its ends.

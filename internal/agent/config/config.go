@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/dns"
+	"github.com/Ignoramuss/orb8/internal/process"
 )
 
 // Mode turns a probe on or off. ModeAuto runs it where the kernel can.
@@ -179,7 +181,7 @@ func (c *Config) settings() []setting {
 		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
 		{"exec", "the exec probe, which tells of processes and of what they ask of the kernel: auto, on or off", false, &c.Exec, c.Exec.check},
 		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
-		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, maxProcessArgs)},
+		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, process.MaxArgBytes)},
 		{"process_redact", "regular expression of what is hidden in arguments (its groups, or all that it matches if it has none), beside what looks like a secret", false, &c.ProcessRedact, c.checkRedact},
 		{"rules_off", "rules that raise no alerts; docs/rules.md has all", true, &c.RulesOff, func() error { return anomaly.CheckRules(c.RulesOff) }},
 		{"exceptions", "what raises no alerts although a rule finds it; only in the file", true, &c.Exceptions, func() error { return anomaly.CheckExceptions(c.Exceptions) }},
@@ -279,9 +281,6 @@ func checkRing(n *int) func() error {
 	}
 }
 
-// maxDNSPorts is how many the packet probe's program compares each packet with.
-const maxDNSPorts = 8
-
 func (c *Config) checkDNSPorts() error {
 	_, err := c.dnsPorts()
 	return err
@@ -290,8 +289,8 @@ func (c *Config) checkDNSPorts() error {
 // dnsPorts reads the list of ports.
 func (c *Config) dnsPorts() ([]uint16, error) {
 	words := strings.Split(c.DNSPorts, ",")
-	if len(words) > maxDNSPorts {
-		return nil, fmt.Errorf("%q: want at most %d ports", c.DNSPorts, maxDNSPorts)
+	if len(words) > dns.MaxPorts {
+		return nil, fmt.Errorf("%q: want at most %d ports", c.DNSPorts, dns.MaxPorts)
 	}
 	ports := make([]uint16, 0, len(words))
 	for _, w := range words {
@@ -320,9 +319,6 @@ func (c *Config) checkDNSTimeout() error {
 	}
 	return nil
 }
-
-// maxProcessArgs is what the exec probe's program has room for.
-const maxProcessArgs = 4096
 
 func (c *Config) checkRedact() error {
 	if _, err := regexp.Compile(c.ProcessRedact); err != nil {

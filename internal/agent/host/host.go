@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
@@ -32,7 +33,7 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, clock *probe.Clock) *probe.Manager {
+func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, clock *probe.Clock, helpers []string) *probe.Manager {
 	cgroupRoot, part := names.Mount().Path, names.Part()
 	m := probe.NewManager(s.Log)
 
@@ -75,7 +76,11 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 		Watched:       syscalls.Numbers(syscalls.Native(), syscalls.Privileged()...),
 		WatchedCompat: syscalls.Numbers(syscalls.Compat(), syscalls.Privileged()...),
 	})
-	m.Add(execProbe, modeOptions(execProbe, s.Config.Exec)...)
+	execOptions := modeOptions(execProbe, s.Config.Exec)
+	if slices.Contains(helpers, execProbe.Name()) {
+		execOptions = append(execOptions, probe.Helper())
+	}
+	m.Add(execProbe, execOptions...)
 	return m
 }
 
@@ -126,7 +131,7 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 	deps.Clock = clock
 	var a *agent.Agent
 	deps.Probes = func(s agent.Sink) *probe.Manager {
-		return probes(s, func() *config.Config { return a.Config() }, r, clock)
+		return probes(s, func() *config.Config { return a.Config() }, r, clock, deps.Helpers)
 	}
 	if deps.Accelerators == nil && cfg.GPU != config.ModeOff {
 		if cluster != nil {

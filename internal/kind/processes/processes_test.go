@@ -93,29 +93,6 @@ func TestWanted(t *testing.T) {
 	}
 }
 
-func TestExecutables(t *testing.T) {
-	for value, want := range map[string]bool{
-		"app": true, "/tmp/app": true, "*pp": true, "/tmp/*": true, "ap*": true, "*mp/a*": true,
-		"ap": false, "/app": false, "tmp/app": false, "/tmp": false, "*/ap": false,
-	} {
-		match, err := compileExecutables([]string{"nothing", value})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := match(started()); got != want {
-			t.Errorf("%s: %v, want %v", value, got, want)
-		}
-		if match(&struct{}{}) {
-			t.Errorf("%s matches what is no process", value)
-		}
-	}
-	for _, value := range []string{"", "a*b"} {
-		if _, err := compileExecutables([]string{value}); err == nil {
-			t.Errorf("%q is taken", value)
-		}
-	}
-}
-
 type meter map[string]uint64
 
 func (m meter) Count(family, value string, n uint64) { m[family+" "+value] += n }

@@ -3,7 +3,6 @@
 package queries
 
 import (
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,39 +32,13 @@ func Fields() []filter.Field {
 	}
 }
 
-var errStarWithin = errors.New("* may only stand at the beginning or at the end")
-
-// pattern is a DNS name, or with open ends a part of one, in lower case as records
-// have names.
-type pattern struct {
-	text                string
-	openBegin, openTail bool
-}
-
-func parsePattern(s string) (pattern, error) {
-	var p pattern
-	p.text = strings.ToLower(s)
-	if p.text != "." && !strings.HasSuffix(p.text, `\.`) { // the root; a dot within a label
-		p.text = strings.TrimSuffix(p.text, ".")
+// parsePattern reads a pattern of names, which records have in lower case.
+func parsePattern(s string) (filter.Pattern, error) {
+	s = strings.ToLower(s)
+	if s != "." && !strings.HasSuffix(s, `\.`) { // the root; a dot within a label
+		s = strings.TrimSuffix(s, ".")
 	}
-	p.text, p.openTail = strings.CutSuffix(p.text, "*")
-	p.text, p.openBegin = strings.CutPrefix(p.text, "*")
-	if strings.Contains(p.text, "*") {
-		return p, errStarWithin
-	}
-	return p, nil
-}
-
-func (p *pattern) match(name string) bool {
-	switch {
-	case p.openBegin && p.openTail:
-		return strings.Contains(name, p.text)
-	case p.openBegin:
-		return strings.HasSuffix(name, p.text)
-	case p.openTail:
-		return strings.HasPrefix(name, p.text)
-	}
-	return name == p.text
+	return filter.ParsePattern(s)
 }
 
 // of makes of a test of queries one of records.
@@ -77,7 +50,7 @@ func of(test func(*dns.Record) bool) func(any) bool {
 }
 
 func compileNames(values []string) (func(any) bool, *filter.Error) {
-	patterns := make([]pattern, 0, len(values))
+	patterns := make([]filter.Pattern, 0, len(values))
 	for _, v := range values {
 		p, err := parsePattern(v)
 		if err != nil || v == "" {
@@ -87,7 +60,7 @@ func compileNames(values []string) (func(any) bool, *filter.Error) {
 	}
 	return func(body any) bool {
 		name := nameOf(body)
-		return name != "" && slices.ContainsFunc(patterns, func(p pattern) bool { return p.match(name) })
+		return name != "" && slices.ContainsFunc(patterns, func(p filter.Pattern) bool { return p.Match(name) })
 	}, nil
 }
 

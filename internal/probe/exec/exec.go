@@ -28,8 +28,8 @@ import (
 const (
 	// DefaultRingBytes holds the starts and ends of about 2400 processes.
 	DefaultRingBytes = 2 << 20
-	// MaxArgBytes is how much of a program's arguments can be read.
-	MaxArgBytes = 4096
+	// maxArgBytes is how much of a program's arguments there is room for.
+	maxArgBytes = process.MaxArgBytes
 )
 
 // repeatEvery is how often a privileged call that repeats is told of.
@@ -56,7 +56,7 @@ type Config struct {
 	// RingBytes is a power of two and a multiple of the page size.
 	// DefaultRingBytes if 0.
 	RingBytes uint32
-	// ArgBytes is how much of a program's arguments is read, at most MaxArgBytes.
+	// ArgBytes is how much of a program's arguments is read, at most process.MaxArgBytes.
 	ArgBytes int
 	// Watched are the numbers of the system calls that are told of when they ask for a
 	// capability, WatchedCompat of the 32-bit ones.
@@ -84,7 +84,7 @@ func New(cfg Config) *Probe {
 	if cfg.RingBytes == 0 {
 		cfg.RingBytes = DefaultRingBytes
 	}
-	cfg.ArgBytes = min(max(cfg.ArgBytes, 0), MaxArgBytes)
+	cfg.ArgBytes = min(max(cfg.ArgBytes, 0), maxArgBytes)
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
 	}

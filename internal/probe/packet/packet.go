@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -70,7 +71,7 @@ type Config struct {
 const DefaultDNSRingBytes = 2 << 20
 
 // maxDNSPorts is MAX_DNS_PORTS of the program.
-const maxDNSPorts = 8
+const maxDNSPorts = dns.MaxPorts
 
 // Probe implements probe.Probe.
 type Probe struct {
