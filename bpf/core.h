@@ -157,6 +157,15 @@ enum {
 	TCP_NEW_SYN_RECV,
 };
 
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} __core;
+
+struct files_struct {
+	struct fdtable *fdt;
+} __core;
+
 struct css_set {
 	struct cgroup *dfl_cgrp; /* of cgroup2 */
 } __core;

@@ -58,14 +58,6 @@ struct pid {
 
 struct tty_struct;
 
-struct fdtable {
-	struct file **fd;
-} __core;
-
-struct files_struct {
-	struct fdtable *fdt;
-} __core;
-
 typedef struct {
 	int counter;
 } __core atomic_t;

@@ -31,6 +31,11 @@ const (
 	ExecRepeated
 	AlertsLimited
 	ProcessTableFull
+	SyscallRingFull
+	SyscallLimited
+	SyscallPendingFull
+	SyscallUncounted
+	SelectionFull
 	CgroupUntold
 	ProgramSkipped
 	DecodeFailed
@@ -63,6 +68,11 @@ var stages = [numStages]struct {
 	ExecRepeated:       {"exec_repeated", "privileged calls of a process that were the same as one less than a second before", true},
 	AlertsLimited:      {"alerts_limited", "alerts that were too many or the same as ones before, and are told of together with others", true},
 	ProcessTableFull:   {"process_table_full", "processes that were forgotten while they ran, since too many do: they are no longer known as ancestors", false},
+	SyscallRingFull:    {"syscall_ring_full", "traced system calls that did not fit into the ring buffer", false},
+	SyscallLimited:     {"syscall_limited", "traced system calls beyond the rate that the trace was limited to", false},
+	SyscallPendingFull: {"syscall_pending_full", "traced system calls whose begin could not be kept until their end; summaries lack them too", false},
+	SyscallUncounted:   {"syscall_uncounted", "system calls left out of a summary, since too many kinds of them were counted", false},
+	SelectionFull:      {"selection_full", "new cgroups below a traced one that could not be selected, since too many were; their system calls are not traced", false},
 	DNSNamesFull:       {"dns_names_full", "names that are missing in the list of what was asked of DNS, of the workloads that ask for most; the metrics count their queries", true},
 	CgroupUntold:       {"cgroup_untold", "new cgroups that could not be told of; if they are gone within a moment, their flows are named by commands", true},
 	ProgramSkipped:     {"program_skipped", "runs of tracing programs that the kernel left out, since one had interrupted another of the same on its CPU; it knows of a part of them only", false},

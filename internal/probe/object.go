@@ -64,7 +64,12 @@ func (o *Object) Keep(c io.Closer) { o.closers = append(o.closers, c) }
 
 // Load loads all maps of spec and the programs named. Those named later stand on these maps.
 func (o *Object) Load(spec *ebpf.CollectionSpec, programs ...string) error {
-	core, err := ebpf.NewCollection(Only(spec, programs...))
+	return o.LoadOn(spec, nil, programs...)
+}
+
+// LoadOn is Load with some maps of others in place of the probe's own, by their names.
+func (o *Object) LoadOn(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map, programs ...string) error {
+	core, err := ebpf.NewCollectionWithOptions(Only(spec, programs...), ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {
 		return err
 	}

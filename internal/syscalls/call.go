@@ -44,6 +44,21 @@ type OpenHow struct {
 	Flags, Mode, Resolve uint64
 }
 
+// Reads says what is to be read of a call's arguments, for those that do so. Bit i is
+// argument i.
+type Reads struct {
+	// Strings point at text that ends with a zero byte. Files are file descriptors.
+	Strings, Files uint8
+	// Addr is the argument that points at a struct sockaddr, and AddrLen the one that
+	// has its length (or points at it, if AddrAtEnd); -1 for none. AddrAtEnd: the kernel
+	// fills it.
+	Addr, AddrLen int8
+	AddrAtEnd     bool
+	// How is the argument that points at a struct open_how, and the next one has its
+	// length; 0 for none.
+	How int8
+}
+
 // Arg is an argument with its meaning.
 type Arg struct {
 	Name  string

@@ -259,6 +259,49 @@ func TestCases(t *testing.T) {
 	}
 }
 
+func TestReadsOf(t *testing.T) {
+	none := Reads{Addr: -1, AddrLen: -1}
+	with := func(strings, files uint8) Reads { return Reads{Strings: strings, Files: files, Addr: -1, AddrLen: -1} }
+	for _, c := range []struct {
+		abi  process.ABI
+		name string
+		want Reads
+	}{
+		{process.AMD64, "getpid", none},
+		{process.AMD64, "modify_ldt", none},
+		{process.AMD64, "execve", with(1, 0)},
+		{process.AMD64, "openat", with(2, 1)},
+		{process.AMD64, "renameat2", with(0b1010, 0b101)},
+		{process.AMD64, "mount", with(0b111, 0)},
+		{process.AMD64, "mmap", with(0, 1<<4)},
+		{process.AMD64, "write", with(0, 1)},
+		{process.AMD64, "fanotify_mark", with(1<<4, 1|1<<3)},
+		{process.I386, "fanotify_mark", with(1<<5, 1|1<<4)},
+		{process.ARM, "fanotify_mark", with(1<<5, 1|1<<4)},
+		{process.I386, "stat64", with(1, 0)},
+		{process.ARM, "truncate64", with(1, 0)},
+		{process.I386, "socketcall", none},
+		// The name that PR_SET_NAME has.
+		{process.ARM64, "prctl", with(2, 0)},
+		{process.ARM64, "fsconfig", with(0b1100, 1|1<<4)},
+		{process.ARM64, "connect", Reads{Files: 1, Addr: 1, AddrLen: 2}},
+		{process.ARM64, "sendto", Reads{Files: 1, Addr: 4, AddrLen: 5}},
+		{process.ARM64, "recvfrom", Reads{Files: 1, Addr: 4, AddrLen: 5, AddrAtEnd: true}},
+		{process.ARM64, "accept4", Reads{Files: 1, Addr: 1, AddrLen: 2, AddrAtEnd: true}},
+	} {
+		nr, ok := Number(c.abi, c.name)
+		if !ok {
+			t.Fatalf("%s has no %s", c.abi, c.name)
+		}
+		if got := ReadsOf(c.abi, nr); got != c.want {
+			t.Errorf("%s on %s: got %+v, want %+v", c.name, c.abi, got, c.want)
+		}
+	}
+	if got := ReadsOf(process.ABI(9), -1); got != none {
+		t.Errorf("a call that is not known: %+v", got)
+	}
+}
+
 // Each number and ABI gives texts that a terminal only shows.
 func TestEveryCall(t *testing.T) {
 	for abi := process.AMD64; abi <= process.ARM; abi++ {

@@ -12,7 +12,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 	"unsafe"
 
@@ -29,6 +28,9 @@ type Config struct {
 	// cgroup2 hierarchy, beginning with a slash. It is called from Run.
 	Made   func(id uint64, path string)
 	Losses *loss.Counters
+	// Selection, if set, gets the new cgroups below selected ones and loses those that
+	// are removed.
+	Selection *probe.Selection
 }
 
 // Probe implements probe.Probe.
@@ -46,7 +48,7 @@ func New(cfg Config) *Probe { return &Probe{cfg: cfg, Object: probe.NewObject(na
 // Name returns "cgroup".
 func (p *Probe) Name() string { return name }
 
-// Start loads and attaches the program.
+// Start loads and attaches the programs.
 func (p *Probe) Start() error {
 	if p.cfg.Ready != nil {
 		defer p.cfg.Ready()
@@ -57,16 +59,18 @@ func (p *Probe) Start() error {
 func (p *Probe) start() error {
 	spec, err := loadBpf()
 	if err != nil {
-		return fmt.Errorf("read the cgroup probe's program: %w", err)
+		return fmt.Errorf("read the cgroup probe's programs: %w", err)
 	}
-	if err := p.Load(spec, bpfProgCgroupMkdir); err != nil {
-		return probe.Explain("the kernel does not take the cgroup probe's program", err)
+	if err := p.LoadOn(spec, p.cfg.Selection.Maps(), bpfProgCgroupMkdir, bpfProgCgroupRmdir); err != nil {
+		return probe.Explain("the kernel does not take the cgroup probe's programs", err)
 	}
-	p.Counts(p.Core.Maps[bpfMapCgroupStats], slices.Repeat([]loss.Stage{loss.CgroupUntold}, int(bpfCgroupStatSTAT_MAX))...)
+	p.Counts(p.Core.Maps[bpfMapCgroupStats], loss.CgroupUntold, loss.CgroupUntold, loss.SelectionFull)
 	if p.ring, err = p.Ring(p.Core.Maps[bpfMapCgroupRing], wakeEvery, p.take); err != nil {
 		return err
 	}
-	return p.AttachTracing(p.Core.Programs[bpfProgCgroupMkdir], "tp_btf/cgroup_mkdir")
+	return errors.Join(
+		p.AttachTracing(p.Core.Programs[bpfProgCgroupMkdir], "tp_btf/cgroup_mkdir"),
+		p.AttachTracing(p.Core.Programs[bpfProgCgroupRmdir], "tp_btf/cgroup_rmdir"))
 }
 
 // wakeEvery bounds how long Run goes on after its context is done.

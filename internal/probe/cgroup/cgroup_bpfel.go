@@ -22,19 +22,23 @@ type bpfCgroupMade struct {
 type bpfCgroupStat uint32
 
 const (
-	bpfCgroupStatSTAT_RING_FULL     bpfCgroupStat = 0
-	bpfCgroupStatSTAT_PATH_TOO_LONG bpfCgroupStat = 1
-	bpfCgroupStatSTAT_MAX           bpfCgroupStat = 2
+	bpfCgroupStatSTAT_RING_FULL      bpfCgroupStat = 0
+	bpfCgroupStatSTAT_PATH_TOO_LONG  bpfCgroupStat = 1
+	bpfCgroupStatSTAT_SELECTION_FULL bpfCgroupStat = 2
+	bpfCgroupStatSTAT_MAX            bpfCgroupStat = 3
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapCgroupRing   = "cgroup_ring"
-	bpfMapCgroupStats  = "cgroup_stats"
-	bpfProgCgroupMkdir = "cgroup_mkdir"
-	bpfVarMirrored     = "mirrored"
+	bpfMapCgroupRing      = "cgroup_ring"
+	bpfMapCgroupStats     = "cgroup_stats"
+	bpfMapSelectedCgroups = "selected_cgroups"
+	bpfProgCgroupMkdir    = "cgroup_mkdir"
+	bpfProgCgroupRmdir    = "cgroup_rmdir"
+	bpfVarMirrored        = "mirrored"
+	bpfVarPartRoot        = "part_root"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -80,14 +84,16 @@ type bpfSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
 	CgroupMkdir *ebpf.ProgramSpec `ebpf:"cgroup_mkdir"`
+	CgroupRmdir *ebpf.ProgramSpec `ebpf:"cgroup_rmdir"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	CgroupRing  *ebpf.MapSpec `ebpf:"cgroup_ring"`
-	CgroupStats *ebpf.MapSpec `ebpf:"cgroup_stats"`
+	CgroupRing      *ebpf.MapSpec `ebpf:"cgroup_ring"`
+	CgroupStats     *ebpf.MapSpec `ebpf:"cgroup_stats"`
+	SelectedCgroups *ebpf.MapSpec `ebpf:"selected_cgroups"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -95,6 +101,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Mirrored *ebpf.VariableSpec `ebpf:"mirrored"`
+	PartRoot *ebpf.VariableSpec `ebpf:"part_root"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -117,14 +124,16 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	CgroupRing  *ebpf.Map `ebpf:"cgroup_ring"`
-	CgroupStats *ebpf.Map `ebpf:"cgroup_stats"`
+	CgroupRing      *ebpf.Map `ebpf:"cgroup_ring"`
+	CgroupStats     *ebpf.Map `ebpf:"cgroup_stats"`
+	SelectedCgroups *ebpf.Map `ebpf:"selected_cgroups"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.CgroupRing,
 		m.CgroupStats,
+		m.SelectedCgroups,
 	)
 }
 
@@ -133,6 +142,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Mirrored *ebpf.Variable `ebpf:"mirrored"`
+	PartRoot *ebpf.Variable `ebpf:"part_root"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
@@ -140,11 +150,13 @@ type bpfVariables struct {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
 	CgroupMkdir *ebpf.Program `ebpf:"cgroup_mkdir"`
+	CgroupRmdir *ebpf.Program `ebpf:"cgroup_rmdir"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
 		p.CgroupMkdir,
+		p.CgroupRmdir,
 	)
 }
 
