@@ -30,6 +30,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -66,6 +67,8 @@ type Resolver interface {
 	// Degraded says in a sentence why names are worse than they could be; empty
 	// if they are not.
 	Degraded() string
+	// Cgroups returns all cgroups of this node that are there now.
+	Cgroups() map[uint64]*workload.Identity
 	// Awaits reports whether id may soon have a pod's name.
 	Awaits(id *workload.Identity) bool
 }
@@ -103,6 +106,8 @@ type Sink struct {
 	// Process takes what happened to a process, in the order in which it happened. It does
 	// not keep the event.
 	Process func(*process.Event)
+	// Made is told of a new cgroup. It does not wait.
+	Made func(cgroup uint64)
 	// ProcessesRead is told up to when all that happened to processes has been delivered,
 	// in Unix nanoseconds; 0 if nobody tells any more.
 	ProcessesRead func(until int64)
@@ -129,6 +134,9 @@ type Deps struct {
 	// HiddenPIDs: the processes on accelerators cannot be named, since this process
 	// does not see those of the host.
 	HiddenPIDs bool
+	// Tracer makes what traces system calls, which hands each to a function that keeps
+	// it; nil if none can.
+	Tracer func(*loss.Counters, func(*calls.Record)) Tracer
 	// Clock is that of the probes' times; nil for the wall clock.
 	Clock Clock
 	// Running reports whether a process has not ended; nil if that cannot be told.
@@ -179,6 +187,9 @@ type Agent struct {
 	stepLane  *hub.Lane[process.Record]
 	alertLane *hub.Lane[anomaly.Record]
 	accelLane *hub.Lane[accel.Report]
+	callLane  *hub.Lane[tracedCall]
+	noteLane  *hub.Lane[traceNote]
+	traces    *traces
 	kinds     []streamKind
 	metrics   *metrics.Workloads
 	collector *collector
@@ -221,6 +232,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	}
 	a.cfg.Store(&cfg)
 	a.hub = hub.New(a.losses)
+	a.traces = newTraces(a)
 	a.kinds = a.newKinds(cfg.History)
 	a.metrics = metrics.NewWorkloads(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
@@ -238,7 +250,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	a.manager = deps.Probes(Sink{
-		Apply: a.apply, Query: a.query, Process: a.process, ProcessesRead: a.processes.Advance,
+		Apply: a.apply, Query: a.query, Process: a.process, Made: a.traces.learn, ProcessesRead: a.processes.Advance,
 		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log,
 	})
 	a.collector = newCollector(a.collect)

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -100,6 +101,7 @@ type fakeResolver struct {
 	remote   map[netip.Addr]*workload.Identity
 	asked    func(workload.Peer)
 	swept    int
+	walks    int
 }
 
 func (f *fakeResolver) Local(cgroup uint64, _ uint32, comm string, _ netip.Addr) *workload.Identity {
@@ -136,7 +138,33 @@ func (f *fakeResolver) Remote(p workload.Peer) *workload.Identity {
 	return f.remote[p.Addr]
 }
 
-func (f *fakeResolver) Alive(uint64) bool { return true }
+func (f *fakeResolver) Cgroups() map[uint64]*workload.Identity {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.walks++
+	return maps.Clone(f.local)
+}
+
+func (f *fakeResolver) put(cgroup uint64, who *workload.Identity) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.local[cgroup] = who
+	if who == nil {
+		delete(f.local, cgroup)
+	}
+}
+
+func (f *fakeResolver) walked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.walks
+}
+
+func (f *fakeResolver) Alive(cgroup uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.local[cgroup] != nil
+}
 
 func (f *fakeResolver) Sweep(time.Time) {
 	f.mu.Lock()

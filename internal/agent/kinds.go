@@ -13,6 +13,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kind/alerts"
+	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
 	"github.com/Ignoramuss/orb8/internal/kind/processes"
 	"github.com/Ignoramuss/orb8/internal/kind/queries"
@@ -31,6 +32,8 @@ type interest struct {
 	dnsView orb8v1.DnsView
 	// steps of processes that are wanted; all if empty.
 	steps []orb8v1.ProcessStep
+	// trace is that of system calls, nil for none.
+	trace *trace
 }
 
 // has reports whether a kind is wanted; unasked says whether it comes where none was asked
@@ -52,10 +55,12 @@ func (i *interest) processes() bool    { return i.has(orb8v1.EventKind_EVENT_KIN
 func (i *interest) alerts() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_ALERT, false) }
 func (i *interest) accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
+func (i *interest) traces() bool { return i.trace != nil }
+
 // ofNoFlow are the kinds that come without the flow table's rows.
 var ofNoFlow = []orb8v1.EventKind{
 	orb8v1.EventKind_EVENT_KIND_DNS, orb8v1.EventKind_EVENT_KIND_DNS_NAME, orb8v1.EventKind_EVENT_KIND_PROCESS,
-	orb8v1.EventKind_EVENT_KIND_ALERT, orb8v1.EventKind_EVENT_KIND_ACCELERATOR,
+	orb8v1.EventKind_EVENT_KIND_ALERT, orb8v1.EventKind_EVENT_KIND_ACCELERATOR, orb8v1.EventKind_EVENT_KIND_SYSCALL,
 }
 
 // table reports whether a snapshot has the flow table's rows: of any kind, unless only
@@ -121,6 +126,9 @@ const stepRoom = 4096
 // alertRoom is the same of alerts.
 const alertRoom = 1024
 
+// callRoom is the same of traced system calls, noteRoom of what traces are told beside.
+const callRoom, noteRoom = 4096, 1024
+
 // acceleratorHistory is how many samples of accelerators are kept.
 const acceleratorHistory = 256
 
@@ -132,6 +140,8 @@ func (a *Agent) newKinds(history int) []streamKind {
 	a.stepLane = hub.NewLane(a.hub, history, stepRoom, func(r *process.Record) int64 { return r.Time })
 	a.alertLane = hub.NewLane(a.hub, history, alertRoom, func(r *anomaly.Record) int64 { return r.Time })
 	a.accelLane = hub.NewLane(a.hub, acceleratorHistory, 0, func(r *accel.Report) int64 { return r.Time.UnixNano() })
+	a.callLane = hub.NewLane(a.hub, 0, callRoom, func(c *tracedCall) int64 { return c.Time })
+	a.noteLane = hub.NewLane(a.hub, 0, noteRoom, func(*traceNote) int64 { return 0 })
 	return []streamKind{
 		&kindOf[flow.Record]{
 			lane:  a.flowLane,
@@ -171,6 +181,20 @@ func (a *Agent) newKinds(history int) []streamKind {
 			asked:   (*interest).accelerators,
 			wants:   wantsAccelerator,
 			convert: func(i *interest, r *accel.Report) *orb8v1.Event { return a.filteredEvent(r, i.filters) },
+		},
+		&kindOf[tracedCall]{
+			lane:  a.callLane,
+			asked: (*interest).traces,
+			wants: func(i *interest, c *tracedCall) bool {
+				return i.trace.takes(c.Record) && i.filters.Match(&c.Header, c.Record) && i.trace.allows(c.Time)
+			},
+			convert: func(_ *interest, c *tracedCall) *orb8v1.Event { return calls.Event(c.Record, a.node) },
+		},
+		&kindOf[traceNote]{
+			lane:    a.noteLane,
+			asked:   (*interest).traces,
+			wants:   func(i *interest, n *traceNote) bool { return n.trace == i.trace },
+			convert: func(_ *interest, n *traceNote) *orb8v1.Event { return n.event },
 		},
 	}
 }

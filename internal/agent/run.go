@@ -172,6 +172,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	g.Go(func() error { a.sample(ctx); return nil })
 	g.Go(func() error { a.tellHeld(ctx); return nil })
 	g.Go(func() error { a.flush(ctx); return nil })
+	g.Go(func() error { a.traces.run(ctx); return nil })
 	if a.accel != nil {
 		g.Go(func() error { a.accel.collector.Run(ctx); return nil })
 	}

@@ -234,6 +234,9 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 		return err
 	}
 	i.kinds, i.dnsView, i.steps = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps()
+	if slices.Contains(i.kinds, orb8v1.EventKind_EVENT_KIND_SYSCALL) {
+		return s.traceCalls(req, i, stream)
+	}
 	greeting := s.agent.nodeEvent()
 	greeting.Sequence = s.agent.hub.Sequence()
 	if err := stream.Send(greeting); err != nil {

@@ -71,7 +71,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		EventsProcessed: a.processed.Load(), EventsDropped: a.losses.Dropped(),
 		ActiveFlows:   uint32(a.table.Len()),
 		UptimeSeconds: int64(time.Since(a.started).Seconds()),
-		Probes:        probesPB(probes), Losses: lossesPB(a.losses),
+		Probes:        append(probesPB(probes), a.traces.status()), Losses: lossesPB(a.losses),
 		KernelRelease: a.deps.KernelRelease, CgroupRoot: a.deps.CgroupRoot,
 		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
 		Subscribers: uint32(a.hub.Subscribers()),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -37,6 +38,8 @@ const (
 	NeedsIOUring = "io_uring"
 	NeedsModule  = "module"
 	NeedsCgroup  = "cgroup"
+	// NeedsSyscall: the rule only flags calls of traced containers.
+	NeedsSyscall = "syscall"
 )
 
 // Rule is one thing that is worth an alert. It is never changed.
@@ -56,12 +59,14 @@ type Rule struct {
 	Needs []string
 	// On are the kinds of steps that Match is asked about.
 	On []process.What
-	// Calls are the system calls that Match is asked about, of Privileged steps; empty for
-	// all.
+	// Calls are the system calls that Match is asked about, of Privileged steps, and
+	// Call; empty for all.
 	Calls []string
 	// Match reports whether the subject is what the rule is about, with the sentence
-	// that tells of it.
+	// that tells of it. Nil if no step is.
 	Match func(*Subject) (summary string, found bool)
+	// Call, if set, flags calls of a traced container.
+	Call func(*syscalls.Call) bool
 }
 
 // Rules returns all rules, in the order of docs/rules.md. Names differ.
@@ -73,7 +78,7 @@ func Rules() []*Rule {
 		deviceNode(), openByHandle(),
 		rootGained(), setuidProgram(), ptraceCall(), processRead(), packetSocket(),
 		kernelModule(), bpfCall(), perfEventOpen(), rawIO(), kernelLog(), reboot(), clockChange(),
-		ioUring(), seccompKill(),
+		ioUring(), seccompKill(), seccompDenied(),
 	}
 }
 
@@ -158,6 +163,9 @@ type Record struct {
 	record.Header
 	Alert *Alert
 }
+
+// RuleNames is the rule that found it.
+func (r *Record) RuleNames() []string { return []string{r.Alert.Rule.Name} }
 
 // CalledAs is the path that the process's execve was given.
 func (r *Record) CalledAs() string { return r.Alert.Step.Process.Exe.Called }

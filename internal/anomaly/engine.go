@@ -4,6 +4,7 @@ package anomaly
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -252,4 +253,33 @@ func lookCloser(s *Subject) string {
 		return trace + "--pod " + s.Workload.Namespace + "/" + s.Workload.Pod
 	}
 	return trace + "--container " + s.Workload.ContainerID
+}
+
+// Flags returns the names of the rules that flag a call of a traced container, nil if
+// none does. Exceptions do not count.
+func (e *Engine) Flags(c *syscalls.Call) []string {
+	s := e.settings.Load()
+	var names []string
+	for _, rules := range [...][]*Rule{s.calls.find(c.ABI, c.Number), s.anyCall} {
+		for _, r := range rules {
+			if r.Call(c) {
+				names = append(names, r.Name)
+			}
+		}
+	}
+	return names
+}
+
+// FlaggedCalls returns the names of the system calls that some of the rules may flag, or
+// that any may, if none is named; refused says that they flag refused calls of any name.
+func (e *Engine) FlaggedCalls(rules ...string) (calls []string, refused bool) {
+	for _, r := range e.settings.Load().flagging {
+		if len(rules) > 0 && !slices.Contains(rules, r.Name) {
+			continue
+		}
+		calls = append(calls, r.Calls...)
+		refused = refused || len(r.Calls) == 0
+	}
+	slices.Sort(calls)
+	return slices.Compact(calls), refused
 }

@@ -285,7 +285,7 @@ func TestUnknownRule(t *testing.T) {
 		"": "the rules, in docs/rules.md, are terminal_shell, ",
 	} {
 		_, err := New(Config{Off: []string{"mount", name}, Container: containerOf})
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "seccomp_kill") {
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "seccomp_denied") {
 			t.Errorf("%q: error %q, want %q and all rules", name, err, want)
 		}
 	}
@@ -386,3 +386,86 @@ func TestConcurrency(t *testing.T) {
 		t.Errorf("%d held, want %d", sum(rest), 4*500-1)
 	}
 }
+
+func (w *world) flags(name string, change ...func(*syscalls.Call)) []string {
+	nr, ok := syscalls.Number(process.AMD64, name)
+	if !ok {
+		w.t.Fatalf("no call %s", name)
+	}
+	c := &syscalls.Call{ABI: process.AMD64, Number: nr}
+	for _, f := range change {
+		f(c)
+	}
+	return w.engine.Flags(c)
+}
+
+func TestFlags(t *testing.T) {
+	w := newWorld(t)
+	arg := func(i int, v uint64) func(*syscalls.Call) { return func(c *syscalls.Call) { c.Args[i] = v } }
+	text := func(i int, s string) func(*syscalls.Call) { return func(c *syscalls.Call) { c.Strings[i] = s } }
+	file := func(i int, s string) func(*syscalls.Call) { return func(c *syscalls.Call) { c.Files[i] = s } }
+	refused := func(c *syscalls.Call) { c.Refused = true }
+	for _, tt := range []struct {
+		call   string
+		change []func(*syscalls.Call)
+		want   []string
+	}{
+		{"ptrace", nil, []string{"ptrace"}},
+		{"process_vm_readv", nil, []string{"process_read"}},
+		{"process_vm_writev", nil, []string{"ptrace"}},
+		{"memfd_create", nil, []string{"memfd_execution"}},
+		{"execveat", []func(*syscalls.Call){arg(4, 0x1000)}, []string{"memfd_execution"}},
+		{"execveat", nil, nil},
+		{"unshare", []func(*syscalls.Call){arg(0, 0x10000000)}, []string{"namespace_change"}},
+		{"unshare", []func(*syscalls.Call){arg(0, 0x400)}, nil},
+		{"setns", nil, []string{"namespace_change"}},
+		{"clone", []func(*syscalls.Call){arg(0, 0x10000011)}, []string{"namespace_change"}},
+		{"clone", []func(*syscalls.Call){arg(0, 17)}, nil},
+		{"mount", nil, []string{"mount"}},
+		{"open_tree", nil, nil},
+		{"open_tree", []func(*syscalls.Call){arg(2, 1)}, []string{"mount"}},
+		{"pivot_root", nil, []string{"pivot_root"}},
+		{"chroot", nil, []string{"chroot"}},
+		{"mknodat", []func(*syscalls.Call){arg(2, 0x6000)}, []string{"device_node"}},
+		{"mknodat", []func(*syscalls.Call){arg(2, 0x1000)}, nil},
+		{"open_by_handle_at", nil, []string{"open_by_handle"}},
+		{"socket", []func(*syscalls.Call){arg(0, 17)}, []string{"packet_socket"}},
+		{"socket", []func(*syscalls.Call){arg(0, 2)}, nil},
+		{"socket", []func(*syscalls.Call){arg(0, 2), arg(1, 10)}, []string{"packet_socket"}},
+		{"finit_module", nil, []string{"kernel_module"}},
+		{"bpf", nil, []string{"bpf"}},
+		{"perf_event_open", nil, nil},
+		{"perf_event_open", []func(*syscalls.Call){arg(1, 7)}, []string{"perf_event_open"}},
+		{"iopl", nil, []string{"raw_io"}},
+		{"openat", []func(*syscalls.Call){text(1, "/dev/mem")}, []string{"raw_io"}},
+		{"openat", []func(*syscalls.Call){text(1, "/dev/kmsg")}, []string{"kernel_log"}},
+		{"open", []func(*syscalls.Call){text(0, "/etc/passwd")}, nil},
+		{"syslog", nil, []string{"kernel_log"}},
+		{"reboot", []func(*syscalls.Call){arg(2, 0x01234567)}, []string{"reboot"}},
+		{"reboot", nil, nil},
+		{"clock_settime", nil, []string{"clock_change"}},
+		{"adjtimex", nil, nil},
+		{"io_uring_setup", nil, []string{"io_uring"}},
+		{"dup2", []func(*syscalls.Call){file(0, "TCP 10.0.0.1:80->10.0.0.2:4242"), arg(1, 1)}, []string{"reverse_shell"}},
+		{"dup2", []func(*syscalls.Call){file(0, "TCP 10.0.0.1:80->10.0.0.2:4242"), arg(1, 7)}, nil},
+		{"dup2", []func(*syscalls.Call){file(0, "/dev/null"), arg(1, 1)}, nil},
+		{"getpid", []func(*syscalls.Call){refused}, []string{"seccomp_denied"}},
+		{"bpf", []func(*syscalls.Call){refused}, []string{"bpf", "seccomp_denied"}},
+		{"getpid", nil, nil},
+	} {
+		if got := w.flags(tt.call, tt.change...); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.call, got, tt.want)
+		}
+	}
+	for _, c := range []syscalls.Call{{Number: -1}, {Number: syscalls.MaxNumber}, {ABI: 9}} {
+		if got := w.engine.Flags(&c); got != nil {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+	i386 := syscalls.Call{ABI: process.I386, Number: 26}
+	if got := w.engine.Flags(&i386); !slices.Equal(got, []string{"ptrace"}) {
+		t.Errorf("ptrace of a 32-bit program: %q", got)
+	}
+}
+
+// ordinary are steps that match nothing.

@@ -48,3 +48,6 @@ func privileged(s *Subject, to string) string {
 	}
 	return fmt.Sprintf("%s called %s %s, with %s", name, s.Call, to, capability)
 }
+
+// always flags every call that a rule is asked about.
+func always(*syscalls.Call) bool { return true }

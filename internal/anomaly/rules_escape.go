@@ -45,6 +45,10 @@ func namespaceChange() *Rule {
 			}
 			return privileged(s, to), true
 		},
+		Call: func(c *syscalls.Call) bool {
+			_, ok := namespaceCall(syscalls.Name(c.ABI, c.Number), &c.Args)
+			return ok
+		},
 	}
 }
 
@@ -177,6 +181,10 @@ func mountCall() *Rule {
 			"fsmount", "fspick", "mount_setattr",
 		},
 		Match: asked("to change what is mounted", capSysAdmin),
+		Call: func(c *syscalls.Call) bool {
+			const treeClone = 1 // OPEN_TREE_CLONE
+			return syscalls.Name(c.ABI, c.Number) != "open_tree" || c.Args[2]&treeClone != 0
+		},
 	}
 }
 
@@ -191,6 +199,7 @@ func pivotRoot() *Rule {
 		On:       []process.What{process.Privileged},
 		Calls:    []string{"pivot_root"},
 		Match:    asked("to exchange its root file system", capSysAdmin),
+		Call:     always,
 	}
 }
 
@@ -205,6 +214,7 @@ func changeRoot() *Rule {
 		On:       []process.What{process.Privileged},
 		Calls:    []string{"chroot"},
 		Match:    asked("to change its root directory", capSysChroot),
+		Call:     always,
 	}
 }
 
@@ -224,6 +234,10 @@ func deviceNode() *Rule {
 				return "", false
 			}
 			return privileged(s, fmt.Sprintf("for the %s device %d:%d", kind, dev>>8&0xfff, dev&0xff|dev>>12&0xfff00)), true
+		},
+		Call: func(c *syscalls.Call) bool {
+			kind, _ := deviceKind(syscalls.Name(c.ABI, c.Number), &c.Args)
+			return kind != ""
 		},
 	}
 }
@@ -255,5 +269,6 @@ func openByHandle() *Rule {
 		On:       []process.What{process.Privileged},
 		Calls:    []string{"open_by_handle_at"},
 		Match:    asked("to open a file wherever it is", capDACReadSearch),
+		Call:     always,
 	}
 }

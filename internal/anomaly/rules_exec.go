@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/Ignoramuss/orb8/internal/process"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 )
 
 func terminalShell() *Rule {
@@ -96,6 +97,10 @@ func reverseShell() *Rule {
 			s.Remote = remote
 			return fmt.Sprintf("%s talks to %s through its standard %s", program(s.Process), s.Remote, through), true
 		},
+		Calls: []string{"dup2", "dup3"},
+		Call: func(c *syscalls.Call) bool {
+			return uint32(c.Args[1]) <= 2 && (strings.HasPrefix(c.Files[0], "TCP ") || strings.HasPrefix(c.Files[0], "UDP "))
+		},
 	}
 }
 
@@ -182,6 +187,11 @@ func memfdExecution() *Rule {
 				return "", false
 			}
 			return file(s.Process) + " was started, which is in memory only", true
+		},
+		Calls: []string{"memfd_create", "execveat"},
+		Call: func(c *syscalls.Call) bool {
+			const emptyPath = 0x1000 // AT_EMPTY_PATH
+			return syscalls.Name(c.ABI, c.Number) == "memfd_create" || c.Args[4]&emptyPath != 0
 		},
 	}
 }

@@ -4,6 +4,7 @@ package anomaly
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/syscalls"
@@ -31,6 +32,7 @@ func kernelModule() *Rule {
 			}
 			return privileged(s, "to load a kernel module"), true
 		},
+		Call: always,
 	}
 }
 
@@ -45,6 +47,7 @@ func bpfCall() *Rule {
 		On:       []process.What{process.Privileged},
 		Calls:    []string{"bpf"},
 		Match:    asked("for BPF programs or maps"),
+		Call:     always,
 	}
 }
 
@@ -64,6 +67,7 @@ func perfEventOpen() *Rule {
 			}
 			return asked("to measure the kernel or other processes", capPerfmon, capSysAdmin)(s)
 		},
+		Call: func(c *syscalls.Call) bool { return !measuresItself(&c.Args) },
 	}
 }
 
@@ -71,17 +75,35 @@ func perfEventOpen() *Rule {
 // argument is a pid, 0 for that.
 func measuresItself(args *[syscalls.MaxArgs]uint64) bool { return int32(args[1]) == 0 }
 
+// opens are the calls that open a file, with the argument that is its path.
+func opensFile(c *syscalls.Call, files ...string) bool {
+	switch syscalls.Name(c.ABI, c.Number) {
+	case "open":
+		return slices.Contains(files, c.Strings[0])
+	case "openat", "openat2":
+		return slices.Contains(files, c.Strings[1])
+	}
+	return false
+}
+
 func rawIO() *Rule {
 	return &Rule{
 		Name: "raw_io", Severity: Critical, Technique: escape, Tactic: escalation,
 		Title:    "A container reached for the hardware",
 		Reason:   "With the machine's ports or its memory the kernel can be changed from outside of it.",
-		Triggers: []string{"`iopl` and `ioperm`, also if it is refused"},
+		Triggers: []string{"`iopl` and `ioperm`, also if it is refused", "in traced containers also opening /dev/mem, /dev/kmem, /dev/port or /proc/kcore"},
 		Silent:   []string{"devices that the pod was given"},
 		Needs:    []string{NeedsCapable},
 		On:       []process.What{process.Privileged},
-		Calls:    []string{"iopl", "ioperm"},
+		Calls:    []string{"iopl", "ioperm", "open", "openat", "openat2"},
 		Match:    asked("to use the machine's ports or memory", capSysRawIO),
+		Call: func(c *syscalls.Call) bool {
+			switch syscalls.Name(c.ABI, c.Number) {
+			case "iopl", "ioperm":
+				return true
+			}
+			return opensFile(c, "/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore")
+		},
 	}
 }
 
@@ -90,17 +112,20 @@ func kernelLog() *Rule {
 		Name: "kernel_log", Severity: Notice, Technique: "T1082", Tactic: "Discovery",
 		Title:    "A container read the kernel's log",
 		Reason:   "The log tells of the node's hardware, of other containers and of addresses that help to exploit the kernel.",
-		Triggers: []string{"`dmesg` where kernel.dmesg_restrict is set, also if it is refused"},
+		Triggers: []string{"`dmesg` where kernel.dmesg_restrict is set, also if it is refused", "in traced containers also opening /dev/kmsg, /proc/kmsg or /proc/kallsyms"},
 		Silent:   []string{"programs that write to the system's log", "`dmesg` where everybody may read the log"},
 		Needs:    []string{NeedsCapable},
 		On:       []process.What{process.Privileged},
-		Calls:    []string{"syslog"},
+		Calls:    []string{"syslog", "open", "openat", "openat2"},
 		Match: func(s *Subject) (string, bool) {
 			// Files that show addresses of the kernel ask for the same capability.
 			if s.Call != "syslog" || s.Privilege.Capability != capSyslog {
 				return "", false
 			}
 			return privileged(s, "to read or change the kernel's log"), true
+		},
+		Call: func(c *syscalls.Call) bool {
+			return syscalls.Name(c.ABI, c.Number) == "syslog" || opensFile(c, "/dev/kmsg", "/proc/kmsg", "/proc/kallsyms")
 		},
 	}
 }
@@ -123,6 +148,9 @@ func reboot() *Rule {
 				return "", false
 			}
 			return asked("to stop the node or to load another kernel", capSysBoot)(s)
+		},
+		Call: func(c *syscalls.Call) bool {
+			return syscalls.Name(c.ABI, c.Number) != "reboot" || !isCtrlAltDel(&c.Args)
 		},
 	}
 }
@@ -148,6 +176,13 @@ func clockChange() *Rule {
 			"settimeofday", "stime", "clock_settime", "clock_settime64", "adjtimex", "clock_adjtime", "clock_adjtime64",
 		},
 		Match: asked("to set the clock", capSysTime),
+		Call: func(c *syscalls.Call) bool {
+			switch syscalls.Name(c.ABI, c.Number) {
+			case "adjtimex", "clock_adjtime", "clock_adjtime64":
+				return false // The arguments in memory say whether it only asks.
+			}
+			return true
+		},
 	}
 }
 
@@ -163,6 +198,8 @@ func ioUring() *Rule {
 		Match: func(s *Subject) (string, bool) {
 			return fmt.Sprintf("%s used io_uring for %s", program(s.Process), s.Call), true
 		},
+		Calls: []string{"io_uring_setup"},
+		Call:  always,
 	}
 }
 
@@ -202,5 +239,17 @@ func seccompKill() *Rule {
 			}
 			return program(s.Process) + " was killed by SIGSYS for a system call that its seccomp profile forbids", true
 		},
+	}
+}
+
+func seccompDenied() *Rule {
+	return &Rule{
+		Name: "seccomp_denied", Severity: Notice, Technique: "T1106", Tactic: "Execution",
+		Title:    "A system call was refused by seccomp",
+		Reason:   "The program tried what its profile does not allow.",
+		Triggers: []string{"in traced containers each call that seccomp or a tracer refuses, such as `unshare` under the default profile; there is no alert of it"},
+		Silent:   []string{"calls that the kernel begins and that fail, for want of a right or for another reason"},
+		Needs:    []string{NeedsSyscall},
+		Call:     func(c *syscalls.Call) bool { return c.Refused },
 	}
 }

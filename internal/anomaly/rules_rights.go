@@ -102,7 +102,7 @@ func setuidProgram() *Rule {
 }
 
 // sameUser is where ptrace and process_read are silent, whatever they are about.
-const sameUser = "on kernels that tell of it only where it takes CAP_SYS_PTRACE: other processes of the same user"
+const sameUser = "on kernels that tell of it only where it takes CAP_SYS_PTRACE: other processes of the same user (while the container is traced these calls are flagged, too)"
 
 func ptraceCall() *Rule {
 	return &Rule{
@@ -123,6 +123,7 @@ func ptraceCall() *Rule {
 		On:    []process.What{process.Privileged},
 		Calls: []string{"ptrace", "process_vm_writev"},
 		Match: reaches,
+		Call:  always,
 	}
 }
 
@@ -143,6 +144,7 @@ func processRead() *Rule {
 		On:    []process.What{process.Privileged},
 		Calls: []string{"process_vm_readv", "pidfd_getfd"},
 		Match: reaches,
+		Call:  always,
 	}
 }
 
@@ -184,6 +186,9 @@ func packetSocket() *Rule {
 				return privileged(s, "to read and send whole packets"), true
 			}
 			return "", false
+		},
+		Call: func(c *syscalls.Call) bool {
+			return syscalls.Name(c.ABI, c.Number) == "socket" && isPacketSocket(&c.Args)
 		},
 	}
 }

@@ -37,6 +37,10 @@ type settings struct {
 	// some calls only.
 	steps      [numKinds][]*Rule
 	privileged byCall
+	// calls has the rules that flag calls, anyCall those that look at all.
+	calls      byCall
+	anyCall    []*Rule
+	flagging   []*Rule // both
 	exceptions []Exception
 	images     func(*workload.Identity) [][]string // may be nil
 }
@@ -64,6 +68,16 @@ func (s *settings) add(r *Rule) {
 			continue
 		}
 		s.steps[what] = append(s.steps[what], r)
+	}
+	if r.Call != nil {
+		s.flagging = append(s.flagging, r)
+	}
+	switch {
+	case r.Call == nil:
+	case len(r.Calls) == 0:
+		s.anyCall = append(s.anyCall, r)
+	default:
+		s.calls.add(r)
 	}
 }
 

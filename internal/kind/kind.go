@@ -7,6 +7,7 @@ package kind
 import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -30,4 +31,14 @@ func Process(h *record.Header) *orb8v1.Process {
 		return nil
 	}
 	return &orb8v1.Process{Pid: h.PID, Command: h.Comm.String(), Executable: h.Executable}
+}
+
+// Arguments are those of a system call as the API has them.
+func Arguments(c *syscalls.Call) []*orb8v1.SyscallArgument {
+	decoded := syscalls.Decode(c)
+	all := make([]*orb8v1.SyscallArgument, 0, len(decoded))
+	for _, arg := range decoded {
+		all = append(all, &orb8v1.SyscallArgument{Name: arg.Name, Value: arg.Value, Text: arg.Text})
+	}
+	return all
 }

@@ -115,6 +115,19 @@ func (t *Table) Find(id ID) *Process {
 	return nil
 }
 
+// Running returns the processes that have not ended, in no order.
+func (t *Table) Running() []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*Process, 0, len(t.latest))
+	for _, e := range t.latest {
+		if e.ended.IsZero() {
+			all = append(all, e.process)
+		}
+	}
+	return all
+}
+
 // Apply takes an event in and returns what it means, or nil where it means nothing:
 // that a process is there already, or that one is moved that has ended. The step of a Fork has no ancestors unless the
 // child's rights, namespaces or cgroup are not its parent's. e is not kept.

@@ -239,6 +239,20 @@ func (r *Resolver) LearnAll() {
 	}
 }
 
+// Cgroups returns all cgroups of this node that are there now, with who they are.
+func (r *Resolver) Cgroups() map[uint64]*Identity {
+	all := make(map[uint64]*Identity)
+	paths := r.tree.all()
+	part, whole := paths[r.part.CgroupID], r.part.CgroupID == 0
+	for id, p := range paths {
+		if !isRoot(id) && (whole || p == part || strings.HasPrefix(p, part+"/")) {
+			r.learn(id, p)
+			all[id] = r.Local(id, 0, "", netip.Addr{})
+		}
+	}
+	return all
+}
+
 // Owns reports whether a cgroup is in this node's part of the hierarchy.
 func (r *Resolver) Owns(cgroup uint64) bool {
 	if r.part.CgroupID == 0 {

@@ -40,6 +40,8 @@ const (
 	ProbeState_PROBE_STATE_FALLBACK ProbeState = 2
 	// Does not run; see reason.
 	ProbeState_PROBE_STATE_OFF ProbeState = 3
+	// Is loaded when somebody asks for what it tells.
+	ProbeState_PROBE_STATE_IDLE ProbeState = 4
 )
 
 // Enum value maps for ProbeState.
@@ -49,12 +51,14 @@ var (
 		1: "PROBE_STATE_RUNNING",
 		2: "PROBE_STATE_FALLBACK",
 		3: "PROBE_STATE_OFF",
+		4: "PROBE_STATE_IDLE",
 	}
 	ProbeState_value = map[string]int32{
 		"PROBE_STATE_UNSPECIFIED": 0,
 		"PROBE_STATE_RUNNING":     1,
 		"PROBE_STATE_FALLBACK":    2,
 		"PROBE_STATE_OFF":         3,
+		"PROBE_STATE_IDLE":        4,
 	}
 )
 
@@ -168,6 +172,10 @@ const (
 	EventKind_EVENT_KIND_PROCESS EventKind = 10
 	// What rules found, only where asked for.
 	EventKind_EVENT_KIND_ALERT EventKind = 11
+	// System calls of the pods and containers that the filters select, only alone and
+	// with follow; see SyscallTrace. There is no history of these. All other calls on
+	// the nodes that have such containers become slower while they are traced.
+	EventKind_EVENT_KIND_SYSCALL EventKind = 12
 )
 
 // Enum value maps for EventKind.
@@ -183,6 +191,7 @@ var (
 		9:  "EVENT_KIND_DNS_NAME",
 		10: "EVENT_KIND_PROCESS",
 		11: "EVENT_KIND_ALERT",
+		12: "EVENT_KIND_SYSCALL",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED": 0,
@@ -195,6 +204,7 @@ var (
 		"EVENT_KIND_DNS_NAME":    9,
 		"EVENT_KIND_PROCESS":     10,
 		"EVENT_KIND_ALERT":       11,
+		"EVENT_KIND_SYSCALL":     12,
 	}
 )
 
@@ -2052,6 +2062,8 @@ type ObserveRequest struct {
 	Progress bool `protobuf:"varint,11,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Which end's view of DNS queries to send.
 	DnsView DnsView `protobuf:"varint,12,opt,name=dns_view,json=dnsView,proto3,enum=orb8.v1.DnsView" json:"dns_view,omitempty"`
+	// How to trace system calls.
+	Syscalls *SyscallTrace `protobuf:"bytes,13,opt,name=syscalls,proto3" json:"syscalls,omitempty"`
 	// Which steps of processes to send; all if empty.
 	ProcessSteps  []ProcessStep `protobuf:"varint,14,rep,packed,name=process_steps,json=processSteps,proto3,enum=orb8.v1.ProcessStep" json:"process_steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2172,9 +2184,130 @@ func (x *ObserveRequest) GetDnsView() DnsView {
 	return DnsView_DNS_VIEW_UNSPECIFIED
 }
 
+func (x *ObserveRequest) GetSyscalls() *SyscallTrace {
+	if x != nil {
+		return x.Syscalls
+	}
+	return nil
+}
+
 func (x *ObserveRequest) GetProcessSteps() []ProcessStep {
 	if x != nil {
 		return x.ProcessSteps
+	}
+	return nil
+}
+
+// SyscallTrace says which system calls of the selected containers to send.
+type SyscallTrace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names, such as openat; empty means all.
+	Calls []string `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	// Only calls that returned an error.
+	ErrorsOnly bool `protobuf:"varint,2,opt,name=errors_only,json=errorsOnly,proto3" json:"errors_only,omitempty"`
+	// Only calls that a rule flags. Not with summary.
+	AnomaliesOnly bool `protobuf:"varint,3,opt,name=anomalies_only,json=anomaliesOnly,proto3" json:"anomalies_only,omitempty"`
+	// Instead of each call a SyscallSummary per container, every second and at the end, and
+	// of a container that ends a last one then; counted in the kernel, so that no rate
+	// limits it. What is left out is in SyscallSummary.uncounted and comes as LostEvents.
+	// Not with filters that choose among a container's calls.
+	Summary bool `protobuf:"varint,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	// After this time the stream ends. 0 means 60 seconds; at most an hour.
+	DurationNs int64 `protobuf:"varint,5,opt,name=duration_ns,json=durationNs,proto3" json:"duration_ns,omitempty"`
+	// At most so many calls of this trace per second and node, 1000000 at most; the rest is
+	// counted as lost. 0 means 10000.
+	Rate uint32 `protobuf:"varint,6,opt,name=rate,proto3" json:"rate,omitempty"`
+	// Only calls that took longer, or have not returned after so long. 0 for any. Not with
+	// summary.
+	SlowerNs int64 `protobuf:"varint,7,opt,name=slower_ns,json=slowerNs,proto3" json:"slower_ns,omitempty"`
+	// Names of calls to leave out.
+	Except        []string `protobuf:"bytes,8,rep,name=except,proto3" json:"except,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallTrace) Reset() {
+	*x = SyscallTrace{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallTrace) ProtoMessage() {}
+
+func (x *SyscallTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallTrace.ProtoReflect.Descriptor instead.
+func (*SyscallTrace) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SyscallTrace) GetCalls() []string {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *SyscallTrace) GetErrorsOnly() bool {
+	if x != nil {
+		return x.ErrorsOnly
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetAnomaliesOnly() bool {
+	if x != nil {
+		return x.AnomaliesOnly
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetSummary() bool {
+	if x != nil {
+		return x.Summary
+	}
+	return false
+}
+
+func (x *SyscallTrace) GetDurationNs() int64 {
+	if x != nil {
+		return x.DurationNs
+	}
+	return 0
+}
+
+func (x *SyscallTrace) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *SyscallTrace) GetSlowerNs() int64 {
+	if x != nil {
+		return x.SlowerNs
+	}
+	return 0
+}
+
+func (x *SyscallTrace) GetExcept() []string {
+	if x != nil {
+		return x.Except
 	}
 	return nil
 }
@@ -2194,7 +2327,7 @@ type Resume struct {
 
 func (x *Resume) Reset() {
 	*x = Resume{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2339,7 @@ func (x *Resume) String() string {
 func (*Resume) ProtoMessage() {}
 
 func (x *Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2352,7 @@ func (x *Resume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resume.ProtoReflect.Descriptor instead.
 func (*Resume) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Resume) GetStartedNs() int64 {
@@ -2283,7 +2416,7 @@ type Filter struct {
 	Executables []string `protobuf:"bytes,19,rep,name=executables,proto3" json:"executables,omitempty"`
 	// Severity of an alert: notice, warning or critical. Any case.
 	Severities []string `protobuf:"bytes,18,rep,name=severities,proto3" json:"severities,omitempty"`
-	// Name of the rule that an alert is of.
+	// Name of the rule that an alert is of, or that flags a system call.
 	Rules         []string `protobuf:"bytes,20,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2291,7 +2424,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2436,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2449,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -2481,6 +2614,9 @@ type Event struct {
 	//	*Event_DnsName
 	//	*Event_Process
 	//	*Event_Alert
+	//	*Event_Syscall
+	//	*Event_SyscallSummary
+	//	*Event_SyscallTargets
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2488,7 +2624,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2636,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2649,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -2634,6 +2770,33 @@ func (x *Event) GetAlert() *Alert {
 	return nil
 }
 
+func (x *Event) GetSyscall() *Syscall {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Syscall); ok {
+			return x.Syscall
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSyscallSummary() *SyscallSummary {
+	if x != nil {
+		if x, ok := x.Event.(*Event_SyscallSummary); ok {
+			return x.SyscallSummary
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSyscallTargets() *SyscallTargets {
+	if x != nil {
+		if x, ok := x.Event.(*Event_SyscallTargets); ok {
+			return x.SyscallTargets
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2678,6 +2841,18 @@ type Event_Alert struct {
 	Alert *Alert `protobuf:"bytes,20,opt,name=alert,proto3,oneof"`
 }
 
+type Event_Syscall struct {
+	Syscall *Syscall `protobuf:"bytes,21,opt,name=syscall,proto3,oneof"`
+}
+
+type Event_SyscallSummary struct {
+	SyscallSummary *SyscallSummary `protobuf:"bytes,22,opt,name=syscall_summary,json=syscallSummary,proto3,oneof"`
+}
+
+type Event_SyscallTargets struct {
+	SyscallTargets *SyscallTargets `protobuf:"bytes,23,opt,name=syscall_targets,json=syscallTargets,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2697,6 +2872,12 @@ func (*Event_DnsName) isEvent_Event() {}
 func (*Event_Process) isEvent_Event() {}
 
 func (*Event_Alert) isEvent_Event() {}
+
+func (*Event_Syscall) isEvent_Event() {}
+
+func (*Event_SyscallSummary) isEvent_Event() {}
+
+func (*Event_SyscallTargets) isEvent_Event() {}
 
 // ProcessEvent is a program that was started or a process that ended.
 type ProcessEvent struct {
@@ -2722,7 +2903,7 @@ type ProcessEvent struct {
 
 func (x *ProcessEvent) Reset() {
 	*x = ProcessEvent{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +2915,7 @@ func (x *ProcessEvent) String() string {
 func (*ProcessEvent) ProtoMessage() {}
 
 func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2928,7 @@ func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
 func (*ProcessEvent) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProcessEvent) GetStep() ProcessStep {
@@ -2850,7 +3031,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3043,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3056,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -2976,7 +3157,7 @@ type Executable struct {
 
 func (x *Executable) Reset() {
 	*x = Executable{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3169,7 @@ func (x *Executable) String() string {
 func (*Executable) ProtoMessage() {}
 
 func (x *Executable) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3182,7 @@ func (x *Executable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Executable.ProtoReflect.Descriptor instead.
 func (*Executable) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Executable) GetPath() string {
@@ -3060,7 +3241,7 @@ type RuleStatus struct {
 
 func (x *RuleStatus) Reset() {
 	*x = RuleStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3253,7 @@ func (x *RuleStatus) String() string {
 func (*RuleStatus) ProtoMessage() {}
 
 func (x *RuleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3266,7 @@ func (x *RuleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStatus.ProtoReflect.Descriptor instead.
 func (*RuleStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RuleStatus) GetName() string {
@@ -3145,7 +3326,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3338,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3351,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Alert) GetRule() string {
@@ -3293,7 +3474,7 @@ type SyscallArgument struct {
 
 func (x *SyscallArgument) Reset() {
 	*x = SyscallArgument{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3486,7 @@ func (x *SyscallArgument) String() string {
 func (*SyscallArgument) ProtoMessage() {}
 
 func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3499,7 @@ func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallArgument.ProtoReflect.Descriptor instead.
 func (*SyscallArgument) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SyscallArgument) GetName() string {
@@ -3355,7 +3536,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3548,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3561,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Progress) GetLowWatermarkNs() int64 {
@@ -3422,7 +3603,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3615,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3628,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -3538,7 +3719,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3550,7 +3731,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3563,7 +3744,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -3649,7 +3830,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3661,7 +3842,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3674,7 +3855,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -3714,7 +3895,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3726,7 +3907,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3739,7 +3920,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -3810,7 +3991,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +4003,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +4016,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -3882,7 +4063,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4075,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4088,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -3977,7 +4158,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +4170,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +4183,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -4128,7 +4309,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4321,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4334,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -4181,7 +4362,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4193,7 +4374,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4206,7 +4387,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -4259,7 +4440,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4271,7 +4452,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4284,7 +4465,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -4397,7 +4578,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4409,7 +4590,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4422,7 +4603,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -4467,7 +4648,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4479,7 +4660,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4492,7 +4673,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -4545,7 +4726,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4738,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4751,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -4677,7 +4858,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +4870,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +4883,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -4742,7 +4923,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +4935,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +4948,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -4823,7 +5004,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +5016,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +5029,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -4861,6 +5042,388 @@ func (x *LostEvents) GetStage() string {
 func (x *LostEvents) GetCount() uint64 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+// Syscall is one system call that has returned, or one that never does.
+type Syscall struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Workload *Workload              `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Process  *Process               `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	ThreadId uint32                 `protobuf:"varint,3,opt,name=thread_id,json=threadId,proto3" json:"thread_id,omitempty"`
+	// For instance openat; syscall_N for a number without a name.
+	Name   string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Number uint32 `protobuf:"varint,5,opt,name=number,proto3" json:"number,omitempty"`
+	// amd64, arm64, i386 or arm.
+	Abi       string             `protobuf:"bytes,6,opt,name=abi,proto3" json:"abi,omitempty"`
+	Arguments []*SyscallArgument `protobuf:"bytes,7,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// Unless no_result.
+	ReturnValue int64 `protobuf:"varint,8,opt,name=return_value,json=returnValue,proto3" json:"return_value,omitempty"`
+	// Name of the error, for instance EACCES; empty if there was none.
+	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	// It has not returned: exit, or what was still going on at the end.
+	Unfinished bool `protobuf:"varint,10,opt,name=unfinished,proto3" json:"unfinished,omitempty"`
+	// The kernel did not begin it: seccomp or a tracer refused it.
+	Refused   bool  `protobuf:"varint,11,opt,name=refused,proto3" json:"refused,omitempty"`
+	LatencyNs int64 `protobuf:"varint,12,opt,name=latency_ns,json=latencyNs,proto3" json:"latency_ns,omitempty"`
+	// Rules that flag it.
+	Rules []string `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
+	// There is no return value: it is unfinished, returned from a signal's handler, or was
+	// refused by a signal.
+	NoResult      bool `protobuf:"varint,14,opt,name=no_result,json=noResult,proto3" json:"no_result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Syscall) Reset() {
+	*x = Syscall{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Syscall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Syscall) ProtoMessage() {}
+
+func (x *Syscall) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
+func (*Syscall) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Syscall) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *Syscall) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Syscall) GetThreadId() uint32 {
+	if x != nil {
+		return x.ThreadId
+	}
+	return 0
+}
+
+func (x *Syscall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Syscall) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Syscall) GetAbi() string {
+	if x != nil {
+		return x.Abi
+	}
+	return ""
+}
+
+func (x *Syscall) GetArguments() []*SyscallArgument {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *Syscall) GetReturnValue() int64 {
+	if x != nil {
+		return x.ReturnValue
+	}
+	return 0
+}
+
+func (x *Syscall) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Syscall) GetUnfinished() bool {
+	if x != nil {
+		return x.Unfinished
+	}
+	return false
+}
+
+func (x *Syscall) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Syscall) GetLatencyNs() int64 {
+	if x != nil {
+		return x.LatencyNs
+	}
+	return 0
+}
+
+func (x *Syscall) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Syscall) GetNoResult() bool {
+	if x != nil {
+		return x.NoResult
+	}
+	return false
+}
+
+// SyscallSummary is what a container called since its trace began, by the same begin_ns.
+type SyscallSummary struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Workload *Workload              `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// Most time first.
+	Calls   []*SyscallCount `protobuf:"bytes,2,rep,name=calls,proto3" json:"calls,omitempty"`
+	BeginNs int64           `protobuf:"varint,3,opt,name=begin_ns,json=beginNs,proto3" json:"begin_ns,omitempty"`
+	// Calls that were not counted, of all the trace's containers on the node: there was no
+	// room for more kinds of them, or to keep their begin.
+	Uncounted     uint64 `protobuf:"varint,4,opt,name=uncounted,proto3" json:"uncounted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallSummary) Reset() {
+	*x = SyscallSummary{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallSummary) ProtoMessage() {}
+
+func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallSummary.ProtoReflect.Descriptor instead.
+func (*SyscallSummary) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *SyscallSummary) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *SyscallSummary) GetCalls() []*SyscallCount {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *SyscallSummary) GetBeginNs() int64 {
+	if x != nil {
+		return x.BeginNs
+	}
+	return 0
+}
+
+func (x *SyscallSummary) GetUncounted() uint64 {
+	if x != nil {
+		return x.Uncounted
+	}
+	return 0
+}
+
+// SyscallTargets says which workloads of a node are being traced: once at the begin of
+// a trace, when there may be none yet, and whenever that changes.
+type SyscallTargets struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each container, or other cgroup, with processes of its own or not.
+	Workloads     []*Workload `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallTargets) Reset() {
+	*x = SyscallTargets{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallTargets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallTargets) ProtoMessage() {}
+
+func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallTargets.ProtoReflect.Descriptor instead.
+func (*SyscallTargets) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SyscallTargets) GetWorkloads() []*Workload {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+type SyscallCount struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Abi    string                 `protobuf:"bytes,2,opt,name=abi,proto3" json:"abi,omitempty"`
+	Calls  uint64                 `protobuf:"varint,3,opt,name=calls,proto3" json:"calls,omitempty"`
+	Errors uint64                 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
+	// From the begin of the calls to their end, also while they wait.
+	TimeNs int64 `protobuf:"varint,5,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	// The longest; 0 where that is not known, since the container's calls were counted for
+	// another trace before this one began.
+	MaxNs int64 `protobuf:"varint,6,opt,name=max_ns,json=maxNs,proto3" json:"max_ns,omitempty"`
+	// Estimates of the time within which half, and 99 of 100, of the calls returned; too long
+	// by a third at most. 0 where max_ns is.
+	P50Ns         int64 `protobuf:"varint,7,opt,name=p50_ns,json=p50Ns,proto3" json:"p50_ns,omitempty"`
+	P99Ns         int64 `protobuf:"varint,8,opt,name=p99_ns,json=p99Ns,proto3" json:"p99_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyscallCount) Reset() {
+	*x = SyscallCount{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyscallCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyscallCount) ProtoMessage() {}
+
+func (x *SyscallCount) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyscallCount.ProtoReflect.Descriptor instead.
+func (*SyscallCount) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SyscallCount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyscallCount) GetAbi() string {
+	if x != nil {
+		return x.Abi
+	}
+	return ""
+}
+
+func (x *SyscallCount) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetMaxNs() int64 {
+	if x != nil {
+		return x.MaxNs
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetP50Ns() int64 {
+	if x != nil {
+		return x.P50Ns
+	}
+	return 0
+}
+
+func (x *SyscallCount) GetP99Ns() int64 {
+	if x != nil {
+		return x.P99Ns
 	}
 	return 0
 }
@@ -4916,7 +5479,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4928,7 +5491,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4941,7 +5504,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -5111,7 +5674,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +5686,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +5699,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -5202,7 +5765,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5214,7 +5777,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5227,7 +5790,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -5429,7 +5992,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xd1\x03\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\x84\x04\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -5443,8 +6006,20 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06resume\x18\n" +
 	" \x01(\v2\x0f.orb8.v1.ResumeR\x06resume\x12\x1a\n" +
 	"\bprogress\x18\v \x01(\bR\bprogress\x12+\n" +
-	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\x129\n" +
-	"\rprocess_steps\x18\x0e \x03(\x0e2\x14.orb8.v1.ProcessStepR\fprocessSteps\"=\n" +
+	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\x121\n" +
+	"\bsyscalls\x18\r \x01(\v2\x15.orb8.v1.SyscallTraceR\bsyscalls\x129\n" +
+	"\rprocess_steps\x18\x0e \x03(\x0e2\x14.orb8.v1.ProcessStepR\fprocessSteps\"\xf0\x01\n" +
+	"\fSyscallTrace\x12\x14\n" +
+	"\x05calls\x18\x01 \x03(\tR\x05calls\x12\x1f\n" +
+	"\verrors_only\x18\x02 \x01(\bR\n" +
+	"errorsOnly\x12%\n" +
+	"\x0eanomalies_only\x18\x03 \x01(\bR\ranomaliesOnly\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\bR\asummary\x12\x1f\n" +
+	"\vduration_ns\x18\x05 \x01(\x03R\n" +
+	"durationNs\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\rR\x04rate\x12\x1b\n" +
+	"\tslower_ns\x18\a \x01(\x03R\bslowerNs\x12\x16\n" +
+	"\x06except\x18\b \x03(\tR\x06except\"=\n" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
@@ -5477,7 +6052,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"severities\x18\x12 \x03(\tR\n" +
 	"severities\x12\x14\n" +
-	"\x05rules\x18\x14 \x03(\tR\x05rules\"\xd3\x04\n" +
+	"\x05rules\x18\x14 \x03(\tR\x05rules\"\x89\x06\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -5496,7 +6071,10 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bprogress\x18\x10 \x01(\v2\x11.orb8.v1.ProgressH\x00R\bprogress\x12-\n" +
 	"\bdns_name\x18\x12 \x01(\v2\x10.orb8.v1.DnsNameH\x00R\adnsName\x121\n" +
 	"\aprocess\x18\x13 \x01(\v2\x15.orb8.v1.ProcessEventH\x00R\aprocess\x12&\n" +
-	"\x05alert\x18\x14 \x01(\v2\x0e.orb8.v1.AlertH\x00R\x05alertB\a\n" +
+	"\x05alert\x18\x14 \x01(\v2\x0e.orb8.v1.AlertH\x00R\x05alert\x12,\n" +
+	"\asyscall\x18\x15 \x01(\v2\x10.orb8.v1.SyscallH\x00R\asyscall\x12B\n" +
+	"\x0fsyscall_summary\x18\x16 \x01(\v2\x17.orb8.v1.SyscallSummaryH\x00R\x0esyscallSummary\x12B\n" +
+	"\x0fsyscall_targets\x18\x17 \x01(\v2\x17.orb8.v1.SyscallTargetsH\x00R\x0esyscallTargetsB\a\n" +
 	"\x05event\"\x87\x03\n" +
 	"\fProcessEvent\x12(\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
@@ -5716,7 +6294,42 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xd0\x05\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xbc\x03\n" +
+	"\aSyscall\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12*\n" +
+	"\aprocess\x18\x02 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1b\n" +
+	"\tthread_id\x18\x03 \x01(\rR\bthreadId\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
+	"\x06number\x18\x05 \x01(\rR\x06number\x12\x10\n" +
+	"\x03abi\x18\x06 \x01(\tR\x03abi\x126\n" +
+	"\targuments\x18\a \x03(\v2\x18.orb8.v1.SyscallArgumentR\targuments\x12!\n" +
+	"\freturn_value\x18\b \x01(\x03R\vreturnValue\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\n" +
+	" \x01(\bR\n" +
+	"unfinished\x12\x18\n" +
+	"\arefused\x18\v \x01(\bR\arefused\x12\x1d\n" +
+	"\n" +
+	"latency_ns\x18\f \x01(\x03R\tlatencyNs\x12\x14\n" +
+	"\x05rules\x18\r \x03(\tR\x05rules\x12\x1b\n" +
+	"\tno_result\x18\x0e \x01(\bR\bnoResult\"\xa5\x01\n" +
+	"\x0eSyscallSummary\x12-\n" +
+	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12+\n" +
+	"\x05calls\x18\x02 \x03(\v2\x15.orb8.v1.SyscallCountR\x05calls\x12\x19\n" +
+	"\bbegin_ns\x18\x03 \x01(\x03R\abeginNs\x12\x1c\n" +
+	"\tuncounted\x18\x04 \x01(\x04R\tuncounted\"A\n" +
+	"\x0eSyscallTargets\x12/\n" +
+	"\tworkloads\x18\x01 \x03(\v2\x11.orb8.v1.WorkloadR\tworkloads\"\xc0\x01\n" +
+	"\fSyscallCount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03abi\x18\x02 \x01(\tR\x03abi\x12\x14\n" +
+	"\x05calls\x18\x03 \x01(\x04R\x05calls\x12\x16\n" +
+	"\x06errors\x18\x04 \x01(\x04R\x06errors\x12\x17\n" +
+	"\atime_ns\x18\x05 \x01(\x03R\x06timeNs\x12\x15\n" +
+	"\x06max_ns\x18\x06 \x01(\x03R\x05maxNs\x12\x15\n" +
+	"\x06p50_ns\x18\a \x01(\x03R\x05p50Ns\x12\x15\n" +
+	"\x06p99_ns\x18\b \x01(\x03R\x05p99Ns\"\xd0\x05\n" +
 	"\vDnsExchange\x12-\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x13.orb8.v1.DnsOutcomeR\aoutcome\x12'\n" +
 	"\x05local\x18\x02 \x01(\v2\x11.orb8.v1.EndpointR\x05local\x12)\n" +
@@ -5769,13 +6382,14 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"TypesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*q\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*\x87\x01\n" +
 	"\n" +
 	"ProbeState\x12\x1b\n" +
 	"\x17PROBE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13PROBE_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14PROBE_STATE_FALLBACK\x10\x02\x12\x13\n" +
-	"\x0fPROBE_STATE_OFF\x10\x03*v\n" +
+	"\x0fPROBE_STATE_OFF\x10\x03\x12\x14\n" +
+	"\x10PROBE_STATE_IDLE\x10\x04*v\n" +
 	"\x04Sort\x12\x14\n" +
 	"\x10SORT_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -5783,7 +6397,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\fSORT_PACKETS\x10\x02\x12\x12\n" +
 	"\x0eSORT_LAST_SEEN\x10\x03\x12\f\n" +
 	"\bSORT_RTT\x10\x04\x12\x14\n" +
-	"\x10SORT_RETRANSMITS\x10\x05*\x86\x02\n" +
+	"\x10SORT_RETRANSMITS\x10\x05*\x9e\x02\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEVENT_KIND_FLOW\x10\x01\x12\x19\n" +
@@ -5795,7 +6409,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x13EVENT_KIND_DNS_NAME\x10\t\x12\x16\n" +
 	"\x12EVENT_KIND_PROCESS\x10\n" +
 	"\x12\x14\n" +
-	"\x10EVENT_KIND_ALERT\x10\v*Y\n" +
+	"\x10EVENT_KIND_ALERT\x10\v\x12\x16\n" +
+	"\x12EVENT_KIND_SYSCALL\x10\f*Y\n" +
 	"\vProcessStep\x12\x1c\n" +
 	"\x18PROCESS_STEP_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PROCESS_STEP_EXEC\x10\x01\x12\x15\n" +
@@ -5884,7 +6499,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -5912,140 +6527,155 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*ProbeStatus)(nil),         // 23: orb8.v1.ProbeStatus
 	(*LossCount)(nil),           // 24: orb8.v1.LossCount
 	(*ObserveRequest)(nil),      // 25: orb8.v1.ObserveRequest
-	(*Resume)(nil),              // 26: orb8.v1.Resume
-	(*Filter)(nil),              // 27: orb8.v1.Filter
-	(*Event)(nil),               // 28: orb8.v1.Event
-	(*ProcessEvent)(nil),        // 29: orb8.v1.ProcessEvent
-	(*ProcessInfo)(nil),         // 30: orb8.v1.ProcessInfo
-	(*Executable)(nil),          // 31: orb8.v1.Executable
-	(*RuleStatus)(nil),          // 32: orb8.v1.RuleStatus
-	(*Alert)(nil),               // 33: orb8.v1.Alert
-	(*SyscallArgument)(nil),     // 34: orb8.v1.SyscallArgument
-	(*Progress)(nil),            // 35: orb8.v1.Progress
-	(*AcceleratorSample)(nil),   // 36: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 37: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 38: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 39: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 40: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 41: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 42: orb8.v1.Flow
-	(*Connection)(nil),          // 43: orb8.v1.Connection
-	(*Endpoint)(nil),            // 44: orb8.v1.Endpoint
-	(*Workload)(nil),            // 45: orb8.v1.Workload
-	(*Counters)(nil),            // 46: orb8.v1.Counters
-	(*Process)(nil),             // 47: orb8.v1.Process
-	(*TcpInfo)(nil),             // 48: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 49: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 50: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 51: orb8.v1.LostEvents
-	(*DnsExchange)(nil),         // 52: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 53: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 54: orb8.v1.DnsName
-	nil,                         // 55: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 56: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 57: orb8.v1.Workload.LabelsEntry
-	nil,                         // 58: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 59: orb8.v1.DnsName.TypesEntry
+	(*SyscallTrace)(nil),        // 26: orb8.v1.SyscallTrace
+	(*Resume)(nil),              // 27: orb8.v1.Resume
+	(*Filter)(nil),              // 28: orb8.v1.Filter
+	(*Event)(nil),               // 29: orb8.v1.Event
+	(*ProcessEvent)(nil),        // 30: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 31: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 32: orb8.v1.Executable
+	(*RuleStatus)(nil),          // 33: orb8.v1.RuleStatus
+	(*Alert)(nil),               // 34: orb8.v1.Alert
+	(*SyscallArgument)(nil),     // 35: orb8.v1.SyscallArgument
+	(*Progress)(nil),            // 36: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 37: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 38: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 39: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 40: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 41: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 42: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 43: orb8.v1.Flow
+	(*Connection)(nil),          // 44: orb8.v1.Connection
+	(*Endpoint)(nil),            // 45: orb8.v1.Endpoint
+	(*Workload)(nil),            // 46: orb8.v1.Workload
+	(*Counters)(nil),            // 47: orb8.v1.Counters
+	(*Process)(nil),             // 48: orb8.v1.Process
+	(*TcpInfo)(nil),             // 49: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 50: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 51: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 52: orb8.v1.LostEvents
+	(*Syscall)(nil),             // 53: orb8.v1.Syscall
+	(*SyscallSummary)(nil),      // 54: orb8.v1.SyscallSummary
+	(*SyscallTargets)(nil),      // 55: orb8.v1.SyscallTargets
+	(*SyscallCount)(nil),        // 56: orb8.v1.SyscallCount
+	(*DnsExchange)(nil),         // 57: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 58: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 59: orb8.v1.DnsName
+	nil,                         // 60: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 61: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 62: orb8.v1.Workload.LabelsEntry
+	nil,                         // 63: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 64: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	27, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	28, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	18, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	27, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	45, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	45, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	28, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	46, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	46, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	8,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	7,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	47, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	48, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	45, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	45, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	48, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	49, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	46, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	46, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
 	23, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
 	24, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
 	22, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
 	21, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
-	32, // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
+	33, // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
 	0,  // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	27, // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	28, // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
 	2,  // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
 	1,  // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	26, // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	27, // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
 	12, // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
-	3,  // 22: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
-	42, // 23: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	43, // 24: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	50, // 25: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	51, // 26: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	36, // 27: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	52, // 28: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
-	35, // 29: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	54, // 30: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
-	29, // 31: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
-	33, // 32: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
-	3,  // 33: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
-	45, // 34: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
-	30, // 35: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
-	30, // 36: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
-	31, // 37: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
-	4,  // 38: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
-	45, // 39: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
-	30, // 40: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
-	30, // 41: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
-	34, // 42: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
-	44, // 43: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
-	37, // 44: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	55, // 45: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	39, // 46: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	41, // 47: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	41, // 48: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	45, // 49: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	40, // 50: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	56, // 51: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	47, // 52: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	38, // 53: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	38, // 54: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	45, // 55: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	5,  // 56: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	44, // 57: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	44, // 58: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	8,  // 59: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	7,  // 60: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	46, // 61: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	46, // 62: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	47, // 63: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	48, // 64: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	49, // 65: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	6,  // 66: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	42, // 67: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	45, // 68: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	57, // 69: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	9,  // 70: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	10, // 71: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	11, // 72: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	23, // 73: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	13, // 74: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	44, // 75: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	44, // 76: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	12, // 77: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	47, // 78: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	53, // 79: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	45, // 80: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	58, // 81: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	59, // 82: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	38, // 83: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	38, // 84: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	14, // 85: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	16, // 86: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	17, // 87: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	25, // 88: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	15, // 89: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	19, // 90: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	20, // 91: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	28, // 92: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	89, // [89:93] is the sub-list for method output_type
-	85, // [85:89] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	26, // 22: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
+	3,  // 23: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
+	43, // 24: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	44, // 25: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	51, // 26: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	52, // 27: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	37, // 28: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	57, // 29: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	36, // 30: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	59, // 31: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	30, // 32: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	34, // 33: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
+	53, // 34: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
+	54, // 35: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
+	55, // 36: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
+	3,  // 37: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	46, // 38: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	31, // 39: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	31, // 40: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	32, // 41: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	4,  // 42: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
+	46, // 43: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	31, // 44: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
+	31, // 45: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
+	35, // 46: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
+	45, // 47: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	38, // 48: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	60, // 49: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	40, // 50: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	42, // 51: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	42, // 52: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	46, // 53: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	41, // 54: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	61, // 55: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	48, // 56: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	39, // 57: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	39, // 58: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	46, // 59: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	5,  // 60: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	45, // 61: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	45, // 62: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	8,  // 63: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	7,  // 64: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	47, // 65: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	47, // 66: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	48, // 67: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	49, // 68: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	50, // 69: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	6,  // 70: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	43, // 71: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	46, // 72: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	62, // 73: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	9,  // 74: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	10, // 75: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	11, // 76: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	23, // 77: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	46, // 78: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
+	48, // 79: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
+	35, // 80: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
+	46, // 81: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
+	56, // 82: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
+	46, // 83: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
+	13, // 84: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	45, // 85: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	45, // 86: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	12, // 87: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	48, // 88: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	58, // 89: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	46, // 90: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	63, // 91: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	64, // 92: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	39, // 93: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	39, // 94: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14, // 95: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16, // 96: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17, // 97: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	25, // 98: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15, // 99: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19, // 100: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20, // 101: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	29, // 102: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	99, // [99:103] is the sub-list for method output_type
+	95, // [95:99] is the sub-list for method input_type
+	95, // [95:95] is the sub-list for extension type_name
+	95, // [95:95] is the sub-list for extension extendee
+	0,  // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -6053,7 +6683,7 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[14].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[15].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
@@ -6064,6 +6694,9 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_DnsName)(nil),
 		(*Event_Process)(nil),
 		(*Event_Alert)(nil),
+		(*Event_Syscall)(nil),
+		(*Event_SyscallSummary)(nil),
+		(*Event_SyscallTargets)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -6071,7 +6704,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      14,
-			NumMessages:   46,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -55,6 +55,7 @@ type Config struct {
 	DNSRingBytes int
 
 	Exec          Mode
+	Syscall       Mode
 	ExecRingBytes int
 	ProcessArgs   int
 	ProcessRedact string
@@ -108,6 +109,7 @@ func Default() Config {
 		DNSRingBytes: 2 << 20,
 
 		Exec:          ModeAuto,
+		Syscall:       ModeAuto,
 		ExecRingBytes: 2 << 20,
 		ProcessArgs:   1024,
 
@@ -180,6 +182,7 @@ func (c *Config) settings() []setting {
 		{"dns_timeout", "how long a DNS query waits for its answer before it is told of as unanswered", true, &c.DNSTimeout, c.checkDNSTimeout},
 		{"dns_ring_bytes", "size of the dns probe's ring buffer; a power of two", false, &c.DNSRingBytes, checkRing(&c.DNSRingBytes)},
 		{"exec", "the exec probe, which tells of processes and of what they ask of the kernel: auto, on or off", false, &c.Exec, c.Exec.check},
+		{"syscall", "whether clients may trace system calls, which slows all processes of the node down while they do: auto or off", false, &c.Syscall, c.checkSyscall},
 		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
 		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, process.MaxArgBytes)},
 		{"process_redact", "regular expression of what is hidden in arguments (its groups, or all that it matches if it has none), beside what looks like a secret", false, &c.ProcessRedact, c.checkRedact},
@@ -348,6 +351,14 @@ func (c *Config) Mode(name string) Mode {
 		return c.Exec
 	}
 	return ModeAuto
+}
+
+// checkSyscall: there is nothing to run at the start.
+func (c *Config) checkSyscall() error {
+	if c.Syscall == ModeOn {
+		return fmt.Errorf("%q: want auto or off", string(c.Syscall))
+	}
+	return c.Syscall.check()
 }
 
 func (m Mode) check() error {

@@ -19,7 +19,9 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/kube"
+	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
 	"github.com/Ignoramuss/orb8/internal/probe/cgroup"
 	"github.com/Ignoramuss/orb8/internal/probe/dns"
@@ -33,7 +35,7 @@ import (
 
 // probes is the list of all probes. A new probe is one more call of Add. What a
 // reload can change is asked of now; s.Config is as it was at the start.
-func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, clock *probe.Clock, helpers []string) *probe.Manager {
+func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, clock *probe.Clock, helpers []string, selection *probe.Selection) *probe.Manager {
 	cgroupRoot, part := names.Mount().Path, names.Part()
 	m := probe.NewManager(s.Log)
 
@@ -42,7 +44,10 @@ func probes(s agent.Sink, now func() *config.Config, names *workload.Resolver, c
 	if s.Config.TCP == config.ModeOff && s.Config.Packet == config.ModeOff && s.Config.Exec == config.ModeOff {
 		helper = append(helper, probe.Off("no probe is on that it could help"))
 	}
-	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Made: names.Learn, Losses: s.Losses}), helper...)
+	m.Add(cgroup.New(cgroup.Config{Ready: names.LearnAll, Losses: s.Losses, Selection: selection, Made: func(id uint64, path string) {
+		names.Learn(id, path)
+		s.Made(id)
+	}}), helper...)
 	tcpProbe := tcp.New(tcp.Config{
 		Apply: s.Apply, Losses: s.Losses, Clock: clock, RingBytes: uint32(s.Config.TCPRingBytes),
 		CgroupRoot: cgroupRoot + part.Path, CgroupID: part.CgroupID,
@@ -94,7 +99,8 @@ func modeOptions(p probe.Probe, m config.Mode) []probe.Option {
 // Host is an agent together with what it needs of this host.
 type Host struct {
 	*agent.Agent
-	resolver *workload.Resolver
+	resolver  *workload.Resolver
+	selection *probe.Selection // nil if there is none
 }
 
 // New returns an agent with orb8's probes for this host. deps may leave
@@ -130,8 +136,17 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 	clock := probe.NewClock()
 	deps.Clock = clock
 	var a *agent.Agent
+	selection, err := selectionOf(cfg, log)
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	if selection != nil {
+		deps.Tracer = func(losses *loss.Counters, apply func(*calls.Record)) agent.Tracer {
+			return newTracer(selection, clock, losses, apply)
+		}
+	}
 	deps.Probes = func(s agent.Sink) *probe.Manager {
-		return probes(s, func() *config.Config { return a.Config() }, r, clock, deps.Helpers)
+		return probes(s, func() *config.Config { return a.Config() }, r, clock, deps.Helpers, selection)
 	}
 	if deps.Accelerators == nil && cfg.GPU != config.ModeOff {
 		if cluster != nil {
@@ -144,11 +159,27 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 	if workload.SeesPIDs() {
 		deps.Running = func(id process.ID) bool { return exec.Running("/proc", id) }
 	}
+	h := &Host{resolver: r, selection: selection}
 	a, err = agent.New(cfg, deps, log)
 	if err != nil {
-		return nil, errors.Join(err, r.Close())
+		return nil, errors.Join(err, h.Close())
 	}
-	return &Host{Agent: a, resolver: r}, nil
+	h.Agent = a
+	return h, nil
+}
+
+// selectionOf is what traces of system calls need, nil where they are turned off or the
+// kernel has no such map.
+func selectionOf(cfg config.Config, log *slog.Logger) (*probe.Selection, error) {
+	if cfg.Syscall == config.ModeOff {
+		return nil, nil
+	}
+	selection, err := probe.NewSelection()
+	if u, ok := errors.AsType[*probe.Unsupported](err); ok {
+		log.Warn("system calls cannot be traced", "err", u)
+		return nil, nil
+	}
+	return selection, err
 }
 
 // newCluster returns what knows the cluster, or nil outside Kubernetes.
@@ -173,7 +204,13 @@ func newCluster(cfg config.Config, version string, log *slog.Logger) (*kube.Clus
 }
 
 // Close gives back what New took.
-func (h *Host) Close() error { return h.resolver.Close() }
+func (h *Host) Close() error {
+	err := h.resolver.Close()
+	if h.selection != nil {
+		err = errors.Join(err, h.selection.Close())
+	}
+	return err
+}
 
 func kernelRelease() string {
 	var u unix.Utsname

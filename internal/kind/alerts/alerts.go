@@ -27,18 +27,9 @@ func Event(r *anomaly.Record, node string) *orb8v1.Event {
 	}
 	if p := s.Privilege; p != nil && p.Call >= 0 {
 		call := syscalls.Call{ABI: p.ABI, Number: p.Call, Args: p.Args}
-		x.Syscall, x.Denied, x.Arguments = syscalls.Name(p.ABI, p.Call), p.Denied, arguments(&call)
+		x.Syscall, x.Denied, x.Arguments = syscalls.Name(p.ABI, p.Call), p.Denied, kind.Arguments(&call)
 	}
 	return &orb8v1.Event{TimeNs: r.Time, NodeName: node, Event: &orb8v1.Event_Alert{Alert: x}}
-}
-
-func arguments(c *syscalls.Call) []*orb8v1.SyscallArgument {
-	decoded := syscalls.Decode(c)
-	all := make([]*orb8v1.SyscallArgument, 0, len(decoded))
-	for _, arg := range decoded {
-		all = append(all, &orb8v1.SyscallArgument{Name: arg.Name, Value: arg.Value, Text: arg.Text})
-	}
-	return all
 }
 
 const alertsTotal = "orb8_syscall_alerts_total"

@@ -42,7 +42,10 @@ func compileRules(values []string) (func(any) bool, *filter.Error) {
 			return nil, &filter.Error{Value: v, Want: "the name of a rule", Err: err}
 		}
 	}
-	return of(func(a *anomaly.Alert) bool { return slices.Contains(values, a.Rule.Name) }), nil
+	return func(body any) bool {
+		r, ok := body.(interface{ RuleNames() []string })
+		return ok && slices.ContainsFunc(r.RuleNames(), func(name string) bool { return slices.Contains(values, name) })
+	}, nil
 }
 
 func compileSeverities(values []string) (func(any) bool, *filter.Error) {

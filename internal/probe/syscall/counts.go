@@ -18,7 +18,13 @@ type Count struct {
 	Calls, Errors uint64
 	// Time from the calls' begin to their end, also while they wait.
 	Time, Max time.Duration
+	// ByTime is how many calls took how long: in the first bucket those below 256 ns,
+	// then two buckets for each power of two.
+	ByTime [Buckets]uint64
 }
+
+// Buckets is BUCKETS of the programs.
+const Buckets = 64
 
 // Summary returns the counts in no order. It may be called from Start until Close, also
 // while Run is at work.
@@ -46,6 +52,9 @@ func sum(key bpfCountKey, perCPU []bpfCallCounts) Count {
 		c.Errors += n.Errors
 		c.Time += time.Duration(n.TimeNs)
 		c.Max = max(c.Max, time.Duration(n.MaxNs))
+		for b := range n.ByTime {
+			c.ByTime[b] += uint64(n.ByTime[b])
+		}
 	}
 	return c
 }

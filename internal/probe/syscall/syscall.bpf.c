@@ -172,8 +172,12 @@ struct count_key {
 	u32 compat;
 };
 
+#define BUCKETS 64 /* a power of two, for old verifiers */
+
 struct call_counts {
 	u64 calls, errors, time_ns, max_ns;
+	/* By their time: those below 256 ns, then two for each power of two. */
+	u32 by_time[BUCKETS];
 };
 
 enum syscall_stat {
@@ -640,10 +644,31 @@ static __always_inline void read_out(struct call *c, struct call_reads *r)
 
 /* --- telling --------------------------------------------------------------- */
 
+/* The bucket of a time. */
+static __always_inline u64 bucket(u64 ns)
+{
+	u64 n = ns >> 8, bits = 0, half;
+
+	if (!n)
+		return 0;
+	if (ns >> 39) /* nine minutes */
+		return BUCKETS - 1;
+#pragma unroll
+	for (int step = 16; step; step /= 2)
+		if (n >> step) {
+			n >>= step;
+			bits += step;
+		}
+	half = ns >> (bits + 7) & 1;
+	return 1 + 2 * bits + half;
+}
+
 static __always_inline void count_call(struct call *c, u32 traces)
 {
 	struct count_key key = { .cgroup_id = c->cgroup_id, .nr = c->nr, .compat = compat_of(c) };
-	struct call_counts zero = {}, *n;
+	static const struct call_counts zero = {};
+	struct call_counts *n;
+	u64 at;
 
 	n = bpf_map_lookup_elem(&syscall_counts, &key);
 	if (!n) {
@@ -659,6 +684,9 @@ static __always_inline void count_call(struct call *c, u32 traces)
 	n->time_ns += c->latency_ns;
 	if (c->latency_ns > n->max_ns)
 		n->max_ns = c->latency_ns;
+	at = bucket(c->latency_ns);
+	asm volatile("" : "+r"(at));
+	n->by_time[at & (BUCKETS - 1)]++;
 }
 
 /* Processors that do so at once may let through some more. */

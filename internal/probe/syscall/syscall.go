@@ -38,7 +38,7 @@ const (
 	// kindsBytes is how much of the kernel's memory counts may take, by and large: so
 	// many kinds of calls, by cgroup, ABI and number, are told apart.
 	kindsBytes         = 32 << 20
-	minKinds, maxKinds = 4096, 32768
+	minKinds, maxKinds = 1024, 32768
 )
 
 // Config of the probe. Selection, Losses and Clock are required, Apply too if

@@ -41,6 +41,7 @@ type bpfCallCounts struct {
 	Errors uint64
 	TimeNs uint64
 	MaxNs  uint64
+	ByTime [64]uint32
 }
 
 type bpfCallFlag uint32

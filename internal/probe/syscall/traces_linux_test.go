@@ -398,7 +398,7 @@ func TestKindsFor(t *testing.T) {
 	for _, cpus := range []int{1, 2, 64, 512} {
 		all = append(all, kindsFor(cpus))
 	}
-	if want := []uint32{32768, 32768, 16384, 4096}; !slices.Equal(all, want) {
+	if want := []uint32{32768, 32768, 1820, 1024}; !slices.Equal(all, want) {
 		t.Errorf("kinds by CPUs %v, want %v", all, want)
 	}
 }

@@ -1,0 +1,571 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/kind"
+	"github.com/Ignoramuss/orb8/internal/kind/calls"
+	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/record"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
+	"github.com/Ignoramuss/orb8/internal/workload"
+)
+
+// traces runs the Tracer while there is a trace that has something to trace here.
+type traces struct {
+	agent *Agent
+	// made are new cgroups, of which news says that there are some, while running: there
+	// are traces.
+	running atomic.Int32
+	news    chan struct{}
+	madeMu  sync.Mutex
+	made    []uint64
+
+	mu     sync.Mutex
+	all    []*trace
+	tracer Tracer // nil while it does not run
+	stop   context.CancelFunc
+	done   chan error
+	began  time.Time
+}
+
+func newTraces(a *Agent) *traces { return &traces{agent: a, news: make(chan struct{}, 1)} }
+
+// add begins a trace.
+func (ts *traces) add(t *trace) error {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	slot := uint(0)
+	for slices.ContainsFunc(ts.all, func(o *trace) bool { return o.slot == slot }) {
+		slot++
+	}
+	if slot >= MaxTraces {
+		return fmt.Errorf("%d traces of system calls are running on this node, which is the most", MaxTraces)
+	}
+	t.slot, t.begin = slot, time.Now()
+	ts.all = append(ts.all, t)
+	ts.running.Add(1)
+	return ts.update()[t]
+}
+
+// remove ends a trace, if it has not ended: what it has seen is in its stream's queue
+// afterwards.
+func (ts *traces) remove(t *trace) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if !slices.Contains(ts.all, t) {
+		return
+	}
+	ts.drop(t, errTraceOver)
+}
+
+// drop ends a trace, for a reason, and all that is done for it, and then its stream.
+func (ts *traces) drop(t *trace, why error) {
+	var had iter.Seq[uint64]
+	switch {
+	case ts.tracer == nil:
+	case !slices.ContainsFunc(ts.all, func(o *trace) bool { return o != t && len(o.cgroups) > 0 }):
+		ts.halt()
+	default:
+		had = ts.finish(t)
+	}
+	ts.countLost(t)
+	ts.tellLost(t, true)
+	t.over.Store(true)
+	ts.agent.noteLane.Publish(&traceNote{trace: t})
+	t.end(why)
+	ts.all = slices.DeleteFunc(ts.all, func(o *trace) bool { return o == t })
+	ts.running.Add(-1)
+	if ts.tracer == nil {
+		return
+	}
+	if err := ts.forget(had); err != nil {
+		ts.agent.log.Warn("end a trace of system calls", "err", err)
+	}
+}
+
+// finish takes one of several traces from the Tracer, tells it of all that it has seen,
+// and returns which cgroups it had. Calls end until it is taken away: what has been told
+// of as unfinished may be told of again.
+func (ts *traces) finish(t *trace) iter.Seq[uint64] {
+	had := make(map[uint64]bool)
+	for _, ids := range []map[uint64]*workload.Identity{t.cgroups, t.gone} {
+		for id := range ids {
+			had[id] = true
+		}
+	}
+	err := errors.Join(ts.tracer.Collect(), ts.tracer.Flush(t.slot))
+	selected, endErr := ts.tracer.End(t.slot)
+	if err := errors.Join(err, endErr); err != nil {
+		ts.agent.log.Warn("end a trace of system calls", "err", err)
+	}
+	for _, id := range selected {
+		had[id] = true
+	}
+	ts.countLost(t)
+	ts.tellLost(t, true)
+	ts.summarize(true, t)
+	return maps.Keys(had)
+}
+
+// forget gives back what is kept of those cgroups that no trace wants and that the kernel
+// has not selected for any either.
+func (ts *traces) forget(cgroups iter.Seq[uint64]) error {
+	var ids []uint64
+	for id := range cgroups {
+		if slices.ContainsFunc(ts.all, func(o *trace) bool { return o.cgroups[id] != nil || o.gone[id] != nil }) {
+			continue
+		}
+		bits, err := ts.tracer.SelectedFor(id)
+		if err != nil {
+			return err
+		}
+		if bits == 0 {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	ts.forgetBefore(ids)
+	return ts.tracer.Forget(ids...)
+}
+
+// run keeps traces up to date until ctx is done.
+func (ts *traces) run(ctx context.Context) {
+	ticker := time.NewTicker(selectEvery)
+	defer ticker.Stop()
+	for round := 1; ; {
+		select {
+		case <-ctx.Done():
+			ts.endAll()
+			return
+		case <-ts.news:
+			ts.admit() //nolint:contextcheck // the Tracer ends when its last trace does
+			continue
+		case <-ticker.C:
+		}
+		ts.tick(round%int(summaryEvery/selectEvery) == 0) //nolint:contextcheck // likewise
+		round++
+	}
+}
+
+// endAll ends all traces, since the agent stops.
+func (ts *traces) endAll() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	ts.dropAll(errStopping)
+}
+
+func (ts *traces) dropAll(why error) {
+	ts.halt()
+	for len(ts.all) > 0 {
+		ts.drop(ts.all[0], why)
+	}
+}
+
+func (ts *traces) tick(sums bool) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if len(ts.all) == 0 {
+		return
+	}
+	ts.update()
+	if !sums {
+		return
+	}
+	if ts.tracer != nil {
+		if err := ts.tracer.Collect(); err != nil {
+			ts.agent.log.Warn("read traced system calls", "err", err)
+		}
+	}
+	for _, t := range ts.all {
+		ts.countLost(t)
+		ts.tellLost(t, false)
+	}
+	if ts.tracer != nil {
+		ts.summarize(false, ts.all...)
+	}
+}
+
+// learn is told of a new cgroup. It does not wait.
+func (ts *traces) learn(cgroup uint64) {
+	if ts.running.Load() == 0 {
+		return
+	}
+	ts.madeMu.Lock()
+	ts.made = append(ts.made, cgroup)
+	ts.madeMu.Unlock()
+	select {
+	case ts.news <- struct{}{}:
+	default:
+	}
+}
+
+// admit selects new cgroups that traces want, and drops those that the kernel has
+// selected and that none wants.
+func (ts *traces) admit() {
+	ts.madeMu.Lock()
+	ids := ts.made
+	ts.made = nil
+	ts.madeMu.Unlock()
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	var added []uint64
+	for _, id := range ids {
+		if len(ts.all) == 0 || !ts.agent.deps.Resolver.Owns(id) {
+			continue
+		}
+		who := ts.agent.deps.Resolver.Local(id, 0, "", netip.Addr{})
+		for _, t := range ts.all {
+			if !t.processes && t.matches(id, who) {
+				t.cgroups[id] = who
+			}
+		}
+		added = append(added, id)
+	}
+	if len(added) == 0 {
+		return
+	}
+	held := make(map[uint64]uint64)
+	if ts.tracer != nil {
+		for _, id := range added {
+			bits, err := ts.tracer.SelectedFor(id)
+			if err != nil {
+				ts.agent.log.Warn("trace system calls", "err", err)
+			}
+			held[id] = bits
+		}
+	}
+	ts.bring(held, func(*trace) iter.Seq[uint64] { return slices.Values(added) })
+}
+
+// update selects the cgroups that traces want, and runs the Tracer if there are any. It
+// returns why traces have failed, which it ends. It is called with ts.mu held.
+func (ts *traces) update() map[*trace]error {
+	held := make(map[uint64]uint64)
+	if ts.tracer != nil { // before the walk: what the kernel adds later is left alone
+		var err error
+		if held, err = ts.tracer.Selected(); err != nil {
+			ts.agent.log.Warn("trace system calls", "err", err)
+		}
+	}
+	cgroups := ts.agent.deps.Resolver.Cgroups()
+	for _, t := range ts.all {
+		t.choose(ts.among(t, cgroups), ts.agent.deps.Resolver.Alive)
+	}
+	return ts.bring(held, func(t *trace) iter.Seq[uint64] { return maps.Keys(t.cgroups) })
+}
+
+// bring brings the Tracer to where the traces want it. held are the cgroups that were
+// selected, of those that are looked at.
+func (ts *traces) bring(held map[uint64]uint64, looked func(*trace) iter.Seq[uint64]) map[*trace]error {
+	failed := make(map[*trace]error)
+	if !slices.ContainsFunc(ts.all, func(t *trace) bool { return len(t.cgroups) > 0 }) {
+		ts.halt()
+		ts.tellTargets()
+		return failed
+	}
+	err := ts.ensure()
+	for _, t := range ts.all {
+		e := err
+		if e == nil {
+			e = ts.choosing(t, held, looked(t))
+		}
+		if e != nil {
+			failed[t] = e
+		}
+	}
+	for t, err := range failed {
+		ts.agent.log.Warn("trace of system calls fails", "err", err)
+		ts.drop(t, err)
+	}
+	if err := ts.unselect(held); err != nil {
+		ts.agent.log.Warn("trace system calls", "err", err)
+	}
+	ts.tellTargets()
+	return failed
+}
+
+// choosing says to the Tracer what a trace wants, of which cgroups.
+func (ts *traces) choosing(t *trace, held map[uint64]uint64, cgroups iter.Seq[uint64]) error {
+	if t.wanted == nil {
+		t.lost = ts.tracer.Lost(t.slot)
+	}
+	if w := t.want(ts.agent.rules); t.wanted == nil || !reflect.DeepEqual(w, *t.wanted) {
+		if err := ts.tracer.Want(t.slot, w); err != nil {
+			return err
+		}
+		t.wanted = &w
+	}
+	var fresh []uint64
+	counted := false // some are selected for others already
+	for id := range cgroups {
+		if t.cgroups[id] != nil && held[id]>>t.slot&1 == 0 {
+			fresh = append(fresh, id)
+			counted = counted || held[id] != 0 && t.gone[id] == nil
+		}
+	}
+	if counted && t.summary {
+		if err := ts.baseline(t, fresh); err != nil {
+			return err
+		}
+	}
+	for _, id := range fresh {
+		if err := ts.tracer.Select(id, t.slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unselect drops cgroups that were selected for traces that do not want them.
+func (ts *traces) unselect(held map[uint64]uint64) error {
+	if ts.tracer == nil {
+		return nil
+	}
+	var dropped []uint64
+	for id, bits := range held {
+		for _, t := range ts.all {
+			if t.cgroups[id] != nil {
+				bits &^= 1 << t.slot
+			}
+		}
+		for slot := range uint(MaxTraces) {
+			if bits>>slot&1 == 0 {
+				continue
+			}
+			if err := ts.tracer.Drop(id, slot); err != nil {
+				return err
+			}
+			dropped = append(dropped, id)
+		}
+	}
+	return ts.forget(slices.Values(slices.Compact(dropped)))
+}
+
+// tellTargets tells each trace whom it traces, if that has changed.
+func (ts *traces) tellTargets() {
+	for _, t := range ts.all {
+		now := t.targets()
+		if t.told != nil && slices.Equal(now, t.told) {
+			continue
+		}
+		targets := new(orb8v1.SyscallTargets)
+		for _, who := range now {
+			targets.Workloads = append(targets.Workloads, kind.Workload(who))
+		}
+		ts.tell(t, &orb8v1.Event{Event: &orb8v1.Event_SyscallTargets{SyscallTargets: targets}}, false)
+		t.told = now
+	}
+}
+
+// traceNote is what one trace is told of beside calls; without an event, that it is over.
+type traceNote struct {
+	trace *trace
+	event *orb8v1.Event
+}
+
+// tracedCall is a call on its way to those who trace it.
+type tracedCall struct{ *calls.Record }
+
+// tell tells a trace of something or, with keep, its stream in the end: that nothing may
+// push out.
+func (ts *traces) tell(t *trace, e *orb8v1.Event, keep bool) {
+	e = ts.agent.event(e)
+	if keep {
+		t.rest = append(t.rest, e)
+		return
+	}
+	ts.agent.noteLane.Publish(&traceNote{t, e})
+}
+
+// countLost notes what a trace has lost since the last look.
+func (ts *traces) countLost(t *trace) {
+	beyond := t.limited.Swap(0)
+	ts.agent.losses.Add(loss.SyscallLimited, beyond)
+	t.untold[loss.SyscallLimited] += beyond
+	if ts.tracer == nil || t.wanted == nil { // the Tracer does not know of it
+		return
+	}
+	now, before := ts.tracer.Lost(t.slot), t.lost
+	t.lost = now
+	t.untold[loss.SyscallRingFull] += now.RingFull - before.RingFull
+	t.untold[loss.SyscallLimited] += now.Limited - before.Limited
+	t.untold[loss.SyscallPendingFull] += now.PendingFull - before.PendingFull
+	t.untold[loss.ProgramSkipped] += now.Missed - before.Missed
+	if t.summary {
+		t.untold[loss.SyscallUncounted] += now.Uncounted - before.Uncounted
+		t.uncounted += now.Uncounted - before.Uncounted + now.PendingFull - before.PendingFull
+	}
+}
+
+// tellLost tells a trace of what it has lost since it was told last.
+func (ts *traces) tellLost(t *trace, keep bool) {
+	for _, stage := range slices.Sorted(maps.Keys(t.untold)) {
+		if n := t.untold[stage]; n > 0 {
+			ts.tell(t, ts.agent.lostEvent(stage, n), keep)
+			delete(t.untold, stage)
+		}
+	}
+}
+
+// targets are the containers that a trace has chosen, or where it has cgroups outside
+// of any those; never nil.
+func (t *trace) targets() []*workload.Identity {
+	all := make([]*workload.Identity, 0, len(t.cgroups))
+	for _, who := range t.cgroups {
+		if who.ContainerID != "" || who.PodUID == "" {
+			all = append(all, who)
+		}
+	}
+	slices.SortFunc(all, func(a, b *workload.Identity) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Pod, b.Pod), cmp.Compare(a.CgroupID, b.CgroupID))
+	})
+	return all
+}
+
+func (t *trace) matches(id uint64, who *workload.Identity) bool {
+	return t.selects.Match(&record.Header{CgroupID: id, Owner: who}, nil)
+}
+
+// among are the cgroups that a trace chooses among: where it does so by processes, those
+// with one that it wants.
+func (ts *traces) among(t *trace, all map[uint64]*workload.Identity) map[uint64]*workload.Identity {
+	if !t.processes {
+		return all
+	}
+	some := make(map[uint64]*workload.Identity)
+	for _, p := range ts.agent.processes.Running() {
+		h := record.Header{CgroupID: p.CgroupID, PID: p.PID, Executable: p.Exe.Path, Owner: all[p.CgroupID]}
+		copy(h.Comm[:len(h.Comm)-1], p.Comm)
+		if h.Owner != nil && t.selects.Match(&h, nil) {
+			some[p.CgroupID] = h.Owner
+		}
+	}
+	return some
+}
+
+// choose finds the cgroups that a trace wants among all that were found. Those that it
+// counts it keeps, and those that are alive though they were not found.
+func (t *trace) choose(cgroups map[uint64]*workload.Identity, alive func(uint64) bool) {
+	for id, who := range t.cgroups {
+		if cgroups[id] == nil && !alive(id) {
+			if t.summary {
+				t.gone[id] = who
+			}
+			delete(t.cgroups, id)
+		}
+	}
+	for id, who := range cgroups {
+		switch {
+		case t.processes || t.matches(id, who):
+			t.cgroups[id] = who
+		case !t.summary:
+			delete(t.cgroups, id)
+		}
+	}
+}
+
+// ensure runs the Tracer.
+func (ts *traces) ensure() error {
+	if ts.tracer != nil {
+		return nil
+	}
+	tracer := ts.agent.deps.Tracer(ts.agent.losses, ts.apply)
+	if err := tracer.Start(); err != nil {
+		return fmt.Errorf("trace system calls: %w", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ts.tracer, ts.stop, ts.done, ts.began = tracer, stop, make(chan error, 1), time.Now()
+	ts.agent.log.Info("tracing of system calls begins")
+	go func(done chan<- error) {
+		err := tracer.Run(ctx)
+		done <- err
+		if ctx.Err() == nil {
+			ts.broken(tracer, cmp.Or(err, errors.New("it has stopped")))
+		}
+	}(ts.done)
+	return nil
+}
+
+// broken ends the traces of a Tracer that has ended by itself.
+func (ts *traces) broken(tracer Tracer, err error) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.tracer != tracer {
+		return
+	}
+	ts.dropAll(fmt.Errorf("tracing of system calls has failed: %w", err))
+}
+
+// halt ends the Tracer, when all that it has seen has been told of.
+func (ts *traces) halt() {
+	if ts.tracer == nil {
+		return
+	}
+	ts.stop()
+	if err := errors.Join(<-ts.done, ts.tracer.Collect()); err != nil {
+		ts.agent.log.Error("trace system calls", "err", err)
+	}
+	for _, t := range ts.all {
+		ts.countLost(t)
+		ts.tellLost(t, false)
+	}
+	ts.summarize(true, ts.all...)
+	if err := ts.tracer.Close(); err != nil {
+		ts.agent.log.Error("end the trace of system calls", "err", err)
+	}
+	ts.agent.log.Info("tracing of system calls has ended", "took", time.Since(ts.began).Round(time.Millisecond))
+	ts.tracer = nil
+	for _, t := range ts.all { // counts begin anew with the next one
+		t.wanted, t.lost = nil, TraceLost{}
+		clear(t.before)
+	}
+}
+
+// status is that of the syscall probe.
+func (ts *traces) status() *orb8v1.ProbeStatus {
+	s := &orb8v1.ProbeStatus{Name: "syscall", State: orb8v1.ProbeState_PROBE_STATE_IDLE, Reason: "loaded while somebody traces system calls of this node"}
+	switch {
+	case ts.agent.Config().Syscall == config.ModeOff:
+		s.State, s.Reason = orb8v1.ProbeState_PROBE_STATE_OFF, "turned off by --syscall=off"
+		return s
+	case ts.agent.deps.Tracer == nil:
+		s.State, s.Reason = orb8v1.ProbeState_PROBE_STATE_OFF, "the kernel has no map of selected cgroups for it"
+		return s
+	}
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.tracer != nil {
+		s.State, s.Reason, s.Hooks = orb8v1.ProbeState_PROBE_STATE_RUNNING, "", ts.tracer.Hooks()
+	}
+	return s
+}
+
+// apply takes a traced call.
+func (ts *traces) apply(c *calls.Record) {
+	a := ts.agent
+	a.processed.Add(1)
+	c.Name, c.Rules = syscalls.Name(c.ABI, c.Number), a.rules.Flags(&c.Call)
+	c.Owner = a.deps.Resolver.Local(c.CgroupID, c.PID, c.Comm.String(), netip.Addr{})
+	c.Executable, _ = a.executable(&c.Header)
+	c.Shift(a.deps.Clock.Correction())
+	a.callLane.Publish(&tracedCall{c})
+}
