@@ -307,7 +307,9 @@ func (s *server) traceCalls(req *orb8v1.ObserveRequest, i interest, stream grpc.
 	ctx, end := context.WithCancelCause(stream.Context())
 	defer end(nil)
 	t.end = end
-	sub, _ := s.agent.hub.Subscribe(hub.Options{Tag: &i, Select: s.agent.selections(&i), Queue: s.agent.Config().SubscriberQueue})
+	sub, _ := s.agent.hub.Subscribe(hub.Options{
+		Tag: &i, Select: s.agent.selections(&i), Queue: s.agent.Config().SubscriberQueue, Low: req.GetProgress(),
+	})
 	defer sub.Close()
 	if err := s.agent.traces.add(t); err != nil {
 		return status.Error(codes.FailedPrecondition, err.Error())

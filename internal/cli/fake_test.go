@@ -64,7 +64,13 @@ func (a *fakeAgent) Observe(r *orb8v1.ObserveRequest, stream grpc.ServerStreamin
 	if a.end != nil || !r.GetFollow() {
 		return a.end
 	}
-	<-stream.Context().Done()
+	ctx := stream.Context()
+	if d := r.GetSyscalls().GetDurationNs(); d > 0 { // a trace of system calls ends by itself
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(d))
+		defer cancel()
+	}
+	<-ctx.Done()
 	return nil
 }
 

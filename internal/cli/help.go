@@ -11,6 +11,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/cli/render"
 	"github.com/Ignoramuss/orb8/internal/kind/flows"
+	"github.com/Ignoramuss/orb8/internal/syscalls"
 )
 
 // flagGroup is a titled part of a command's flags in its help.
@@ -48,6 +49,8 @@ func newFlagSet() *pflag.FlagSet { return pflag.NewFlagSet("", pflag.ContinueOnE
 // of a few words.
 func completeValues(cmd *cobra.Command) {
 	values := map[string][]string{
+		"call":     syscalls.Names(),
+		"except":   syscalls.Names(),
 		"output":   render.Formats(),
 		"packet":   {"auto", "on", "off"},
 		"protocol": {"tcp", "udp", "icmp", "icmpv6"},

@@ -70,7 +70,7 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 	cfg.Interval = o.Interval
 	cfg.Packet = config.Mode(o.Packet)
 	cfg.Loopback = !o.NoLoopback
-	cfg.GPU, cfg.DNS = config.ModeOff, config.ModeOff
+	cfg.GPU, cfg.DNS, cfg.Syscall = config.ModeOff, config.ModeOff, config.ModeOff
 	// The exec probe says what processes run; their arguments are not shown.
 	helpers := []string{"exec"}
 	cfg.ProcessArgs = 0
@@ -80,11 +80,14 @@ func startLocal(ctx context.Context, o LocalOptions) (*grpc.ClientConn, func() e
 	case onlyExec:
 		cfg.Exec, cfg.TCP, cfg.Packet = config.ModeOn, config.ModeOff, config.ModeOff
 		helpers, cfg.ProcessArgs = nil, config.Local().ProcessArgs
+	case onlySyscall:
+		helpers = nil
+		cfg.TCP, cfg.Packet, cfg.Syscall = config.ModeOff, config.ModeOff, config.ModeAuto
 	case onlyGPU:
 		cfg.GPU, cfg.GPUInterval = config.ModeAuto, o.Interval
 		cfg.TCP, cfg.Packet = config.ModeOff, config.ModeOff
 	}
-	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: o.Only != onlyGPU, Helpers: helpers}, o.Logger)
+	return startHost(ctx, cfg, agent.Deps{Version: o.Version, RequireProbe: o.Only != onlyGPU && o.Only != onlySyscall, Helpers: helpers}, o.Logger)
 }
 
 // startHost runs an agent in this process that is reached over a connection in

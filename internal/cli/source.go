@@ -303,11 +303,12 @@ func (c *Config) openLocal(ctx context.Context, f *sourceFlags) (*source, error)
 	if err := s.greet(ctx, answerTimeout); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	if !s.status.GetHealthy() && f.only != onlyGPU {
+	noProbe := f.only == onlyGPU || f.only == onlySyscall // is needed from the beginning
+	if !s.status.GetHealthy() && !noProbe {
 		return nil, errors.Join(noProbes(s.status), s.close())
 	}
 	s.status.Probes = slices.DeleteFunc(s.status.GetProbes(), f.unneeded)
-	if f.only == onlyGPU { // its health is that of the probes
+	if noProbe { // its health is that of the probes
 		s.status.Healthy, s.status.HealthMessage = true, ""
 	}
 	return s, nil
@@ -318,6 +319,8 @@ const (
 	onlyDNS  = "dns"
 	onlyExec = "exec"
 	onlyGPU  = "gpu"
+	// onlySyscall: the probe is loaded once calls are traced.
+	onlySyscall = "syscall"
 )
 
 // unneeded reports whether a probe is off in this process because what is asked for does
@@ -329,6 +332,8 @@ func (f *sourceFlags) unneeded(p *orb8v1.ProbeStatus) bool {
 		needed = []string{"packet", "dns"}
 	case onlyExec:
 		needed = []string{"exec"}
+	case onlySyscall:
+		needed = []string{"syscall"}
 	case onlyGPU:
 		return true
 	}

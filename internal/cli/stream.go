@@ -58,10 +58,18 @@ func (c *Config) trace(cmd *cobra.Command, f *traceFlags) (err error) {
 	}
 	t := newTracer(c, f, src, options)
 	start := time.Now()
-	if f.duration > 0 {
-		defer time.AfterFunc(f.duration, cancel).Stop()
+	if d := f.deadline(); d > 0 {
+		defer time.AfterFunc(d, cancel).Stop()
 	}
 	err = t.run(ctx, f.request(filters, start, src))
+	if f.kind.after != nil && f.output.summed(options, c.Stderr) {
+		for _, line := range f.kind.after(err == nil) {
+			fmt.Fprintln(c.Stderr, line)
+		}
+		if t.ended {
+			fmt.Fprintf(c.Stderr, "ended by itself after %s; --duration makes it longer or shorter\n", render.Span(f.duration))
+		}
+	}
 	if t.follow && f.output.summed(options, c.Stderr) && !errors.As(err, new(*usageError)) {
 		err = errors.Join(err, c.summary(t.summary, time.Since(start), cmd.Context().Err() != nil))
 	}
@@ -110,6 +118,7 @@ func absent(src *source, probe string) []string {
 		case probe == "":
 		case i < 0:
 			warnings = append(warnings, "the agent on "+s.GetNodeName()+" has no "+probe+" probe: it is of another version")
+		case s.GetProbes()[i].GetState() == orb8v1.ProbeState_PROBE_STATE_IDLE: // until somebody asks
 		case s.GetProbes()[i].GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING:
 			p := s.GetProbes()[i]
 			why := p.GetReason()
@@ -157,6 +166,8 @@ type tracer struct {
 	keep    int
 	kept    []*orb8v1.Event
 	greeted map[string]bool
+	// ended: the stream came to its end by itself.
+	ended bool
 	// window is the size that lines are laid out for; measure tells what it is
 	// by now, nil if it never changes.
 	window  render.Options
@@ -201,6 +212,8 @@ func (t *tracer) run(parent context.Context, req *orb8v1.ObserveRequest) error {
 		return nil
 	case !errors.Is(err, io.EOF):
 		return explain("observe", t.src.name, err)
+	case t.flags.kind.ends:
+		t.ended = true
 	case t.follow:
 		return &failure{what: t.src.name + " ended the stream", remedy: []string{"see whether it still runs: orb8 status"}}
 	}
@@ -252,7 +265,19 @@ func (t *tracer) write(events <-chan *orb8v1.Event) error {
 			return err
 		}
 	}
+	if v, ok := t.events.(finisher); ok {
+		if err := v.Finish(); err != nil {
+			return err
+		}
+	}
 	return t.out.Flush()
+}
+
+// finisher is a renderer that has something to write at the end, and over what it has
+// written before whenever it would wait.
+type finisher interface {
+	Draw() error
+	Finish() error
 }
 
 func (t *tracer) next(events <-chan *orb8v1.Event) (*orb8v1.Event, bool, error) {
@@ -260,6 +285,11 @@ func (t *tracer) next(events <-chan *orb8v1.Event) (*orb8v1.Event, bool, error) 
 	case ev, ok := <-events:
 		return ev, ok, nil
 	default:
+	}
+	if v, ok := t.events.(finisher); ok {
+		if err := v.Draw(); err != nil {
+			return nil, false, err
+		}
 	}
 	if err := t.out.Flush(); err != nil {
 		return nil, false, err
@@ -289,6 +319,8 @@ func (t *tracer) take(ev *orb8v1.Event) error {
 	loopback, ok := t.flags.kind.of(ev)
 	switch {
 	case t.greeting(ev), t.flags.kind.devices && t.src.local && ev.GetNodeStatus() != nil: // no probe is wanted
+		return nil
+	case t.flags.kind.idle != nil && t.flags.kind.idle(ev, t.src, t.window.Format == render.JSON):
 		return nil
 	case !ok:
 		return t.show(ev)

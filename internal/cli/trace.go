@@ -24,7 +24,7 @@ func newTrace(c *Config) *cobra.Command {
 		Args:    noCommand,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTraceNetwork(c), newTraceDNS(c), newTraceExec(c), newTraceGPU(c))
+	cmd.AddCommand(newTraceNetwork(c), newTraceDNS(c), newTraceExec(c), newTraceSyscall(c), newTraceGPU(c))
 	return cmd
 }
 
@@ -78,12 +78,23 @@ type traceKind struct {
 	past bool
 	// noTraffic: the flags of traffic make no sense.
 	noTraffic bool
-	// flags adds others to those of the filters; nil for none.
-	flags func(*pflag.FlagSet)
+	// flags adds others to those of the filters; nil for none. more is a group of its own,
+	// with its title.
+	flags     func(*pflag.FlagSet)
+	moreTitle string
+	more      func(*pflag.FlagSet)
+	// ends: it ends by itself, after a minute if nothing is said, and has no past.
+	ends bool
+	// check looks at the flags; nil if there is nothing to say.
+	check func(*traceFlags) error
 	// local says what the probes in this process are to look at; nil for all.
 	local func(*sourceFlags)
 	// request completes a request; nil if there is nothing to add.
 	request func(*orb8v1.ObserveRequest)
+	// idle reports whether an event of a node is not worth a line; nil if all are.
+	idle func(ev *orb8v1.Event, src *source, json bool) bool
+	// after says what is to be said when it is over; nil for nothing.
+	after func(well bool) []string
 	// about says what else is to be said before the lines, everything or only what the
 	// user should know; nil for nothing.
 	about   func(ctx context.Context, src *source, all bool) ([]string, error)
@@ -143,14 +154,11 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 	case !kind.devices:
 		f.source.bindSelf(filters)
 	}
-	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
-	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
-	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
-	follow := "after --last or --since go on with what happens (the default without them)"
-	if kind.past {
-		follow = "then go on with what happens"
+	if kind.ends {
+		span.DurationVar(&f.duration, "duration", defaultTrace, "end by itself after `TIME`, at most 1h")
+	} else {
+		f.bindPast(span)
 	}
-	span.BoolVarP(&f.follow, "follow", "f", false, follow)
 	if kind.noTraffic {
 		f.source.bindSource(source)
 	} else {
@@ -158,11 +166,27 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 	}
 	f.output.bind(output)
 	f.output.bindQuiet(output)
-	groupFlags(cmd,
-		flagGroup{filtersTitle, filters}, flagGroup{"Time", span},
-		flagGroup{"Source", source}, flagGroup{"Output", output})
+	groups := []flagGroup{{filtersTitle, filters}}
+	if kind.more != nil {
+		more := newFlagSet()
+		kind.more(more)
+		groups = append(groups, flagGroup{kind.moreTitle, more})
+	}
+	groupFlags(cmd, append(groups, flagGroup{"Time", span}, flagGroup{"Source", source}, flagGroup{"Output", output})...)
 	completeValues(cmd)
 	return cmd
+}
+
+// bindPast adds the flags of what was and what is to come.
+func (f *traceFlags) bindPast(span *pflag.FlagSet) {
+	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
+	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
+	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
+	follow := "after --last or --since go on with what happens (the default without them)"
+	if f.kind.past {
+		follow = "then go on with what happens"
+	}
+	span.BoolVarP(&f.follow, "follow", "f", false, follow)
 }
 
 const filtersTitle = "Filters (repeatable; values of one flag are alternatives, all flags must match)"
@@ -181,7 +205,27 @@ func (f *traceFlags) check(cmd *cobra.Command) error {
 	case changed("last") && f.last == 0:
 		return usagef("--last 0: want at least 1")
 	}
+	if f.kind.check != nil {
+		if err := f.kind.check(f); err != nil {
+			return err
+		}
+	}
 	return f.source.check(cmd)
+}
+
+// defaultTrace is after which time what ends by itself does so, endGrace how long that may
+// take.
+const (
+	defaultTrace = time.Minute
+	endGrace     = 5 * time.Second
+)
+
+// deadline is when the stream is ended here, 0 for never.
+func (f *traceFlags) deadline() time.Duration {
+	if f.kind.ends {
+		return f.duration + endGrace
+	}
+	return f.duration
 }
 
 // history reports whether the past is asked for.

@@ -3,10 +3,12 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +28,8 @@ const (
 	// minRetry and maxRetry bound the time between two attempts at a node.
 	minRetry = 500 * time.Millisecond
 	maxRetry = 8 * time.Second
+	// traceTime is how long system calls are traced unless the request says.
+	traceTime = time.Minute
 )
 
 // Stream is the events of all agents as one stream.
@@ -43,6 +47,9 @@ type Stream struct {
 	left int
 	// over is the error after the last event.
 	over error
+	// until is when it ends by itself, zero for never: system calls are traced for a
+	// time, by nodes that come later or come back for the rest of it.
+	until time.Time
 
 	mu sync.Mutex
 	// fatal is an error that is no node's own.
@@ -71,7 +78,8 @@ type place struct {
 // asked, or whose stream breaks, is a NodeStatus event with state UNAVAILABLE and
 // the reason, once until the reason changes. With follow it is tried again, and
 // what it kept meanwhile is fetched; agents that come later are taken in. With
-// last, every node sends its latest. The stream ends with ctx.
+// last, every node sends its latest. The stream ends with ctx, one of system calls
+// after its duration.
 func (f *Fleet) Observe(ctx context.Context, req *orb8v1.ObserveRequest) (*Stream, error) {
 	agents, err := f.agents(ctx)
 	if err != nil {
@@ -81,6 +89,9 @@ func (f *Fleet) Observe(ctx context.Context, req *orb8v1.ObserveRequest) (*Strea
 		fleet: f, req: req, merge: newMerge(0), rank: ranking(req),
 		ended: make(chan struct{}), left: -1, newer: make(chan struct{}),
 		absent: make(map[string]time.Time), parked: make(map[string]place),
+	}
+	if slices.Contains(req.GetKinds(), orb8v1.EventKind_EVENT_KIND_SYSCALL) {
+		s.until = time.Now().Add(cmp.Or(time.Duration(req.GetSyscalls().GetDurationNs()), traceTime))
 	}
 	if req.GetFollow() {
 		s.merge.window = liveWindow
@@ -233,6 +244,11 @@ func (s *Stream) fail(err error) {
 // relist looks for other agents until the stream ends. While the API server is
 // away the nodes say so themselves.
 func (s *Stream) relist(ctx context.Context) {
+	if !s.until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, s.until)
+		defer cancel()
+	}
 	t := time.NewTicker(relistEvery)
 	defer t.Stop()
 	for {
@@ -266,7 +282,7 @@ type node struct {
 func (s *Stream) watch(ctx context.Context, n *node) {
 	defer n.lane.expect(false)
 	retry := minRetry
-	for {
+	for s.until.IsZero() || time.Now().Before(s.until) {
 		agent, newer := s.agent(n.name)
 		began := time.Now()
 		err := error(&notReadyError{agent.Reason})
@@ -279,7 +295,7 @@ func (s *Stream) watch(ctx context.Context, n *node) {
 		case status.Code(err) == codes.InvalidArgument: // every node would say so
 			s.fail(err)
 			return
-		case errors.Is(err, io.EOF) && !s.req.GetFollow():
+		case errors.Is(err, io.EOF) && (!s.req.GetFollow() || !s.until.IsZero()):
 			return
 		}
 		n.away(ctx, Reason(err))
@@ -289,7 +305,11 @@ func (s *Stream) watch(ctx context.Context, n *node) {
 		if time.Since(began) > maxRetry {
 			retry = minRetry
 		}
-		pause(ctx, newer, retry/2+rand.N(retry))
+		wait := retry/2 + rand.N(retry)
+		if !s.until.IsZero() {
+			wait = min(wait, time.Until(s.until))
+		}
+		pause(ctx, newer, wait)
 		retry = min(2*retry, maxRetry)
 	}
 }
@@ -404,6 +424,11 @@ func (s *Stream) request(n *node) *orb8v1.ObserveRequest {
 		return s.req
 	}
 	req.Progress = true
+	if !s.until.IsZero() {
+		req.Syscalls = cmp.Or(req.GetSyscalls(), &orb8v1.SyscallTrace{})
+		req.Syscalls.DurationNs = max(int64(time.Until(s.until)), 1)
+		return req // of system calls nothing is kept
+	}
 	if n.at.started != 0 {
 		req.Snapshot, req.Last = false, 0
 		req.Resume = &orb8v1.Resume{StartedNs: n.at.started, After: n.at.after}

@@ -5,7 +5,6 @@ package render
 import (
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
@@ -294,7 +293,7 @@ func alertCall(a *orb8v1.Alert) string {
 	if a.GetSyscall() == "" {
 		return ""
 	}
-	text := orNone(a.GetSyscall()) + argumentText(a.GetArguments())
+	text := callText(a.GetSyscall(), a.GetArguments(), true)
 	if a.GetDenied() {
 		text += ", refused"
 	}
@@ -326,20 +325,4 @@ func compactAlert(o Options, ev *orb8v1.Event, a *orb8v1.Alert) string {
 	add("repeated", numberOr(a.GetRepeated()))
 	add("summary", a.GetSummary())
 	return strings.Join(words, " ")
-}
-
-// argumentText has a call's arguments with their names, in brackets.
-func argumentText(args []*orb8v1.SyscallArgument) string {
-	words := make([]string, 0, len(args))
-	for _, a := range args {
-		text := Clean(a.GetText())
-		if text == "" {
-			text = "0x" + strconv.FormatUint(a.GetValue(), 16)
-		}
-		if a.GetName() != "" {
-			text = Clean(a.GetName()) + "=" + text
-		}
-		words = append(words, text)
-	}
-	return "(" + strings.Join(words, ", ") + ")"
 }

@@ -154,6 +154,8 @@ func (e *Events) text(ev *orb8v1.Event) string {
 		return e.lost(ev)
 	case *orb8v1.Event_NodeStatus:
 		return e.node(ev)
+	case *orb8v1.Event_SyscallTargets:
+		return e.targets(ev)
 	}
 	h, ok := happeningOf(ev)
 	if !ok {

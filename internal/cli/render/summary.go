@@ -36,7 +36,9 @@ type Summary struct {
 	started, exited, killed uint64
 	// alerts has them by severity; nil unless the summary is about these.
 	alerts map[orb8v1.Severity]uint64
-	lost   map[string]uint64
+	// calls has system calls; nil unless the summary is about these.
+	calls *callSums
+	lost  map[string]uint64
 	// away has the nodes that were unavailable, with the reason or, once they
 	// are back, nothing.
 	away map[string]string
@@ -82,6 +84,58 @@ func NewSampleSummary() *Summary {
 	return s
 }
 
+// callSums add system calls up: those told of one by one, or of containers the latest counts.
+type callSums struct {
+	calls, errors, flagged uint64
+	counted                bool
+	latest                 CountSet
+}
+
+// NewSyscallSummary returns an empty summary of system calls; counted: they are counted and
+// not told of one by one.
+func NewSyscallSummary(counted bool) *Summary {
+	s := NewSummary()
+	s.calls = &callSums{counted: counted}
+	return s
+}
+
+func (c *callSums) add(x *orb8v1.Syscall) {
+	c.calls++
+	if x.GetError() != "" {
+		c.errors++
+	}
+	if len(x.GetRules()) > 0 {
+		c.flagged++
+	}
+}
+
+func (c *callSums) text(d time.Duration) string {
+	if !c.counted {
+		return fmt.Sprintf("%s in %s: %s, %s flagged", Plural(c.calls, "system call", "system calls"), Span(d),
+			Plural(c.errors, "error", "errors"), Count(c.flagged))
+	}
+	var sum countSum
+	all := c.latest.All()
+	for _, ev := range all {
+		one := sumOf(ev.GetSyscallSummary())
+		sum.calls, sum.errors = sum.calls+one.calls, sum.errors+one.errors
+	}
+	text := fmt.Sprintf("%s of %s in %s: %s", Plural(sum.calls, "system call", "system calls"),
+		Plural(uint64(len(all)), "container", "containers"), Span(d), Plural(sum.errors, "error", "errors"))
+	if left := c.uncounted(); left > 0 {
+		text += "; " + Count(left) + " not counted"
+	}
+	return text
+}
+
+// uncounted is how many calls are missing from the counts.
+func (c *callSums) uncounted() (left uint64) {
+	for _, n := range uncounted(c.latest.All()) {
+		left += n
+	}
+	return left
+}
+
 // Add takes one event into account.
 func (s *Summary) Add(ev *orb8v1.Event) {
 	var f *orb8v1.Flow
@@ -105,6 +159,16 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 	case *orb8v1.Event_Alert:
 		if s.alerts != nil {
 			s.alerts[x.Alert.GetSeverity()] += 1 + x.Alert.GetRepeated()
+		}
+		return
+	case *orb8v1.Event_Syscall:
+		if s.calls != nil {
+			s.calls.add(x.Syscall)
+		}
+		return
+	case *orb8v1.Event_SyscallSummary:
+		if s.calls != nil {
+			s.calls.latest.Add(ev)
 		}
 		return
 	case *orb8v1.Event_Accelerator:
@@ -194,6 +258,8 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		text = s.programs(d)
 	case s.alerts != nil:
 		text = s.judged(d)
+	case s.calls != nil:
+		text = s.calls.text(d)
 	}
 	var away []string
 	lines, unknown := s.nodes()
@@ -206,6 +272,9 @@ func (s *Summary) Write(w io.Writer, o Options, d time.Duration) error {
 		nothing := "; nothing lost"
 		if unknown {
 			nothing = "; nothing else lost"
+		}
+		if s.calls != nil && s.calls.uncounted() > 0 {
+			nothing = ""
 		}
 		return writeLines(w, append(wrap(text+nothing, o.Width), away...))
 	}
