@@ -178,6 +178,7 @@ func TestGetStatus(t *testing.T) {
 		Probes: []*orb8v1.ProbeStatus{
 			{Name: "tcp", State: orb8v1.ProbeState_PROBE_STATE_RUNNING, Hooks: []string{"fake/tcp"}},
 			{Name: "packet", State: orb8v1.ProbeState_PROBE_STATE_OFF, Reason: "no cgroup2"},
+			{Name: "syscall", State: orb8v1.ProbeState_PROBE_STATE_OFF, Reason: "the kernel has no map of selected cgroups for it"},
 		},
 		Losses: lossesPB(r.losses),
 	}

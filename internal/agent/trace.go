@@ -147,7 +147,7 @@ type trace struct {
 	begin         time.Time
 	// end ends the stream, in order if it is with errTraceOver.
 	end context.CancelCauseFunc
-	// over: its stream gets no more calls.
+	// over: nothing more is done for it; rest is its stream's.
 	over atomic.Bool
 
 	// The Tracer's number for it, what that was told, and what was lost at the last look.
@@ -156,7 +156,7 @@ type trace struct {
 	lost   TraceLost
 	// untold is what was lost and not told of yet.
 	untold map[loss.Stage]uint64
-	// rest found no room in its stream's queue and is to come after it. When the trace is
+	// rest is what it is told in the end, when nothing may push it out. When the trace is
 	// over, it is the stream's.
 	rest []*orb8v1.Event
 	// before are the counts at its begin, of cgroups that were counted for others then.
@@ -438,7 +438,7 @@ func (t *trace) allows(at int64) bool {
 // takes reports whether a call is one of those that the trace asks for.
 func (t *trace) takes(c *calls.Record) bool {
 	switch {
-	case t.over.Load(), c.Traces>>t.slot&1 == 0, t.summary, len(t.names) > 0 && !t.names[c.Name], t.except[c.Name], c.Latency < t.slower, t.anomaliesOnly && len(c.Rules) == 0:
+	case c.Traces>>t.slot&1 == 0, t.summary, len(t.names) > 0 && !t.names[c.Name], t.except[c.Name], c.Latency < t.slower, t.anomaliesOnly && len(c.Rules) == 0:
 		return false
 	case t.errorsOnly:
 		return c.Returned && syscalls.Errno(c.Return) != ""

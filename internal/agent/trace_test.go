@@ -784,3 +784,83 @@ func TestTooManyTraces(t *testing.T) {
 		t.Errorf("one too many: %v", err)
 	}
 }
+
+// TestTraceLeavesOut: calls by name, and those that were quick.
+func TestTraceLeavesOut(t *testing.T) {
+	tracer := new(fakeTracer)
+	r := containerRig(t, withTracer(tracer))
+	stream := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{Except: []string{"read"}, SlowerNs: int64(2 * time.Millisecond)}, inShop())
+	stream.targets()
+	_, _, want := tracer.state()
+	if slices.Contains(want.Calls, "read") || !slices.Contains(want.Calls, "write") || want.Rate != narrowedRate {
+		t.Errorf("wanted %+v", want)
+	}
+	quick, read, slow := aCall(t, 1, "write", 1), aCall(t, 1, "read", 1), aCall(t, 1, "write", 2)
+	read.Latency, slow.Latency = time.Second, 2*time.Millisecond
+	for _, c := range []calls.Record{quick, read, slow} {
+		tracer.call(&c)
+	}
+	ev, err := stream.next()
+	if err != nil || ev.GetSyscall().GetName() != "write" || ev.GetSyscall().GetReturnValue() != 2 {
+		t.Errorf("%v, %v", ev, err)
+	}
+	for _, wrong := range []*orb8v1.SyscallTrace{{Except: []string{"raed"}}, {SlowerNs: 1, Summary: true}} {
+		if _, err := r.traceCalls(t.Context(), t, wrong, inShop()).next(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", wrong, err)
+		}
+	}
+}
+
+// TestTraceByProcess: without another choice the containers are traced in which a process of
+// that name runs, and only its calls are sent.
+func TestTraceByProcess(t *testing.T) {
+	tracer := new(fakeTracer)
+	r := containerRig(t, withTracer(tracer))
+	r.begin(100, 1)
+	r.begin(200, 2)
+	r.exec(aProcess(300, 200, 2, "/usr/bin/psql"), nil)
+	stream := r.traceCalls(t.Context(), t, nil, &orb8v1.Filter{Processes: []string{"psql"}})
+	if got := stream.targets(); !slices.Equal(got, []string{"db"}) {
+		t.Fatalf("traced are %v, want db", got)
+	}
+	other, its := aCall(t, 2, "read", 1), aCall(t, 2, "write", 2)
+	its.PID, its.Comm = 300, record.Comm{'p', 's', 'q', 'l'}
+	for _, c := range []calls.Record{other, its} {
+		tracer.call(&c)
+	}
+	if ev, err := stream.next(); err != nil || ev.GetSyscall().GetName() != "write" {
+		t.Errorf("%v, %v", ev, err)
+	}
+	r.exec(aProcess(400, 100, 1, "/usr/bin/psql"), nil)
+	if got := stream.targets(); len(got) != 2 {
+		t.Errorf("traced are %v, want both", got)
+	}
+	if _, err := r.traceCalls(t.Context(), t, nil, &orb8v1.Filter{Processes: []string{"psql"}, Negate: true}).next(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("all but psql: %v", err)
+	}
+}
+
+// TestQuantile: within a quarter of what it was, whatever it was.
+func TestQuantile(t *testing.T) {
+	for i := range CallBuckets {
+		c := CallCount{Max: 1 << 62}
+		c.ByTime[i] = 1
+		got := uint64(c.quantile(50))
+		low, high := uint64(0), uint64(256)
+		if i > 0 {
+			low = uint64(256)<<((i-1)/2) + uint64((i-1)%2)<<(7+(i-1)/2)
+			high = low + uint64(128)<<((i-1)/2)
+		}
+		if got < low || got >= high || i > 0 && (got*4 > low*5 || got*4 < high*3) {
+			t.Errorf("bucket %d: %d, want something from %d to %d", i, got, low, high)
+		}
+	}
+	var c CallCount
+	c.ByTime[1], c.ByTime[21], c.Max = 98, 2, 300_000
+	if half, most := c.quantile(50), c.quantile(99); half != 320 || most != 300_000 {
+		t.Errorf("half within %d, 99 of 100 within %d", half, most)
+	}
+	if got := (&CallCount{}).quantile(99); got != 0 {
+		t.Errorf("of nothing %d", got)
+	}
+}

@@ -554,7 +554,8 @@ func (ts *traces) status() *orb8v1.ProbeStatus {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.tracer != nil {
-		s.State, s.Reason, s.Hooks = orb8v1.ProbeState_PROBE_STATE_RUNNING, "", ts.tracer.Hooks()
+		s.State, s.Hooks = orb8v1.ProbeState_PROBE_STATE_RUNNING, ts.tracer.Hooks()
+		s.Reason = fmt.Sprintf("traces that clients run: %d; each system call of every process takes about 0.1 to 0.3 µs longer meanwhile", len(ts.all))
 	}
 	return s
 }

@@ -101,6 +101,8 @@ func probeFindings(probes []*orb8v1.ProbeStatus) []doctor.Finding {
 		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
 		case orb8v1.ProbeState_PROBE_STATE_OFF:
 			f.Status, f.Detail = doctor.Warn, "off"
+		case orb8v1.ProbeState_PROBE_STATE_IDLE:
+			f.Detail = "idle"
 		default:
 			f.Status, f.Detail = doctor.Warn, "fallback"
 		}

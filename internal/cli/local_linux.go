@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/agent/host"
@@ -138,6 +139,9 @@ func tryProbes(ctx context.Context) []probe.Status {
 	}
 	var all []probe.Status
 	for _, p := range s.status.GetProbes() {
+		if p.GetState() == orb8v1.ProbeState_PROBE_STATE_IDLE {
+			continue // it was not tried
+		}
 		all = append(all, probe.Status{
 			Name: p.GetName(), State: probe.State(p.GetState()), Reason: p.GetReason(),
 			Remedy: p.GetRemedy(), Hooks: p.GetHooks(), Degraded: p.GetDegraded(),

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/agent/host"
+	"github.com/Ignoramuss/orb8/internal/probe/probetest"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 )
 
@@ -244,6 +246,57 @@ func testExecutables(t *testing.T, local bool) {
 		if !strings.Contains(line, " executable="+bash+" ") {
 			t.Errorf("no executable: %s", line)
 		}
+	}
+}
+
+// TestTraceSyscallLocal: the calls of a program of this host, without an agent, and those of
+// the same program that comes into its cgroup later.
+func TestTraceSyscallLocal(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	out, errs := newWatched(), newWatched()
+	c := realConfig(t, out, errs)
+	dir, _ := probetest.NewCgroup(t)
+	shell := osexec.Command("/bin/sh", "-c", "while read name; do /bin/ls $name; done")
+	probetest.InCgroup(t, shell, dir)
+	in, err := shell.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = in.Close()
+		_ = shell.Wait() // ls finds nothing
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- Run(ctx, c, []string{"trace", "syscall", "--local", "--process", "sh", "--process", "ls", "--errors-only", "-o", "compact"})
+	}()
+	errs.await(t, "each system call of every process")
+	for !strings.Contains(out.String(), "count=1 ") { // the shell is found once it has been looked for
+		out.await(t, " targets ")
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, name := range []string{"/nonexistent-one", "/nonexistent-two"} {
+		if _, err := io.WriteString(in, name+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		out.await(t, name)
+	}
+	cancel()
+	if got := testwait.Receive(t, "the command's end", code); got != exitDone {
+		t.Errorf("exit code %d; %s", got, errs)
+	}
+	for line := range strings.Lines(out.String()) {
+		if strings.Contains(line, "nonexistent") && (!strings.Contains(line, " error=ENOENT") || !strings.Contains(line, " process=ls ")) {
+			t.Errorf("%s", line)
+		}
+	}
+	if !strings.Contains(errs.String(), " system calls in ") || !strings.Contains(errs.String(), "nothing lost") {
+		t.Error(errs.String())
 	}
 }
 

@@ -22,7 +22,7 @@ const traceSyscallLong = `Watch the system calls of selected pods, decoded, with
 them (--summary).
 
 Tracing makes every system call of every process on the node slower for as long as it
-runs: about 0.1 to 0.2 µs each, also in pods that are not selected. So it asks for a
+runs: about 0.1 to 0.3 µs each, also in pods that are not selected. So it asks for a
 selection (--pod, --namespace, --selector, --workload or --container, or --process and
 --executable alone), ends by itself after --duration, and ends when this command does. TRACING says which containers are
 selected, and when that changes. Containers that come later are taken in from their first
@@ -227,6 +227,6 @@ func costOf(src *source, d time.Duration) string {
 	if all := src.statuses(); len(all) == 1 {
 		where = "on node " + all[0].GetNodeName()
 	}
-	return fmt.Sprintf("for as long as this runs, %s at most, each system call of every process %s takes about 0.1 to 0.2 µs longer",
+	return fmt.Sprintf("for as long as this runs, %s at most, each system call of every process %s takes about 0.1 to 0.3 µs longer",
 		render.Span(d), where)
 }

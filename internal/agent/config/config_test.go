@@ -53,6 +53,7 @@ dns_ports: 53, 5353
 dns_timeout: 2s
 dns_ring_bytes: 16384
 exec: off
+syscall: off
 exec_ring_bytes: 32768
 process_args: 77
 process_redact: pin=(\d+)
@@ -82,7 +83,7 @@ kubernetes: off
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 2 * time.Second, DNSRingBytes: 16384,
-		Exec: ModeOff, ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
+		Exec: ModeOff, Syscall: ModeOff, ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
 		RulesOff: []string{"chroot", "io_uring"}, Exceptions: []anomaly.Exception{{Rule: "mount", Namespace: "storage"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",

@@ -22,12 +22,14 @@ type Facts struct {
 	Events, Panics         uint64
 	Reloads, ReloadsFailed uint64
 	Subscribers            int
-	Flows, MaxFlows        int
-	History, MaxHistory    int
-	Probes                 []probe.Status
-	IncludeSelf            bool
-	Waiting                int
-	Messages               dns.Counts
+	// Traces of system calls that clients run now.
+	Traces              int
+	Flows, MaxFlows     int
+	History, MaxHistory int
+	Probes              []probe.Status
+	IncludeSelf         bool
+	Waiting             int
+	Messages            dns.Counts
 	// Cluster is nil outside Kubernetes.
 	Cluster *kube.Status
 	// GPUs is nil where no accelerators are read.
@@ -240,6 +242,7 @@ func (s scrape) agent(f *Facts) {
 	s.histogram(agentSampleDuration, s.metrics.passesCopy())
 	s.counter(agentEvents, f.Events)
 	s.gauge(agentSubscribers, float64(f.Subscribers))
+	s.gauge(syscallTraces, float64(f.Traces))
 	s.gauge(agentFlows, float64(f.Flows))
 	s.gauge(agentFlowsMax, float64(f.MaxFlows))
 	s.gauge(agentHistory, float64(f.History))

@@ -81,6 +81,7 @@ const (
 	agentSampleDuration
 	agentEvents
 	agentSubscribers
+	syscallTraces
 	agentFlows
 	agentFlowsMax
 	agentHistory
@@ -184,6 +185,7 @@ func families(pod bool) [numFamilies]Family {
 		agentSampleDuration: {"orb8_agent_sample_duration_seconds", "histogram", "seconds", nil, "How long one pass over the kernel's flows takes.", groupAgent},
 		agentEvents:         {"orb8_agent_events_processed_total", "counter", "records", nil, "Records read from the kernel.", groupAgent},
 		agentSubscribers:    {"orb8_agent_subscribers", "gauge", "streams", nil, "Streams being served.", groupAgent},
+		syscallTraces:       {"orb8_syscall_traces", "gauge", "traces", nil, "Traces of system calls that clients run now; each system call of the node is slower meanwhile.", groupAgent},
 		agentFlows:          {"orb8_agent_flow_table_flows", "gauge", "flows", nil, "Flows in the flow table, ended ones and orb8's own included.", groupAgent},
 		agentFlowsMax:       {"orb8_agent_flow_table_capacity", "gauge", "flows", nil, "Bound of the flow table.", groupAgent},
 		agentHistory:        {"orb8_agent_history_events", "gauge", "events", nil, "Past events that are kept for --since and --last.", groupAgent},

@@ -391,7 +391,7 @@ func TestAgentMetrics(t *testing.T) {
 	e := NewExporter(m, losses, func() Facts {
 		return Facts{
 			Version: "1.2.3", Node: "n", Kernel: "6.1", Interval: time.Second, Events: 5, Panics: 1,
-			Reloads: 2, ReloadsFailed: 3, Subscribers: 4, Waiting: 11, Flows: 6, MaxFlows: 8, History: 9, MaxHistory: 10,
+			Reloads: 2, ReloadsFailed: 3, Subscribers: 4, Traces: 12, Waiting: 11, Flows: 6, MaxFlows: 8, History: 9, MaxHistory: 10,
 			Probes:  []probe.Status{{Name: "tcp", State: probe.StateRunning}, {Name: "packet", State: probe.StateFallback}},
 			Cluster: &kube.Status{Counts: kube.Counts{Pods: 3, Peers: 50}, Synced: true},
 		}
@@ -409,6 +409,7 @@ func TestAgentMetrics(t *testing.T) {
 		"agent_sample_duration_seconds{} count=1 sum=0.003",
 		"agent_sample_interval_seconds{} 1",
 		"agent_subscribers{} 4",
+		"syscall_traces{} 12",
 		"agent_waiting_records{} 11",
 		"agent_known_pods{scope=node} 3",
 		"agent_known_pods{scope=peer} 50",
@@ -429,7 +430,7 @@ func TestAgentMetrics(t *testing.T) {
 		want = append(want, fmt.Sprintf("lost_events_total{stage=%s} %d", s, losses.Get(s)))
 	}
 	slices.Sort(want)
-	got := gather(t, e, "orb8_agent_", "orb8_lost_", "orb8_probe_")
+	got := gather(t, e, "orb8_agent_", "orb8_lost_", "orb8_probe_", "orb8_syscall_traces")
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -105,9 +105,11 @@ func probeLines(probes []*orb8v1.ProbeStatus) []headline {
 	var lines []headline
 	for _, p := range probes {
 		name := Clean(p.GetName())
-		if p.GetState() == orb8v1.ProbeState_PROBE_STATE_RUNNING {
+		switch p.GetState() {
+		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
 			running = append(running, name)
-		} else {
+		case orb8v1.ProbeState_PROBE_STATE_IDLE: // as it should be
+		default:
 			lines = append(lines, headline{probeTrouble(p), styleWarn})
 		}
 		for _, d := range p.GetDegraded() {

@@ -155,7 +155,9 @@ func nodeProbes(probes []*orb8v1.ProbeStatus) cell {
 		text := orNone(p.GetName())
 		if p.GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING {
 			text += ":" + probeState(p.GetState())
-			c.style = styleWarn
+			if p.GetState() != orb8v1.ProbeState_PROBE_STATE_IDLE {
+				c.style = styleWarn
+			}
 		}
 		words = append(words, text)
 	}

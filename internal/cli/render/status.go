@@ -114,6 +114,8 @@ func statusProbes(o Options, probes []*orb8v1.ProbeStatus) []string {
 		state := cell{text: probeState(p.GetState()), style: styleGood}
 		switch p.GetState() {
 		case orb8v1.ProbeState_PROBE_STATE_RUNNING:
+		case orb8v1.ProbeState_PROBE_STATE_IDLE:
+			state.style = styleDim
 		case orb8v1.ProbeState_PROBE_STATE_OFF:
 			state.style = styleBad
 		default:

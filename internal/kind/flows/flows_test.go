@@ -105,7 +105,8 @@ func TestEveryFieldIsFilled(t *testing.T) {
 		// The arms of a oneof.
 		"orb8.v1.Event.connection": true, "orb8.v1.Event.node_status": true, "orb8.v1.Event.lost_events": true,
 		"orb8.v1.Event.accelerator": true, "orb8.v1.Event.dns": true, "orb8.v1.Event.dns_name": true, "orb8.v1.Event.progress": true,
-		"orb8.v1.Event.process": true, "orb8.v1.Event.alert": true,
+		"orb8.v1.Event.process": true, "orb8.v1.Event.alert": true, "orb8.v1.Event.syscall": true,
+		"orb8.v1.Event.syscall_summary": true, "orb8.v1.Event.syscall_targets": true,
 	}
 	var check func(m protoreflect.Message, path string)
 	check = func(m protoreflect.Message, path string) {

@@ -111,6 +111,9 @@ func TestNewCgroupBelow(t *testing.T) {
 		t.Errorf("%s", show(&e))
 	}
 	r.wait(t, 1, func(e *Event) bool { return e.CgroupID == id && e.Number == unix.SYS_EXECVE && e.Return == 0 })
+	if !t.Failed() {
+		t.Log("orb8-feature: syscall trace of new cgroups: works")
+	}
 }
 
 // removeCgroup removes a cgroup, which a process leaves a little after its end.

@@ -651,6 +651,9 @@ func TestSummary(t *testing.T) {
 			t.Errorf("%d lost: %v", n, s)
 		}
 	}
+	if !t.Failed() {
+		t.Log("orb8-feature: syscall counts: works")
+	}
 }
 
 // After Close nothing is there any more, and the probe can be started again.

@@ -29,7 +29,7 @@ type deed func(args []string) error
 
 // deeds are all commands by name.
 func deeds() map[string]deed {
-	all := map[string]deed{"serve": serve, "wait": sayAndWait, "nothing": nothing}
+	all := map[string]deed{"serve": serve, "wait": sayAndWait, "nothing": nothing, "calls": calls}
 	for _, some := range []map[string]deed{programs(), shells(), namespaces(), mounts(), kernel(), harmful(), processes()} {
 		maps.Copy(all, some)
 	}

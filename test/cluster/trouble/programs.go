@@ -216,3 +216,30 @@ func execveat(args []string) error {
 	runtime.KeepAlive(envv)
 	return fmt.Errorf("execveat: %w", errno)
 }
+
+// calls N makes each of three calls N times. The Go runtime makes neither the first nor
+// the last.
+func calls(args []string) error {
+	if err := want(args, "N"); err != nil {
+		return err
+	}
+	var n int
+	if _, err := fmt.Sscan(args[0], &n); err != nil {
+		return err
+	}
+	zero, err := unix.Open("/dev/zero", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	var b [16]byte
+	for range n {
+		unix.Getppid()
+		if _, err := unix.Open("/no/such/file", unix.O_RDONLY|unix.O_CLOEXEC, 0); !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("open a file that is not there: %w", err)
+		}
+		if _, err := unix.Readv(zero, [][]byte{b[:]}); err != nil {
+			return err
+		}
+	}
+	return unix.Close(zero)
+}

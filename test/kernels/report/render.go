@@ -97,46 +97,52 @@ func featureTables(kernels []*kernel) (probes, facility tables) {
 	return probes, facility
 }
 
-// needed is what says whether there is what a rule needs: a feature of the exec probe, by how
-// it begins.
+// needed is what says whether there is what a rule needs: a feature that the tests of a
+// probe tell of, by how it begins.
 var needed = map[string]string{
 	anomaly.NeedsExec:    "executable, arguments and end of a process",
 	anomaly.NeedsCapable: "system calls that ask for a capability",
 	anomaly.NeedsIOUring: "io_uring operations",
 	anomaly.NeedsModule:  "kernel modules",
 	anomaly.NeedsCgroup:  "moves between cgroups",
+	anomaly.NeedsSyscall: "syscall refusals",
 }
 
-// rulesTable says by kernel which rules have what they need, as the exec probe's tests found.
+// rulesTable says by kernel which rules have what they need, as the probes' tests found.
 func rulesTable(probes tables) tables {
 	rules := tables{columns: probes.columns}
-	i := slices.IndexFunc(probes.all, func(t *table) bool { return t.title == "exec" })
-	if i < 0 {
+	if !slices.ContainsFunc(probes.all, func(t *table) bool { return t.title == "exec" }) {
 		return rules
 	}
 	for _, r := range anomaly.Rules() {
 		for column := range probes.columns {
-			rules.set("", r.Name, column, probes.all[i].worst(r.Needs, column))
+			rules.set("", r.Name, column, probes.worst(r.Needs, column))
 		}
 	}
 	return rules
 }
 
 // worst is the cell of that need of a rule which is met least.
-func (t *table) worst(needs []string, column int) cell {
+func (ts *tables) worst(needs []string, column int) cell {
 	out := cell{word: string(pass)}
 	for _, need := range needs {
-		c := cell{word: none}
-		for _, name := range t.names {
-			if strings.HasPrefix(name, needed[need]) && t.cells[name][column].word != none {
-				c = t.cells[name][column]
-			}
-		}
-		if c.word != string(pass) {
+		if c := ts.feature(needed[need], column); c.word != string(pass) {
 			out = c
 		}
 	}
 	return out
+}
+
+// feature is the cell of the feature that begins so.
+func (ts *tables) feature(begins string, column int) cell {
+	for _, t := range ts.all {
+		for _, name := range t.names {
+			if c := t.cells[name][column]; strings.HasPrefix(name, begins) && c.word != none {
+				return c
+			}
+		}
+	}
+	return cell{word: none}
 }
 
 func testTables(kernels []*kernel) tables {

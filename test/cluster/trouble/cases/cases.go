@@ -218,6 +218,9 @@ func Twins(ownContainer string) []Twin {
 // Untried names the rules for which there is no case, or no twin, with what lacks.
 func Untried(all []Trouble, calm []Twin) (lacks []string) {
 	for _, r := range anomaly.Rules() {
+		if r.Match == nil {
+			continue // it only flags calls of traces
+		}
 		tried := slices.ContainsFunc(all, func(c Trouble) bool {
 			return slices.ContainsFunc(c.Alerts, func(f Found) bool { return f.Rule == r.Name })
 		})
