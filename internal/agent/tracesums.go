@@ -114,10 +114,10 @@ func (t *trace) sums(counts []CallCount) []*orb8v1.Event {
 // quantile estimates within which time as many of a hundred calls returned, in nanoseconds.
 func (c *CallCount) quantile(percent uint64) int64 {
 	var all, seen uint64
-	for _, n := range c.ByTime {
+	for _, n := range &c.ByTime {
 		all += n
 	}
-	for i, n := range c.ByTime {
+	for i, n := range &c.ByTime {
 		if seen += n; n > 0 && seen*100 >= all*percent {
 			q := CallBucket(i)
 			if c.Max > 0 {

@@ -180,14 +180,7 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 		f = x.Flow
 	case *orb8v1.Event_Connection:
 		f = x.Connection.GetFlow()
-		switch x.Connection.GetEvent() {
-		case orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED:
-			s.opened++
-		case orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED:
-			s.closed++
-		case orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED:
-			s.failed++
-		}
+		s.connection(x.Connection.GetEvent())
 	default:
 		return
 	}
@@ -196,6 +189,17 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 	s.rxBytes += f.GetDelta().GetRxBytes()
 	if len(s.flows) < maxSummaryFlows {
 		s.flows[s.key(ev.GetNodeName(), f)] = struct{}{}
+	}
+}
+
+func (s *Summary) connection(e orb8v1.ConnectionEvent) {
+	switch e {
+	case orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED:
+		s.opened++
+	case orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED:
+		s.closed++
+	case orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED:
+		s.failed++
 	}
 }
 
