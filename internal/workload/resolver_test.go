@@ -449,3 +449,61 @@ func TestLearnAll(t *testing.T) {
 		t.Errorf("pod: %+v", got)
 	}
 }
+
+// Where several nodes share one kernel, only the cgroups of this one's part are its own.
+func TestOwns(t *testing.T) {
+	const part = 10
+	tree := &fakeTree{paths: map[uint64]string{
+		rootCgroup: "/",
+		part:       "/docker/node-1",
+		11:         "/docker/node-1/kubelet/kubepods/pod" + uid + "/" + id1,
+		12:         "/docker/node-1/init.scope",
+		20:         "/docker/node-2",
+		21:         "/docker/node-2/kubelet/kubepods/pod" + uid2 + "/" + id2,
+		30:         "/docker/node-10",
+		31:         "/docker/node-10/kubelet/kubepods/pod" + uid2,
+		40:         "/docker",
+		50:         "/system.slice/docker/node-1",
+	}}
+	node := newResolver(Config{}, tree)
+	node.part = Part{Path: tree.paths[part], CgroupID: part}
+	host := newResolver(Config{}, tree)
+	lost := newResolver(Config{}, tree)
+	lost.part = Part{Path: "/docker/gone", CgroupID: 98}
+	for _, tt := range []struct {
+		name                   string
+		cgroup                 uint64
+		ofNode, ofHost, ofLost bool
+	}{
+		{"the part", part, true, true, false},
+		{"a container", 11, true, true, false},
+		{"a unit", 12, true, true, false},
+		{"another node", 20, false, true, false},
+		{"another node's container", 21, false, true, false},
+		{"another node whose path begins alike", 30, false, true, false},
+		{"a pod of it", 31, false, true, false},
+		{"around the part", 40, false, true, false},
+		{"the part's path elsewhere", 50, false, true, false},
+		{"the root", rootCgroup, false, true, false},
+		{"none", 0, false, true, false},
+		{"gone", 99, false, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := []bool{node.Owns(tt.cgroup), host.Owns(tt.cgroup), lost.Owns(tt.cgroup)}
+			if diff := cmp.Diff([]bool{tt.ofNode, tt.ofHost, tt.ofLost}, got); diff != "" {
+				t.Errorf("of a node with a part, with all, with one that is gone (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A cgroup of which only was told, and that is gone, still is of its node.
+func TestOwnsWhatIsGone(t *testing.T) {
+	r := newResolver(Config{}, &fakeTree{paths: map[uint64]string{10: "/docker/node-1"}})
+	r.part = Part{Path: "/docker/node-1", CgroupID: 10}
+	r.Learn(11, "/docker/node-1/kubepods/pod"+uid)
+	r.Learn(12, "/docker/node-2/kubepods/pod"+uid)
+	if !r.Owns(11) || r.Owns(12) {
+		t.Errorf("its own: %v, another node's: %v", r.Owns(11), r.Owns(12))
+	}
+}
