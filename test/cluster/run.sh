@@ -25,6 +25,11 @@
 #   ORB8_TEST_SCALE        fake so many pods and test what the agents make of them;
 #                          with -run '^TestScale$' nothing else; kube-proxy runs in
 #                          the first mode only
+#   ORB8_TEST_WORKLOADS    file to write the alerts of ordinary workloads to, as a
+#                          table; with -run '^TestOrdinaryWorkloads$' nothing else runs.
+#                          Their image is made once, with debootstrap from this
+#                          machine's package sources
+#   ORB8_TEST_WORKLOADS_FOR  how long they run [5m]
 #   ORB8_CLUSTER_CACHE     binaries, images and state [~/.cache/orb8/cluster]
 #   ORB8_CLUSTER_PROXY     modes of kube-proxy [iptables nftables]: all tests with
 #                          the first one, then TestServicesInOtherModes with the
@@ -126,6 +131,10 @@ export ORB8_TEST_ORB8=${ORB8_TEST_ORB8:-$root/bin/orb8}
 	say "test-cluster: $ORB8_TEST_ORB8 is not there: make build"
 	exit 1
 }
+if [[ ${ORB8_TEST_WORKLOADS:-} ]]; then
+	ORB8_TEST_WORKLOADS=$(realpath -m "$ORB8_TEST_WORKLOADS")
+	export ORB8_TEST_WORKLOADS
+fi
 if [[ ${ORB8_TEST_KUBECONFIG:-} ]]; then
 	KUBECONFIG=$ORB8_TEST_KUBECONFIG go_test "$@"
 else

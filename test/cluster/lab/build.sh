@@ -138,3 +138,4 @@ mkdir -p "$bin" "$images" "$state/bin"
 build_kubernetes
 build_images
 [[ ! ${ORB8_TEST_SCALE:-} ]] || build_kwok
+[[ ! ${ORB8_TEST_WORKLOADS:-} ]] || "$here/workloads.sh"

@@ -88,7 +88,9 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.tracing.
 END
 start "$name-containerd" containerd -c "$dir/containerd.toml"
 until_true 30 "containerd on $name" ctr version
-for image in "$images"/*.tar; do ctr -n k8s.io images import "$image"; done
+all=("$images"/*.tar)
+[[ ! ${ORB8_TEST_WORKLOADS:-} || $number != 1 ]] || all+=("$cache/workloads.tar")
+for image in "${all[@]}"; do ctr -n k8s.io images import "$image"; done
 
 echo "nameserver 127.0.0.1" >"$dir/resolv.conf"
 cat >"$dir/kubelet.yaml" <<END

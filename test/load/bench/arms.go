@@ -36,6 +36,8 @@ type arm struct {
 	empty bool
 	// exec attaches the exec probe.
 	exec bool
+	// calls traces the system calls of a container that is not there.
+	calls bool
 	// probed is the time that the arm has been attached since it last read the
 	// kernel: it does so each second, as an agent that is being followed.
 	probed time.Duration
@@ -52,7 +54,7 @@ const (
 	armEmpty    = "empty programs"
 )
 
-func (a *arm) attaches() bool { return a.tcp || a.packet || a.empty || a.exec }
+func (a *arm) attaches() bool { return a.tcp || a.packet || a.empty || a.exec || a.calls }
 
 func newArms() []*arm {
 	return []*arm{
@@ -116,6 +118,13 @@ func (h *host) attach(ctx context.Context, a *arm) (*attached, error) {
 	}
 	if a.exec {
 		p, err := h.execProbe(losses)
+		if err != nil {
+			return nil, err
+		}
+		at.probes = append(at.probes, p)
+	}
+	if a.calls {
+		p, err := h.callProbe(losses)
 		if err != nil {
 			return nil, err
 		}

@@ -32,9 +32,16 @@ type options struct {
 }
 
 func main() {
+	if length := os.Getenv(callerEnv); length != "" {
+		if err := call(length); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "less than 20 s, for a first look: figures are rough")
-	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, starts, pass, compare, processes, cost")
+	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, starts, calls, pass, compare, processes, cost")
 	flag.StringVar(&o.binary, "orb8", "bin/orb8", "the `binary` whose agent is measured")
 	flag.StringVar(&o.docs, "write-docs", "", "write the report to `file` too")
 	flag.Parse()
@@ -71,6 +78,7 @@ func run(ctx context.Context, o options) error {
 		{"agent", measureAgent},
 		{"dns", measureDNS},
 		{"starts", measureStarts},
+		{"calls", measureCalls},
 		{"pass,compare,processes,cost", measureProbes},
 	} {
 		if !wanted(o.only, part.name) {
@@ -117,7 +125,7 @@ func newReport(o options) *report {
 	return r
 }
 
-const allParts = "agent,dns,starts,pass,compare,processes,cost"
+const allParts = "agent,dns,starts,calls,pass,compare,processes,cost"
 
 func checkParts(only string) error {
 	for part := range strings.SplitSeq(only, ",") {

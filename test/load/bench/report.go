@@ -35,6 +35,7 @@ type report struct {
 	dns             []dnsLoad
 	processes       []figures
 	starts          []startLoad
+	calls           []callLoad
 }
 
 func (r *report) markdown() string {
@@ -51,6 +52,7 @@ func (r *report) markdown() string {
 	r.writeAgent(&b)
 	r.writeDNS(&b)
 	r.writeStarts(&b)
+	r.writeCalls(&b)
 	b.WriteString("\n" + method)
 	r.writeMachine(&b)
 	if strings.TrimSpace(remarks) != "" {
