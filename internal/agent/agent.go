@@ -82,6 +82,9 @@ type Cluster interface {
 	Changed() <-chan struct{}
 	// Images returns what a container of this node may be made of.
 	Images(containerID, podUID string) []kube.Image
+	// Tell has an Event of a pod written, Untold is how many could not be.
+	Tell(*kube.PodEvent)
+	Untold() uint64
 }
 
 // Clock is that by which flows are ordered and grow old, see probe.Clock: it never
@@ -175,6 +178,7 @@ type Agent struct {
 	steps     *naming.Lane[process.Record]
 	rules     *anomaly.Engine
 	fired     map[string]*atomic.Uint64 // by the rule's name; not changed after New
+	untold    uint64                    // Events of alerts, as last counted; of the sampler
 	// commands stands for all that is in no container and no unit, in metrics of
 	// processes: there may be any number of names.
 	commands  *workload.Identity

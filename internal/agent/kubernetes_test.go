@@ -5,6 +5,8 @@ package agent
 import (
 	"context"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,7 +27,17 @@ type fakeCluster struct {
 	status  kube.Status
 	changed chan struct{}
 	ran     chan struct{}
+	untold  atomic.Uint64
+	mu      sync.Mutex
+	told    []kube.PodEvent
 }
+
+func (f *fakeCluster) Tell(e *kube.PodEvent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = append(f.told, *e)
+}
+func (f *fakeCluster) Untold() uint64 { return f.untold.Load() }
 
 func (f *fakeCluster) Run(ctx context.Context) error {
 	close(f.ran)

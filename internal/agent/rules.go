@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/kind/alerts"
 	"github.com/Ignoramuss/orb8/internal/kind/processes"
+	"github.com/Ignoramuss/orb8/internal/kube"
+	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/naming"
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
@@ -114,6 +117,40 @@ func (a *Agent) alert(r *process.Record, alert *anomaly.Alert) {
 		out.Remote, out.RemotePort, out.Peer = record.AddrOf(to.Addr()), to.Port(), nil
 	}
 	publish(a, a.alertLane, &out.Header, &out)
+	a.tellCluster(&out)
+}
+
+// tellCluster has Kubernetes keep an alert as an Event of its pod, if it is severe enough.
+func (a *Agent) tellCluster(r *anomaly.Record) {
+	least, w := a.Config().AlertSeverity(), r.Owner
+	if least == 0 || r.Alert.Rule.Severity < least || a.deps.Cluster == nil || w.Pod == "" {
+		return
+	}
+	a.deps.Cluster.Tell(&kube.PodEvent{
+		Namespace: w.Namespace, Pod: w.Pod, UID: w.PodUID, Reason: camelCase(r.Alert.Rule.Name),
+		Message: fmt.Sprintf("%s (%s, rule %s): %s", r.Alert.Summary, r.Alert.Rule.Severity, r.Alert.Rule.Name, r.Alert.LookCloser),
+		Time:    time.Unix(0, r.Time).Add(a.deps.Clock.Correction()), Count: 1 + r.Alert.Repeated,
+	})
+}
+
+// camelCase writes reverse_shell as ReverseShell.
+func camelCase(name string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(name, "_") {
+		b.WriteString(strings.ToUpper(word[:min(len(word), 1)]))
+		b.WriteString(word[min(len(word), 1):])
+	}
+	return b.String()
+}
+
+// countUntold counts the Events that could not be written.
+func (a *Agent) countUntold() {
+	if a.deps.Cluster == nil {
+		return
+	}
+	now := a.deps.Cluster.Untold()
+	a.losses.Add(loss.AlertEventsUntold, now-a.untold)
+	a.untold = now
 }
 
 // found counts what a rule found, whether it is told of or held.

@@ -13,6 +13,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/anomaly"
+	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/syscalls"
@@ -343,6 +344,39 @@ func TestExceptionByImage(t *testing.T) {
 	got := r.recent(t, orb8v1.EventKind_EVENT_KIND_ALERT)
 	if len(got) != 1 || got[0].GetAlert().GetWorkload().GetPodName() != "db" {
 		t.Errorf("alerts %v, want one of the pod db", got)
+	}
+}
+
+// TestAlertEvents: alerts that are severe enough become Events of their pods, once each.
+func TestAlertEvents(t *testing.T) {
+	f := new(fakeCluster)
+	r := containerRig(t, inCluster(f), func(c *config.Config, _ *Deps, _ *rig) { c.AlertEvents = "critical" })
+	r.begin(100, 1)
+	for _, name := range []string{"chroot", "open_by_handle_at"} { // a notice, and critical
+		capability := map[string]uint8{"chroot": 18, "open_by_handle_at": 2}[name]
+		r.process(&process.Event{
+			What: process.Privileged, Time: second(2), Process: aProcess(100, 1, 1, "/app"),
+			Privilege: &process.Privilege{Capability: capability, Call: callNumber(t, name)},
+		})
+	}
+	if n := len(r.recent(t, orb8v1.EventKind_EVENT_KIND_ALERT)); n != 2 {
+		t.Errorf("%d alerts, want 2", n)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.told) != 1 {
+		t.Fatalf("told of %+v, want one", f.told)
+	}
+	e := f.told[0]
+	if e.Namespace != "shop" || e.Pod != "web" || e.UID != "u1" || e.Reason != "OpenByHandle" || e.Count != 1 ||
+		!e.Time.Equal(time.Unix(0, second(2))) || !strings.Contains(e.Message, "(critical, rule open_by_handle): orb8 trace ") {
+		t.Errorf("%+v", e)
+	}
+	f.untold.Store(3)
+	r.countUntold()
+	r.countUntold()
+	if n := r.losses.Get(loss.AlertEventsUntold); n != 3 {
+		t.Errorf("%d counted, want 3", n)
 	}
 }
 

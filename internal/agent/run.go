@@ -276,6 +276,7 @@ func (a *Agent) tick(ctx context.Context, now time.Time) {
 		return
 	}
 	a.table.Expire(a.deps.Clock.Now())
+	a.countUntold()
 	a.watch.look()
 	a.watch.sweep(now)
 	a.lastPass.Store(int64(time.Since(a.started)))

@@ -307,6 +307,9 @@ func (s *server) traceCalls(req *orb8v1.ObserveRequest, i interest, stream grpc.
 	ctx, end := context.WithCancelCause(stream.Context())
 	defer end(nil)
 	t.end = end
+	if err := s.agent.traces.reserve(t); err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
 	sub, _ := s.agent.hub.Subscribe(hub.Options{
 		Tag: &i, Select: s.agent.selections(&i), Queue: s.agent.Config().SubscriberQueue, Low: req.GetProgress(),
 	})
@@ -344,6 +347,10 @@ func (s *server) sendCalls(ctx context.Context, i *interest, sub *hub.Subscripti
 		item, ok := nextCall(ctx, stream.Context(), sub)
 		switch {
 		case ok && endsTrace(&item):
+			<-ctx.Done() // which is next
+			if err := s.send(stream, i, hub.Item{Lost: item.Lost}); err != nil {
+				return err
+			}
 			return s.sendRest(ctx, i, stream)
 		case ok:
 			if err := s.send(stream, i, item); err != nil {

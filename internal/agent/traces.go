@@ -39,6 +39,7 @@ type traces struct {
 
 	mu     sync.Mutex
 	all    []*trace
+	taken  uint32 // a bit for each number that a trace has
 	tracer Tracer // nil while it does not run
 	stop   context.CancelFunc
 	done   chan error
@@ -47,18 +48,26 @@ type traces struct {
 
 func newTraces(a *Agent) *traces { return &traces{agent: a, news: make(chan struct{}, 1)} }
 
-// add begins a trace.
+// reserve gives a trace its number. What others were told of under that number has been
+// published by then, so that a stream that begins later has none of it.
+func (ts *traces) reserve(t *trace) error {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for slot := range uint(MaxTraces) {
+		if ts.taken>>slot&1 == 0 {
+			t.slot = slot
+			ts.taken |= 1 << slot
+			return nil
+		}
+	}
+	return fmt.Errorf("%d traces of system calls are running on this node, which is the most", MaxTraces)
+}
+
+// add begins a trace, which has a number.
 func (ts *traces) add(t *trace) error {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	slot := uint(0)
-	for slices.ContainsFunc(ts.all, func(o *trace) bool { return o.slot == slot }) {
-		slot++
-	}
-	if slot >= MaxTraces {
-		return fmt.Errorf("%d traces of system calls are running on this node, which is the most", MaxTraces)
-	}
-	t.slot, t.begin = slot, time.Now()
+	t.begin = time.Now()
 	ts.all = append(ts.all, t)
 	ts.running.Add(1)
 	return ts.update()[t]
@@ -91,6 +100,7 @@ func (ts *traces) drop(t *trace, why error) {
 	ts.agent.noteLane.Publish(&traceNote{trace: t})
 	t.end(why)
 	ts.all = slices.DeleteFunc(ts.all, func(o *trace) bool { return o == t })
+	ts.taken &^= 1 << t.slot
 	ts.running.Add(-1)
 	if ts.tracer == nil {
 		return

@@ -56,6 +56,8 @@ type Cluster struct {
 	begun  time.Time
 	// settled is set once all there is to know was read once.
 	settled atomic.Bool
+	events  chan PodEvent
+	untold  atomic.Uint64
 }
 
 var _ workload.Cluster = (*Cluster)(nil)
@@ -82,6 +84,7 @@ func New(cfg Config) (*Cluster, error) {
 		peers:  cfg.Peers,
 		begun:  cfg.Now(),
 		slices: NewResourceSlices(cfg.Clients, cfg.Node),
+		events: make(chan PodEvent, eventQueue),
 	}
 	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
 	if c.peers == nil {
@@ -106,6 +109,10 @@ func (c *Cluster) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		c.owners.run(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		c.writeEvents(ctx)
 		return nil
 	})
 	g.Go(func() error {

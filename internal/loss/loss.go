@@ -30,6 +30,7 @@ const (
 	ExecShareFull
 	ExecRepeated
 	AlertsLimited
+	AlertEventsUntold
 	ProcessTableFull
 	SyscallRingFull
 	SyscallLimited
@@ -66,6 +67,7 @@ var stages = [numStages]struct {
 	ExecRingFull:       {"exec_ring_full", "events of processes that did not fit into the ring buffer: starts and ends that are not told of, ancestors that are not known", false},
 	ExecShareFull:      {"exec_share_full", "events of processes of a container or unit that made so many that little room was left in the ring buffer: its own are left out before those of others", false},
 	ExecRepeated:       {"exec_repeated", "privileged calls of a process that were the same as one less than a second before", true},
+	AlertEventsUntold:  {"alert_events_untold", "alerts of which no Event of Kubernetes could be written; orb8 alerts has them", true},
 	AlertsLimited:      {"alerts_limited", "alerts that were too many or the same as ones before, and are told of together with others", true},
 	ProcessTableFull:   {"process_table_full", "processes that were forgotten while they ran, since too many do: they are no longer known as ancestors", false},
 	SyscallRingFull:    {"syscall_ring_full", "traced system calls that did not fit into the ring buffer", false},

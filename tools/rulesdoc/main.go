@@ -36,6 +36,10 @@ Of gVisor and Kata Containers the host's kernel sees the sandbox, not what the p
 
 Of the same rule, workload, executable and system call (or io_uring operation) up to three different alerts are told in a minute, each once, and of the same rule and workload 20 in all. The others are counted in ` + "`orb8_lost_events_total{stage=\"alerts_limited\"}`" + `: within a minute or so the last of them is told of, with how many there were, or the next one that is told of says so.
 
+## Events of Kubernetes
+
+With ` + "`alert_events: critical`" + ` (or warning, notice) in the agent's configuration alerts at least that severe are also written as Events of their pods, for ` + "`kubectl describe pod`" + ` and what else watches Events: reason ` + "`ReverseShell`" + ` for reverse_shell and so on. With the chart's ` + "`config.alert_events`" + ` the agent gets the right to create them; whoever may read Events in the pod's namespace sees them. At most five a second are written, 64 may wait; others are counted in ` + "`orb8_lost_events_total{stage=\"alert_events_untold\"}`" + `.
+
 ## Exceptions
 
 Each alert shows the exception that would silence it, to be put into the agent's configuration file:

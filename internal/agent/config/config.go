@@ -58,6 +58,8 @@ type Config struct {
 	Syscall       Mode
 	ExecRingBytes int
 	ProcessArgs   int
+	// AlertEvents is how severe alerts are that become Events of Kubernetes, or off.
+	AlertEvents   string
 	ProcessRedact string
 	RulesOff      []string
 	Exceptions    []anomaly.Exception
@@ -110,6 +112,7 @@ func Default() Config {
 
 		Exec:          ModeAuto,
 		Syscall:       ModeAuto,
+		AlertEvents:   "off",
 		ExecRingBytes: 2 << 20,
 		ProcessArgs:   1024,
 
@@ -185,6 +188,7 @@ func (c *Config) settings() []setting {
 		{"syscall", "whether clients may trace system calls, which slows all processes of the node down while they do: auto or off", false, &c.Syscall, c.checkSyscall},
 		{"exec_ring_bytes", "size of the exec probe's ring buffer; a power of two", false, &c.ExecRingBytes, checkRing(&c.ExecRingBytes)},
 		{"process_args", "bytes of a program's arguments that are read; 0 for none", false, &c.ProcessArgs, between(&c.ProcessArgs, 0, process.MaxArgBytes)},
+		{"alert_events", "alerts at least this severe are also written as Events of their pods: critical, warning, notice or off; the agent needs the right to create events", true, &c.AlertEvents, c.checkAlertEvents},
 		{"process_redact", "regular expression of what is hidden in arguments (its groups, or all that it matches if it has none), beside what looks like a secret", false, &c.ProcessRedact, c.checkRedact},
 		{"rules_off", "rules that raise no alerts; docs/rules.md has all", true, &c.RulesOff, func() error { return anomaly.CheckRules(c.RulesOff) }},
 		{"exceptions", "what raises no alerts although a rule finds it; only in the file", true, &c.Exceptions, func() error { return anomaly.CheckExceptions(c.Exceptions) }},
@@ -351,6 +355,23 @@ func (c *Config) Mode(name string) Mode {
 		return c.Exec
 	}
 	return ModeAuto
+}
+
+func (c *Config) checkAlertEvents() error {
+	if c.AlertEvents != "off" && c.AlertSeverity() == 0 {
+		return fmt.Errorf("%q: want critical, warning, notice or off", c.AlertEvents)
+	}
+	return nil
+}
+
+// AlertSeverity is from which on alerts become Events of Kubernetes, 0 for none.
+func (c *Config) AlertSeverity() anomaly.Severity {
+	for s := anomaly.Notice; s <= anomaly.Critical; s++ {
+		if c.AlertEvents == s.String() {
+			return s
+		}
+	}
+	return 0
 }
 
 // checkSyscall: there is nothing to run at the start.

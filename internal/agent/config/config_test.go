@@ -54,6 +54,7 @@ dns_timeout: 2s
 dns_ring_bytes: 16384
 exec: off
 syscall: off
+alert_events: warning
 exec_ring_bytes: 32768
 process_args: 77
 process_redact: pin=(\d+)
@@ -83,7 +84,7 @@ kubernetes: off
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
 		MaxFlows: 100_000, IncludeSelf: true, TCP: ModeOn, Packet: ModeOff, PacketMapEntries: 1000, TCPRingBytes: 8192,
 		DNS: ModeOn, DNSPorts: "53, 5353", DNSTimeout: 2 * time.Second, DNSRingBytes: 16384,
-		Exec: ModeOff, Syscall: ModeOff, ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
+		Exec: ModeOff, Syscall: ModeOff, AlertEvents: "warning", ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
 		RulesOff: []string{"chroot", "io_uring"}, Exceptions: []anomaly.Exception{{Rule: "mount", Namespace: "storage"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
@@ -182,6 +183,7 @@ func TestValidate(t *testing.T) {
 		{"DNS timeout", func(c *Config) { c.DNSTimeout = time.Hour }, `dns_timeout: 1h0m0s: want 100ms to 1m`},
 		{"exec ring", func(c *Config) { c.ExecRingBytes = 1 }, `exec_ring_bytes: 1: want a power of two from 4096 to 1073741824`},
 		{"arguments", func(c *Config) { c.ProcessArgs = 5000 }, `process_args: 5000: want a number from 0 to 4096`},
+		{"alert events", func(c *Config) { c.AlertEvents = "bad" }, `alert_events: "bad": want critical, warning, notice or off`},
 		{"redact", func(c *Config) { c.ProcessRedact = "(" }, "process_redact: want a regular expression (https://golang.org/s/re2syntax): error parsing regexp: missing closing ): `(`"},
 		{"rule", func(c *Config) { c.RulesOff = []string{"mounts"} }, "rules_off: " + anomaly.CheckRules([]string{"mounts"}).Error()},
 		{"exception", func(c *Config) { c.Exceptions = []anomaly.Exception{{}} }, "exceptions: exception 1: it names nothing, and would silence every alert; name a rule, namespace, workload, image, executable or parent"},
@@ -363,4 +365,22 @@ func FuzzParseConfig(f *testing.F) {
 			_ = c.Validate()
 		}
 	})
+}
+
+// TestOnAndOffFromHelm: Helm writes on and off as true and false.
+func TestOnAndOffFromHelm(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "orb8.yaml")
+	if err := os.WriteFile(path, []byte("tcp: false\npacket: true\nalert_events: false\nloopback: false\ndcgm_url: false\nnode_name: 'false'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if c.TCP != ModeOff || c.Packet != ModeOn || c.AlertEvents != "off" || c.Loopback || c.DCGMURL != "off" || c.NodeName != "false" {
+		t.Errorf("%+v", c)
+	}
 }

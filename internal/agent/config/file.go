@@ -138,9 +138,9 @@ func (s *setting) decode(n *yaml.Node) error {
 	want := "text"
 	switch v := s.value.(type) {
 	case *string:
-		*v = n.Value
+		*v = word(n)
 	case *Mode:
-		*v = Mode(n.Value)
+		*v = Mode(word(n))
 	case *bool:
 		want, err = "true or false", n.Decode(v)
 	case *int:
@@ -157,6 +157,19 @@ func (s *setting) decode(n *yaml.Node) error {
 }
 
 // decodeList reads a list of texts, or one.
+// word is a text. Helm writes the words on and off as YAML 1.1 reads them: as true and false.
+func word(n *yaml.Node) string {
+	if n.Tag == "!!bool" && n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0 {
+		switch n.Value {
+		case "true":
+			return "on"
+		case "false":
+			return "off"
+		}
+	}
+	return n.Value
+}
+
 func decodeList(n *yaml.Node, v *[]string) error {
 	*v = nil
 	if n.Kind == yaml.ScalarNode {

@@ -24,7 +24,7 @@ type Event struct {
 	Traces uint32
 	// PID and TID are the process and the thread in the host's first pid namespace.
 	PID, TID uint32
-	// Comm is the thread's name, with zeros behind.
+	// Comm is the process's name, with zeros behind.
 	Comm    [16]byte
 	Latency time.Duration
 	// Unfinished: it has not returned. It is exit or exit_group, has ended its thread in

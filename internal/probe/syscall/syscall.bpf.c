@@ -367,13 +367,15 @@ static __always_inline void get_reads(struct call *c, struct call_reads *r)
 		__builtin_memcpy(r, (void *)&reads_of[compat_of(c)][nr], sizeof(*r));
 }
 
+/* The process's name, as all probes have it: a thread may have one of its own. */
 static __always_inline void identify(struct call *c)
 {
+	struct task_struct *leader = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader);
 	u64 id = bpf_get_current_pid_tgid();
 
 	c->pid = id >> 32;
 	c->tid = id;
-	bpf_get_current_comm(c->comm, sizeof(c->comm));
+	bpf_probe_read_kernel(c->comm, sizeof(c->comm), &leader->comm);
 }
 
 /* --- what the arguments point at ------------------------------------------ */
