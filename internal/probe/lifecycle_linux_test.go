@@ -28,9 +28,12 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
+	"github.com/Ignoramuss/orb8/internal/probe/exec"
 	"github.com/Ignoramuss/orb8/internal/probe/packet"
 	"github.com/Ignoramuss/orb8/internal/probe/probetest"
+	"github.com/Ignoramuss/orb8/internal/probe/syscall"
 	"github.com/Ignoramuss/orb8/internal/probe/tcp"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -53,6 +56,9 @@ func newProbes(t *testing.T) *probe.Manager {
 		Apply: apply, Losses: losses, Clock: clock, CgroupRoot: mount.Path,
 		CountTCP: func() bool { return !m.Running("tcp") },
 	}))
+	m.Add(exec.New(exec.Config{Apply: func(*process.Event) {}, Losses: losses, Clock: clock}))
+	// Where the kernel has no selection the probe has an empty one of its own.
+	m.Add(syscall.New(syscall.Config{Apply: func(*syscall.Event) {}, Losses: losses, Clock: clock}))
 	return m
 }
 

@@ -153,7 +153,7 @@ func launcher(t *testing.T, program string) string {
 // The counts are those of strace, of the same run: of a program in C with threads and
 // children, of a shell's pipelines, of threads and processes of Python, and of a program in
 // Go. It says nothing of exit and exit_group, which never return to it, nor of what a
-// thread waits for while another one ends the process.
+// thread does while another one ends the process.
 func TestStrace(t *testing.T) {
 	for _, tool := range []string{"strace", "cc", "python3"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -255,15 +255,22 @@ func againstStrace(t *testing.T, program string, least uint64) {
 		n.calls--
 		theirs["read"] = n
 	}
-	counts := r.summary(t)
-	for _, e := range r.of(func(e *Event) bool { return e.Unfinished }) {
-		k := Kind{e.ABI, e.Number}
-		c := counts[k]
-		c.Calls--
-		counts[k] = c
+	last := map[uint32]Event{} // by thread
+	for _, e := range r.of(nil) {
+		last[e.TID] = e
 	}
-	compareStrace(t, counts, theirs, least)
-	for _, e := range r.of(func(e *Event) bool { return e.Refused }) {
+	unsure := map[string]tally{}
+	for _, e := range last {
+		n := unsure[syscalls.Name(e.ABI, e.Number)]
+		n.calls++
+		if e.Return < 0 {
+			n.errors++
+		}
+		unsure[syscalls.Name(e.ABI, e.Number)] = n
+	}
+	compareStrace(t, r.summary(t), theirs, unsure, least)
+	// A thread that is killed while strace looks at the beginning of its call does not begin it.
+	for _, e := range r.of(func(e *Event) bool { return e.Refused && e.Time != last[e.TID].Time }) {
 		t.Errorf("refused: %s", show(&e))
 	}
 }
@@ -294,7 +301,8 @@ func waitTraced(t *testing.T, pid int) {
 
 type tally struct{ calls, errors uint64 }
 
-func compareStrace(t *testing.T, counted map[Kind]Count, theirs map[string]tally, least uint64) {
+// compareStrace: the last calls of threads may be missing in what strace has.
+func compareStrace(t *testing.T, counted map[Kind]Count, theirs, unsure map[string]tally, least uint64) {
 	t.Helper()
 	mine := map[string]tally{}
 	for k, c := range counted {
@@ -304,14 +312,17 @@ func compareStrace(t *testing.T, counted map[Kind]Count, theirs map[string]tally
 	}
 	var calls uint64
 	for name, want := range theirs {
-		if got := mine[name]; got != want {
-			t.Errorf("%s: %+v, strace has %+v", name, got, want)
+		got, less := mine[name], unsure[name]
+		if got.calls < want.calls || got.calls-less.calls > want.calls || got.errors < want.errors || got.errors-less.errors > want.errors {
+			t.Errorf("%s: %+v, strace has %+v; %+v may be missing there", name, got, want, less)
 		}
 		calls += want.calls
 		delete(mine, name)
 	}
 	for name, got := range mine {
-		t.Errorf("%s: %+v, strace has none", name, got)
+		if got.calls > unsure[name].calls {
+			t.Errorf("%s: %+v, strace has none", name, got)
+		}
 	}
 	t.Logf("%d calls of %d kinds", calls, len(theirs))
 	if calls < least {

@@ -136,7 +136,8 @@ func loadCalls(ctx context.Context, binary, dir string, length time.Duration) (a
 // traced runs a process in a cgroup while that is traced.
 func (p *process) traced(ctx context.Context, dir string, length time.Duration, want *orb8v1.SyscallTrace) (l callLoad, err error) {
 	if want == nil {
-		return l, l.run(ctx, dir, length)
+		err := l.run(ctx, dir, length)
+		return l, err
 	}
 	conn, err := grpc.NewClient(p.api, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
