@@ -8,6 +8,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -154,7 +155,8 @@ type trace struct {
 	slot   uint
 	wanted *TraceWant
 	lost   TraceLost
-	// untold is what was lost and not told of yet.
+	// untold is what was lost and its stream has not told of yet.
+	lostMu sync.Mutex
 	untold map[loss.Stage]uint64
 	// rest is what it is told in the end, when nothing may push it out. When the trace is
 	// over, it is the stream's.
@@ -353,7 +355,10 @@ func (s *server) sendCalls(ctx context.Context, i *interest, sub *hub.Subscripti
 			}
 			return s.sendRest(ctx, i, stream)
 		case ok:
-			if err := s.send(stream, i, item); err != nil {
+			if n, isNote := item.Record.(*traceNote); isNote && n.event == nil {
+				item.Record, item.Sequence = nil, 0 // something was lost
+			}
+			if err := errors.Join(s.sendLost(i.trace, stream), s.send(stream, i, item)); err != nil {
 				return err
 			}
 		case stream.Context().Err() != nil:
@@ -380,11 +385,25 @@ func nextCall(ctx, stream context.Context, sub *hub.Subscription) (hub.Item, boo
 // endsTrace reports whether an item is the last of a trace.
 func endsTrace(item *hub.Item) bool {
 	n, ok := item.Record.(*traceNote)
-	return ok && n.event == nil
+	return ok && n.over
+}
+
+// sendLost tells of what a trace has lost since it was last told.
+func (s *server) sendLost(t *trace, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	lost := t.takeLost()
+	for _, stage := range slices.Sorted(maps.Keys(lost)) {
+		if err := stream.Send(s.agent.lostEvent(stage, lost[stage])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sendRest ends the stream of a trace that has ended with what found no room in its queue.
 func (s *server) sendRest(ctx context.Context, i *interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+	if err := s.sendLost(i.trace, stream); err != nil {
+		return err
+	}
 	if i.trace.over.Load() {
 		for _, e := range i.trace.rest {
 			if err := stream.Send(e); err != nil {

@@ -95,9 +95,9 @@ func (ts *traces) drop(t *trace, why error) {
 		had = ts.finish(t)
 	}
 	ts.countLost(t)
-	ts.tellLost(t, true)
+	ts.tellLost(t)
 	t.over.Store(true)
-	ts.agent.noteLane.Publish(&traceNote{trace: t})
+	ts.agent.noteLane.Publish(&traceNote{trace: t, over: true})
 	t.end(why)
 	ts.all = slices.DeleteFunc(ts.all, func(o *trace) bool { return o == t })
 	ts.taken &^= 1 << t.slot
@@ -129,7 +129,7 @@ func (ts *traces) finish(t *trace) iter.Seq[uint64] {
 		had[id] = true
 	}
 	ts.countLost(t)
-	ts.tellLost(t, true)
+	ts.tellLost(t)
 	ts.summarize(true, t)
 	return maps.Keys(had)
 }
@@ -207,7 +207,7 @@ func (ts *traces) tick(sums bool) {
 	}
 	for _, t := range ts.all {
 		ts.countLost(t)
-		ts.tellLost(t, false)
+		ts.tellLost(t)
 	}
 	if ts.tracer != nil {
 		ts.summarize(false, ts.all...)
@@ -386,10 +386,12 @@ func (ts *traces) tellTargets() {
 	}
 }
 
-// traceNote is what one trace is told of beside calls; without an event, that it is over.
+// traceNote is what one trace is told of beside calls: an event, or that it is over, or else
+// that something was lost.
 type traceNote struct {
 	trace *trace
 	event *orb8v1.Event
+	over  bool
 }
 
 // tracedCall is a call on its way to those who trace it.
@@ -403,37 +405,56 @@ func (ts *traces) tell(t *trace, e *orb8v1.Event, keep bool) {
 		t.rest = append(t.rest, e)
 		return
 	}
-	ts.agent.noteLane.Publish(&traceNote{t, e})
+	ts.agent.noteLane.Publish(&traceNote{trace: t, event: e})
 }
 
 // countLost notes what a trace has lost since the last look.
 func (ts *traces) countLost(t *trace) {
 	beyond := t.limited.Swap(0)
 	ts.agent.losses.Add(loss.SyscallLimited, beyond)
-	t.untold[loss.SyscallLimited] += beyond
+	t.miss(loss.SyscallLimited, beyond)
 	if ts.tracer == nil || t.wanted == nil { // the Tracer does not know of it
 		return
 	}
 	now, before := ts.tracer.Lost(t.slot), t.lost
 	t.lost = now
-	t.untold[loss.SyscallRingFull] += now.RingFull - before.RingFull
-	t.untold[loss.SyscallLimited] += now.Limited - before.Limited
-	t.untold[loss.SyscallPendingFull] += now.PendingFull - before.PendingFull
-	t.untold[loss.ProgramSkipped] += now.Missed - before.Missed
+	t.miss(loss.SyscallRingFull, now.RingFull-before.RingFull)
+	t.miss(loss.SyscallLimited, now.Limited-before.Limited)
+	t.miss(loss.SyscallPendingFull, now.PendingFull-before.PendingFull)
+	t.miss(loss.ProgramSkipped, now.Missed-before.Missed)
 	if t.summary {
-		t.untold[loss.SyscallUncounted] += now.Uncounted - before.Uncounted
+		t.miss(loss.SyscallUncounted, now.Uncounted-before.Uncounted)
 		t.uncounted += now.Uncounted - before.Uncounted + now.PendingFull - before.PendingFull
 	}
 }
 
-// tellLost tells a trace of what it has lost since it was told last.
-func (ts *traces) tellLost(t *trace, keep bool) {
-	for _, stage := range slices.Sorted(maps.Keys(t.untold)) {
-		if n := t.untold[stage]; n > 0 {
-			ts.tell(t, ts.agent.lostEvent(stage, n), keep)
-			delete(t.untold, stage)
-		}
+// tellLost has a trace's stream tell of what was lost since it told last.
+func (ts *traces) tellLost(t *trace) {
+	t.lostMu.Lock()
+	some := len(t.untold) > 0
+	t.lostMu.Unlock()
+	if some {
+		ts.agent.noteLane.Publish(&traceNote{trace: t})
 	}
+}
+
+// takeLost returns what was lost and not told of yet, which is told then.
+func (t *trace) takeLost() map[loss.Stage]uint64 {
+	t.lostMu.Lock()
+	defer t.lostMu.Unlock()
+	lost := t.untold
+	t.untold = make(map[loss.Stage]uint64)
+	return lost
+}
+
+// miss notes that something was lost.
+func (t *trace) miss(stage loss.Stage, n uint64) {
+	if n == 0 {
+		return
+	}
+	t.lostMu.Lock()
+	defer t.lostMu.Unlock()
+	t.untold[stage] += n
 }
 
 // targets are the containers that a trace has chosen, or where it has cgroups outside
@@ -536,7 +557,7 @@ func (ts *traces) halt() {
 	}
 	for _, t := range ts.all {
 		ts.countLost(t)
-		ts.tellLost(t, false)
+		ts.tellLost(t)
 	}
 	ts.summarize(true, ts.all...)
 	if err := ts.tracer.Close(); err != nil {
@@ -575,7 +596,7 @@ func (ts *traces) apply(c *calls.Record) {
 	a := ts.agent
 	a.processed.Add(1)
 	c.Name, c.Rules = syscalls.Name(c.ABI, c.Number), a.rules.Flags(&c.Call)
-	c.Owner = a.deps.Resolver.Local(c.CgroupID, c.PID, c.Comm.String(), netip.Addr{})
+	c.Owner = a.deps.Resolver.Local(c.CgroupID, 0, "", netip.Addr{}) // as it was chosen by
 	c.Executable, _ = a.executable(&c.Header)
 	c.Shift(a.deps.Clock.Correction())
 	a.callLane.Publish(&tracedCall{c})

@@ -250,9 +250,15 @@ func testExecutables(t *testing.T, local bool) {
 }
 
 // TestTraceSyscallLocal: the calls of a program of this host, without an agent, and those of
-// the same program that comes into its cgroup later.
+// the same program that comes into its cgroup later; chosen by its name, or by the cgroup's.
 func TestTraceSyscallLocal(t *testing.T) {
 	defer goleak.VerifyNone(t)
+	for _, by := range []string{"process", "workload"} {
+		t.Run(by, func(t *testing.T) { testTraceSyscall(t, by == "process") })
+	}
+}
+
+func testTraceSyscall(t *testing.T, byProcess bool) {
 	out, errs := newWatched(), newWatched()
 	c := realConfig(t, out, errs)
 	dir, _ := probetest.NewCgroup(t)
@@ -272,8 +278,12 @@ func TestTraceSyscallLocal(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	code := make(chan int, 1)
+	by := []string{"--workload", filepath.Base(dir)}
+	if byProcess {
+		by = []string{"--process", "sh", "--process", "ls"}
+	}
 	go func() {
-		code <- Run(ctx, c, []string{"trace", "syscall", "--local", "--process", "sh", "--process", "ls", "--errors-only", "-o", "compact"})
+		code <- Run(ctx, c, append([]string{"trace", "syscall", "--local", "--errors-only", "-o", "compact"}, by...))
 	}()
 	errs.await(t, "each system call of every process")
 	for !strings.Contains(out.String(), "count=1 ") { // the shell is found once it has been looked for

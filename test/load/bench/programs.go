@@ -36,7 +36,7 @@ func ownProgram(name string) bool {
 	switch name {
 	case progOps, progSetState, progRetransmit, progSendReset, progGotReset, progSample,
 		progIngress, progEgress, progSockCreate, progEmptyIn, progEmptyOut,
-		"process_started", "process_forked", "process_ended", "process_moved":
+		"process_started", "process_forked", "process_ended", "process_moved", "syscall_enter", "syscall_exit":
 		return true
 	}
 	return false
