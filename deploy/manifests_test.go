@@ -89,7 +89,7 @@ func TestManifests(t *testing.T) {
 		objects, others int
 	}{
 		{"orb8-daemonset.yaml", 6, 0},
-		{"testdata/all.yaml", 8, 2},
+		{"testdata/all.yaml", 9, 2},
 	} {
 		t.Run(c.path, func(t *testing.T) {
 			objects, others := read(t, c.path)

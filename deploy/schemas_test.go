@@ -115,7 +115,7 @@ func schemaFiles(t *testing.T) []string {
 func TestSchemas(t *testing.T) {
 	for _, file := range schemaFiles(t) {
 		s := readSchemas(t, file)
-		for manifest, want := range map[string]int{"orb8-daemonset.yaml": 6, "testdata/all.yaml": 8} {
+		for manifest, want := range map[string]int{"orb8-daemonset.yaml": 6, "testdata/all.yaml": 9} {
 			text, err := os.ReadFile(manifest)
 			if err != nil {
 				t.Fatal(err)

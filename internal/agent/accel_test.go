@@ -18,6 +18,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/stream"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/testwait"
 	"github.com/Ignoramuss/orb8/internal/workload"
@@ -167,8 +168,8 @@ func TestAccelerators(t *testing.T) {
 // Other streams do not get them, and while nobody follows nothing is made of them.
 func TestAcceleratorsOnlyWhereAskedFor(t *testing.T) {
 	r := startRig(t, withGPUs(new(gpus)))
-	i := new(interest)
-	sub, _ := r.hub.Subscribe(hub.Options{Tag: i, Select: r.selections(i), Queue: 16})
+	i := new(stream.Interest)
+	sub, _ := r.hub.Subscribe(hub.Options{Tag: i, Select: r.streams.Selections(i), Queue: 16})
 	r.await(t, "readings", func() bool { return r.accel.collector.Status()[0].Reads > 3 })
 	sub.Close()
 	for item, ok := sub.Next(t.Context()); ok; item, ok = sub.Next(t.Context()) {

@@ -22,10 +22,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
-	"github.com/Ignoramuss/orb8/internal/accel"
 	"github.com/Ignoramuss/orb8/internal/accel/holders"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/agent/metrics"
+	"github.com/Ignoramuss/orb8/internal/agent/stream"
+	"github.com/Ignoramuss/orb8/internal/agent/tracing"
 	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/flow"
@@ -130,6 +131,9 @@ type Deps struct {
 	Resolver                  Resolver
 	// Cluster is nil outside Kubernetes.
 	Cluster Cluster
+	// Allow says whether the holder of a token may get a path of the metrics, see
+	// kube.Reviews; nil outside Kubernetes.
+	Allow func(ctx context.Context, token, path string) error
 	// Accelerators makes what reads them; nil to read none.
 	Accelerators Accelerators
 	// Kubelet tells which pods hold accelerators; nil outside Kubernetes.
@@ -139,7 +143,7 @@ type Deps struct {
 	HiddenPIDs bool
 	// Tracer makes what traces system calls, which hands each to a function that keeps
 	// it; nil if none can.
-	Tracer func(*loss.Counters, func(*calls.Record)) Tracer
+	Tracer func(*loss.Counters, func(*calls.Record)) tracing.Tracer
 	// Clock is that of the probes' times; nil for the wall clock.
 	Clock Clock
 	// Running reports whether a process has not ended; nil if that cannot be told.
@@ -186,18 +190,12 @@ type Agent struct {
 	messages  func() dns.Counts // nil while nobody counts those of DNS
 	manager   *probe.Manager
 	hub       *hub.Hub
-	flowLane  *hub.Lane[flow.Record]
-	queryLane *hub.Lane[dns.Record]
-	stepLane  *hub.Lane[process.Record]
-	alertLane *hub.Lane[anomaly.Record]
-	accelLane *hub.Lane[accel.Report]
-	callLane  *hub.Lane[tracedCall]
-	noteLane  *hub.Lane[traceNote]
-	traces    *traces
-	kinds     []streamKind
+	streams   *stream.Kinds
+	lanes     *stream.Lanes // of streams
+	traces    *tracing.Traces
 	metrics   *metrics.Workloads
 	collector *collector
-	accel     *accelerators
+	accel     *accelState
 	watch     *watch
 
 	grpc   *grpc.Server
@@ -236,8 +234,8 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	}
 	a.cfg.Store(&cfg)
 	a.hub = hub.New(a.losses)
-	a.traces = newTraces(a)
-	a.kinds = a.newKinds(cfg.History)
+	a.streams = stream.New(a.hub, cfg.History, node, a.acceleratorEvent)
+	a.lanes = &a.streams.Lanes
 	a.metrics = metrics.NewWorkloads(cfg.MetricsPod, cfg.MetricsMaxSeries, a.losses)
 	a.table = flow.NewTable(flow.Config{
 		MaxFlows: cfg.MaxFlows, IdleTimeout: cfg.IdleTimeout, Losses: a.losses,
@@ -253,8 +251,9 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if err := a.keepProcesses(&cfg); err != nil {
 		return nil, err
 	}
+	a.traces = a.newTraces()
 	a.manager = deps.Probes(Sink{
-		Apply: a.apply, Query: a.query, Process: a.process, Made: a.traces.learn, ProcessesRead: a.processes.Advance,
+		Apply: a.apply, Query: a.query, Process: a.process, Made: a.traces.Learn, ProcessesRead: a.processes.Advance,
 		Messages: func(f func() dns.Counts) { a.messages = f }, Losses: a.losses, Config: cfg, Log: log,
 	})
 	a.collector = newCollector(a.collect)
@@ -265,7 +264,16 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	if cfg.MetricsDCGM {
 		dcgm = metrics.NewDCGM(node, func() *metrics.GPUFacts { return a.gpuFacts(time.Now()) })
 	}
-	a.http = metrics.NewServer(metrics.NewExporter(a.metrics, a.losses, a.facts, a.eachRow), dcgm, a.liveness, a.readiness, log)
+	guard, err := a.newGuard()
+	if err != nil {
+		return nil, err
+	}
+	a.http = metrics.NewServer(metrics.NewExporter(a.metrics, a.losses, a.facts, a.eachRow), dcgm, guard, a.liveness, a.readiness, log)
+	if cfg.TLS() {
+		if a.http.TLSConfig, err = newTLS(cfg.MetricsTLSCert, cfg.MetricsTLSKey, log); err != nil {
+			return nil, err
+		}
+	}
 	setHealth(a.health, false)
 	return a, nil
 }
@@ -321,7 +329,7 @@ func (a *Agent) record(r *flow.Record) {
 	} else if !shown {
 		return
 	}
-	publish(a, a.flowLane, &r.Header, r)
+	publish(a, a.lanes.Flows, &r.Header, r)
 }
 
 // query takes what came of a DNS query from a probe.
@@ -338,7 +346,7 @@ func (a *Agent) recordQuery(r *dns.Record) {
 	} else if !shown {
 		return
 	}
-	publish(a, a.queryLane, &r.Header, r)
+	publish(a, a.lanes.Queries, &r.Header, r)
 }
 
 // takes reports whether a record counts in metrics, and whether it is shown to those who

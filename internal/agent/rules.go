@@ -103,7 +103,7 @@ func (a *Agent) recordStep(r *process.Record) {
 			}
 			metrics.Measure(a.metrics, &h, r, processes.Measure)
 		}
-		publish(a, a.stepLane, &r.Header, r)
+		publish(a, a.lanes.Steps, &r.Header, r)
 	}
 	for _, alert := range a.rules.Check(r.Owner, r.Step) {
 		a.alert(r, alert)
@@ -116,7 +116,7 @@ func (a *Agent) alert(r *process.Record, alert *anomaly.Alert) {
 	if to := alert.Remote; to.IsValid() && (out.Remote.IP() != to.Addr() || out.RemotePort != to.Port()) {
 		out.Remote, out.RemotePort, out.Peer = record.AddrOf(to.Addr()), to.Port(), nil
 	}
-	publish(a, a.alertLane, &out.Header, &out)
+	publish(a, a.lanes.Alerts, &out.Header, &out)
 	a.tellCluster(&out)
 }
 

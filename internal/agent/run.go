@@ -117,7 +117,11 @@ func (a *Agent) watchCluster(ctx context.Context) error {
 }
 
 func (a *Agent) serveHTTP(l net.Listener) error {
-	if err := a.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	serve := a.http.Serve
+	if a.http.TLSConfig != nil {
+		serve = func(l net.Listener) error { return a.http.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics on %v: %w", l.Addr(), err)
 	}
 	return nil
@@ -172,7 +176,7 @@ func (a *Agent) work(ctx context.Context, hangup, usr1 <-chan os.Signal) {
 	g.Go(func() error { a.sample(ctx); return nil })
 	g.Go(func() error { a.tellHeld(ctx); return nil })
 	g.Go(func() error { a.flush(ctx); return nil })
-	g.Go(func() error { a.traces.run(ctx); return nil })
+	g.Go(func() error { a.traces.Run(ctx); return nil })
 	if a.accel != nil {
 		g.Go(func() error { a.accel.collector.Run(ctx); return nil })
 	}

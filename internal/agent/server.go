@@ -5,7 +5,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"errors"
 	"iter"
 	"slices"
 	"strconv"
@@ -18,6 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
+	"github.com/Ignoramuss/orb8/internal/agent/stream"
+	"github.com/Ignoramuss/orb8/internal/agent/tracing"
 	"github.com/Ignoramuss/orb8/internal/filter"
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/hub"
@@ -53,16 +54,16 @@ func (s *server) GetStatus(context.Context, *orb8v1.GetStatusRequest) (*orb8v1.A
 
 // interest compiles a request's filters, with those of the first version's
 // fields at the end.
-func (s *server) interest(filters []*orb8v1.Filter, namespaces, pods []string, self bool) (interest, error) {
+func (s *server) interest(filters []*orb8v1.Filter, namespaces, pods []string, self bool) (stream.Interest, error) {
 	all := slices.Clone(filters)
 	if len(namespaces) > 0 || len(pods) > 0 {
 		all = append(all, &orb8v1.Filter{Namespaces: namespaces, Pods: pods})
 	}
 	set, err := kinds.Compile(all, filter.WithNode(s.agent.node))
 	if err != nil {
-		return interest{}, status.Error(codes.InvalidArgument, err.Error())
+		return stream.Interest{}, status.Error(codes.InvalidArgument, err.Error())
 	}
-	return interest{filters: set, self: self || s.agent.Config().IncludeSelf}, nil
+	return stream.Interest{Filters: set, Self: self || s.agent.Config().IncludeSelf}, nil
 }
 
 // QueryFlows implements the API.
@@ -134,10 +135,10 @@ func (k *ranking) cut() []ranked {
 }
 
 // selectHalves returns the directions of the rows that match, most bytes first.
-func (s *server) selectHalves(i *interest, since int64, limit int) *ranking {
+func (s *server) selectHalves(i *stream.Interest, since int64, limit int) *ranking {
 	k := &ranking{limit: limit}
 	s.agent.eachRow(func(r *flow.Record) {
-		if r.Last < since || !wantsFlow(i, r) {
+		if r.Last < since || !i.WantsFlow(r) {
 			return
 		}
 		tx, rx := flows.Directions(r.Total)
@@ -211,7 +212,7 @@ func (s *server) StreamEvents(req *orb8v1.StreamEventsRequest, stream grpc.Serve
 			stream.SetTrailer(metadata.Pairs(lostTrailer, strconv.FormatUint(lost, 10)))
 		}
 	}()
-	i.kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
+	i.Kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
 	return s.follow(stream.Context(), hub.Options{Tag: &i}, nil, func(item hub.Item) error {
 		lost += item.Lost
 		r, ok := item.Record.(*flow.Record)
@@ -233,8 +234,8 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	i.kinds, i.dnsView, i.steps = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps()
-	if slices.Contains(i.kinds, orb8v1.EventKind_EVENT_KIND_SYSCALL) {
+	i.Kinds, i.DNSView, i.Steps = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps()
+	if slices.Contains(i.Kinds, orb8v1.EventKind_EVENT_KIND_SYSCALL) {
 		return s.traceCalls(req, i, stream)
 	}
 	greeting := s.agent.nodeEvent()
@@ -256,7 +257,7 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	o := hub.Options{Tag: &i, Past: s.agent.pastOf(req, greeting.Sequence)}
 	begin := func(h hub.History) error { return s.begin(req, &i, h, stream) }
 	if !req.GetFollow() {
-		o.Select = s.agent.selections(&i)
+		o.Select = s.agent.streams.Selections(&i)
 		past := s.agent.hub.Past(o)
 		if req.GetProgress() {
 			past.Sort()
@@ -288,7 +289,7 @@ func (a *Agent) pastOf(req *orb8v1.ObserveRequest, now uint64) hub.Past {
 }
 
 // begin sends the snapshot and the history that were asked for.
-func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+func (s *server) begin(req *orb8v1.ObserveRequest, i *stream.Interest, h hub.History, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	if req.GetSnapshot() {
 		for _, ev := range s.agent.latestAccelerators(i) {
 			if err := stream.Send(ev); err != nil {
@@ -296,12 +297,12 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, s
 			}
 		}
 	}
-	if req.GetSnapshot() && i.dnsNames() {
+	if req.GetSnapshot() && i.DNSNames() {
 		if err := s.sendNames(req, i, stream); err != nil {
 			return err
 		}
 	}
-	if req.GetSnapshot() && i.table() {
+	if req.GetSnapshot() && i.Table() {
 		if err := s.sendSnapshot(req, i, stream); err != nil {
 			return err
 		}
@@ -312,7 +313,7 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, s
 		}
 	}
 	for n := range h.Items {
-		if err := stream.Send(s.agent.eventOf(&h.Items[n], i)); err != nil {
+		if err := stream.Send(s.agent.streams.Event(&h.Items[n], i)); err != nil {
 			return err
 		}
 	}
@@ -320,9 +321,9 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *interest, h hub.History, s
 }
 
 // sendNames sends what was asked of DNS lately, and how much of that is missing.
-func (s *server) sendNames(req *orb8v1.ObserveRequest, i *interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+func (s *server) sendNames(req *orb8v1.ObserveRequest, i *stream.Interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	correction := int64(s.agent.deps.Clock.Correction())
-	for _, ev := range s.agent.dnsNames.Events(i.filters, int(req.GetLimit()), s.agent.node) {
+	for _, ev := range s.agent.dnsNames.Events(i.Filters, int(req.GetLimit()), s.agent.node) {
 		ev.TimeNs += correction
 		ev.GetDnsName().FirstSeenNs += correction
 		ev.GetDnsName().LastSeenNs += correction
@@ -337,17 +338,17 @@ func (s *server) sendNames(req *orb8v1.ObserveRequest, i *interest, stream grpc.
 }
 
 // sendSnapshot sends the table's rows that match, of any kind.
-func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
+func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *stream.Interest, stream grpc.ServerStreamingServer[orb8v1.Event]) error {
 	release, err := s.admit(stream.Context())
 	if err != nil {
 		return err
 	}
 	defer release()
 	rows := *i
-	rows.kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
+	rows.Kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
 	k := &ranking{limit: int(req.GetLimit())}
 	s.agent.eachRow(func(r *flow.Record) {
-		if wantsFlow(&rows, r) {
+		if rows.WantsFlow(r) {
 			k.add(ranked{key: r.Key(), by: sortKey(r, req.GetSort())})
 		}
 	})
@@ -374,14 +375,14 @@ func sortKey(r *flow.Record, by orb8v1.Sort) uint64 {
 }
 
 // send sends an item: first how much was lost before it.
-func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *interest, item hub.Item) error {
+func (s *server) send(stream grpc.ServerStreamingServer[orb8v1.Event], i *stream.Interest, item hub.Item) error {
 	if item.Lost > 0 {
 		if err := stream.Send(s.agent.lostEvent(loss.SubscriberSlow, item.Lost)); err != nil {
 			return err
 		}
 	}
 	if item.Record != nil {
-		return stream.Send(s.agent.eventOf(&item, i))
+		return stream.Send(s.agent.streams.Event(&item, i))
 	}
 	if notice, ok := item.Notice.(*orb8v1.Event); ok {
 		return stream.Send(notice)
@@ -399,8 +400,6 @@ func (a *Agent) progress(sequence uint64, low int64) *orb8v1.Event {
 	})
 }
 
-var errStopping = errors.New("the agent is stopping")
-
 // follow subscribes, calls begin, if there is one, with the part of the history
 // that is asked for, and then send with whatever happens, until ctx is done or the
 // agent stops.
@@ -408,8 +407,8 @@ func (s *server) follow(ctx context.Context, o hub.Options, begin func(hub.Histo
 	if s.agent.hub.Subscribers() >= maxStreams {
 		return status.Errorf(codes.ResourceExhausted, "%d streams are being served, which is the most", maxStreams)
 	}
-	if i, ok := o.Tag.(*interest); ok {
-		o.Select = s.agent.selections(i)
+	if i, ok := o.Tag.(*stream.Interest); ok {
+		o.Select = s.agent.streams.Selections(i)
 	}
 	o.Queue = s.agent.Config().SubscriberQueue
 	sub, recent := s.agent.hub.Subscribe(o)
@@ -438,5 +437,5 @@ func (s *server) follow(ctx context.Context, o hub.Options, begin func(hub.Histo
 	if err := ctx.Err(); err != nil {
 		return status.FromContextError(err).Err()
 	}
-	return status.Error(codes.Unavailable, errStopping.Error())
+	return status.Error(codes.Unavailable, tracing.ErrStopping.Error())
 }

@@ -16,6 +16,7 @@ import (
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/agent/metrics"
+	"github.com/Ignoramuss/orb8/internal/agent/stream"
 	"github.com/Ignoramuss/orb8/internal/dns"
 	"github.com/Ignoramuss/orb8/internal/hub"
 	"github.com/Ignoramuss/orb8/internal/kube"
@@ -71,7 +72,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		EventsProcessed: a.processed.Load(), EventsDropped: a.losses.Dropped(),
 		ActiveFlows:   uint32(a.table.Len()),
 		UptimeSeconds: int64(time.Since(a.started).Seconds()),
-		Probes:        append(probesPB(probes), a.traces.status()), Losses: lossesPB(a.losses),
+		Probes:        append(probesPB(probes), a.traces.Status()), Losses: lossesPB(a.losses),
 		KernelRelease: a.deps.KernelRelease, CgroupRoot: a.deps.CgroupRoot,
 		MaxFlows: uint32(cfg.MaxFlows), IntervalNs: int64(a.interval()),
 		Subscribers: uint32(a.hub.Subscribers()),
@@ -168,9 +169,9 @@ func (a *Agent) facts() metrics.Facts {
 		Interval: a.interval(),
 		Events:   a.processed.Load(), Panics: a.panics.Load(),
 		Reloads: a.reloads.Load(), ReloadsFailed: a.failedReloads.Load(),
-		Subscribers: a.hub.Subscribers(), Traces: int(a.traces.running.Load()),
+		Subscribers: a.hub.Subscribers(), Traces: a.traces.Running(),
 		Flows: a.table.Len(), MaxFlows: cfg.MaxFlows,
-		History: a.flowLane.Kept(), MaxHistory: cfg.History,
+		History: a.lanes.Flows.Kept(), MaxHistory: cfg.History,
 		Probes:      a.manager.Status(),
 		IncludeSelf: cfg.IncludeSelf,
 		Waiting:     a.names.Waiting(), Cluster: cluster,
@@ -228,7 +229,7 @@ func (w *watch) look() {
 	if !proto.Equal(now, w.status) {
 		w.status = now
 		setHealth(w.agent.health, now.State != orb8v1.NodeState_NODE_STATE_UNAVAILABLE)
-		w.agent.hub.Notify(w.agent.nodeEvent(), func(s *hub.Subscription) bool { return interestOf(s).status() })
+		w.agent.hub.Notify(w.agent.nodeEvent(), func(s *hub.Subscription) bool { return stream.InterestOf(s).Status() })
 	}
 	for _, s := range loss.Stages() {
 		n := w.agent.losses.Get(s) - w.lost[s]
@@ -236,7 +237,7 @@ func (w *watch) look() {
 			continue
 		}
 		w.lost[s] += n
-		w.agent.hub.Notify(w.agent.lostEvent(s, n), func(s *hub.Subscription) bool { return interestOf(s).losses() })
+		w.agent.hub.Notify(w.agent.lostEvent(s, n), func(s *hub.Subscription) bool { return stream.InterestOf(s).Losses() })
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/tracing"
 	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/process"
@@ -37,12 +38,12 @@ type fakeTracer struct {
 	starts    int
 	running   bool
 	selected  map[uint64]uint64
-	wants     [MaxTraces]TraceWant
-	lost      [MaxTraces]TraceLost
+	wants     [tracing.MaxTraces]tracing.Want
+	lost      [tracing.MaxTraces]tracing.Lost
 	waiting   []calls.Record // handed over when all that has ended is
 	goingOn   []calls.Record // handed over as unfinished
 	onFlush   func()         // what happens just then, without mu
-	counts    []CallCount
+	counts    []tracing.CallCount
 	forgotten []uint64 // whose counts were
 	released  []uint64 // of which nothing is kept
 }
@@ -50,7 +51,7 @@ type fakeTracer struct {
 func withTracer(f *fakeTracer) rigOption {
 	return func(_ *config.Config, d *Deps, _ *rig) {
 		f.breaks = make(chan error, 1)
-		d.Tracer = func(_ *loss.Counters, apply func(*calls.Record)) Tracer {
+		d.Tracer = func(_ *loss.Counters, apply func(*calls.Record)) tracing.Tracer {
 			f.apply = apply
 			return f
 		}
@@ -157,19 +158,19 @@ func (f *fakeTracer) End(trace uint) (had []uint64, err error) {
 			f.drop(id, trace)
 		}
 	}
-	f.wants[trace] = TraceWant{}
+	f.wants[trace] = tracing.Want{}
 	f.mu.Unlock()
 	return had, f.Collect()
 }
 
-func (f *fakeTracer) Want(trace uint, w TraceWant) error {
+func (f *fakeTracer) Want(trace uint, w tracing.Want) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.wants[trace] = w
 	return nil
 }
 
-func (f *fakeTracer) Lost(trace uint) TraceLost {
+func (f *fakeTracer) Lost(trace uint) tracing.Lost {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.lost[trace]
@@ -186,17 +187,17 @@ func (f *fakeTracer) ForgetCounts(cgroups ...uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.forgotten = append(f.forgotten, cgroups...)
-	f.counts = slices.DeleteFunc(f.counts, func(c CallCount) bool { return slices.Contains(cgroups, c.CgroupID) })
+	f.counts = slices.DeleteFunc(f.counts, func(c tracing.CallCount) bool { return slices.Contains(cgroups, c.CgroupID) })
 	return nil
 }
 
-func (f *fakeTracer) Summary() ([]CallCount, error) {
+func (f *fakeTracer) Summary() ([]tracing.CallCount, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.counts), nil
 }
 
-func (f *fakeTracer) count(c ...CallCount) {
+func (f *fakeTracer) count(c ...tracing.CallCount) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.counts = c
@@ -217,13 +218,13 @@ func (f *fakeTracer) call(c *calls.Record) {
 }
 
 // state has what the first trace wants.
-func (f *fakeTracer) state() (running bool, selected []uint64, want TraceWant) {
+func (f *fakeTracer) state() (running bool, selected []uint64, want tracing.Want) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.running, slices.Sorted(maps.Keys(f.selected)), f.wants[0]
 }
 
-func (f *fakeTracer) wantOf(trace uint) TraceWant {
+func (f *fakeTracer) wantOf(trace uint) tracing.Want {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.wants[trace]
@@ -312,7 +313,7 @@ func TestTrace(t *testing.T) {
 		t.Fatalf("traced are %v, want web", got)
 	}
 	running, selected, want := tracer.state()
-	if !running || !slices.Equal(selected, []uint64{1}) || !want.Events || want.Rate != defaultTraceRate ||
+	if !running || !slices.Equal(selected, []uint64{1}) || !want.Events || want.Rate != tracing.DefaultRate ||
 		!slices.Equal(want.Calls, []string{"chroot", "openat"}) {
 		t.Errorf("running %v, selected %v, wanted %+v", running, selected, want)
 	}
@@ -399,9 +400,9 @@ func TestTraceSummary(t *testing.T) {
 		t.Errorf("a summary wants %+v", want)
 	}
 	tracer.count(
-		CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 3, Errors: 1, Time: 50, Max: 40},
-		CallCount{CgroupID: 1, Name: "write", ABI: "amd64", Calls: 1, Time: 900, Max: 900},
-		CallCount{CgroupID: 2, Name: "write", ABI: "amd64", Calls: 5, Time: 900, Max: 900})
+		tracing.CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 3, Errors: 1, Time: 50, Max: 40},
+		tracing.CallCount{CgroupID: 1, Name: "write", ABI: "amd64", Calls: 1, Time: 900, Max: 900},
+		tracing.CallCount{CgroupID: 2, Name: "write", ABI: "amd64", Calls: 5, Time: 900, Max: 900})
 	last := stream.lastSummary()
 	got := last.GetCalls()
 	if last.GetWorkload().GetPodName() != "web" || len(got) != 2 || got[0].GetName() != "write" ||
@@ -448,7 +449,7 @@ func TestTwoTraces(t *testing.T) {
 	if !slices.Equal(selected, []uint64{1, 2}) || !want.ErrorsOnly || want.Rate != 5 || want.Calls != nil {
 		t.Errorf("selected %v, the first wants %+v", selected, want)
 	}
-	if want := tracer.wantOf(1); want.ErrorsOnly || want.Rate != defaultTraceRate || !slices.Equal(want.Calls, []string{"read"}) {
+	if want := tracer.wantOf(1); want.ErrorsOnly || want.Rate != tracing.DefaultRate || !slices.Equal(want.Calls, []string{"read"}) {
 		t.Errorf("the second wants %+v", want)
 	}
 	for _, c := range []calls.Record{
@@ -604,13 +605,11 @@ func TestSummaryOfEnded(t *testing.T) {
 	tracer.mu.Lock()
 	tracer.selected[3] = 1 // as the kernel does it
 	tracer.mu.Unlock()
-	r.traces.learn(3)
-	tracer.count(CallCount{CgroupID: 3, Name: "read", ABI: "amd64", Calls: 2, Time: 7}, CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 1, Time: 1})
-	eventuallyTrue(t, "it is chosen", func() bool {
-		r.traces.mu.Lock()
-		defer r.traces.mu.Unlock()
-		return r.traces.all[0].cgroups[3] != nil
-	})
+	r.traces.Learn(3)
+	tracer.count(tracing.CallCount{CgroupID: 3, Name: "read", ABI: "amd64", Calls: 2, Time: 7}, tracing.CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 1, Time: 1})
+	if got := stream.targets(); !slices.Contains(got, "job") {
+		t.Errorf("chosen are %v, want the new one too", got)
+	}
 	r.resolver.put(3, nil)
 	last := make(map[string]*orb8v1.SyscallSummary)
 	for {
@@ -643,10 +642,10 @@ func TestSummaryLater(t *testing.T) {
 	r := containerRig(t, withTracer(tracer))
 	first := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{Summary: true}, inShop())
 	first.targets()
-	tracer.count(CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 10, Time: 100, Max: 90})
+	tracer.count(tracing.CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 10, Time: 100, Max: 90})
 	stream := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{Summary: true, DurationNs: int64(time.Second)}, inShop())
 	stream.targets()
-	tracer.count(CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 13, Errors: 1, Time: 150, Max: 90})
+	tracer.count(tracing.CallCount{CgroupID: 1, Name: "read", ABI: "amd64", Calls: 13, Errors: 1, Time: 150, Max: 90})
 	last := stream.lastSummary()
 	if got := last.GetCalls(); len(got) != 1 || got[0].GetCalls() != 3 || got[0].GetTimeNs() != 50 || got[0].GetMaxNs() != 0 {
 		t.Errorf("summary: %v", last)
@@ -657,7 +656,7 @@ func TestSummaryLater(t *testing.T) {
 func TestTraceEndsUnread(t *testing.T) {
 	tracer := new(fakeTracer)
 	r := containerRig(t, withTracer(tracer))
-	stream := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{DurationNs: int64(300 * time.Millisecond), Rate: maxTraceRate}, inShop())
+	stream := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{DurationNs: int64(300 * time.Millisecond), Rate: 1_000_000}, inShop())
 	stream.targets()
 	stop := make(chan struct{})
 	var flood sync.WaitGroup
@@ -749,7 +748,7 @@ func TestTraceSelectsAtOnce(t *testing.T) {
 	for id := uint64(10); id < 15; id++ {
 		before := r.resolver.walked()
 		r.resolver.put(id, &workload.Identity{Namespace: "shop", Pod: "late", CgroupID: id, ContainerID: bankContainer})
-		r.traces.learn(id)
+		r.traces.Learn(id)
 		eventuallyTrue(t, "it is selected", func() bool {
 			_, selected, _ := tracer.state()
 			return slices.Contains(selected, id)
@@ -777,7 +776,7 @@ func TestTraceNoResult(t *testing.T) {
 func TestTooManyTraces(t *testing.T) {
 	tracer := new(fakeTracer)
 	r := containerRig(t, withTracer(tracer))
-	for range MaxTraces {
+	for range tracing.MaxTraces {
 		r.traceCalls(t.Context(), t, nil, inShop()).targets()
 	}
 	if _, err := r.traceCalls(t.Context(), t, nil, inShop()).next(); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "16 traces") {
@@ -792,7 +791,7 @@ func TestTraceLeavesOut(t *testing.T) {
 	stream := r.traceCalls(t.Context(), t, &orb8v1.SyscallTrace{Except: []string{"read"}, SlowerNs: int64(2 * time.Millisecond)}, inShop())
 	stream.targets()
 	_, _, want := tracer.state()
-	if slices.Contains(want.Calls, "read") || !slices.Contains(want.Calls, "write") || want.Rate != narrowedRate {
+	if slices.Contains(want.Calls, "read") || !slices.Contains(want.Calls, "write") || want.Rate != tracing.NarrowedRate {
 		t.Errorf("wanted %+v", want)
 	}
 	quick, read, slow := aCall(t, 1, "write", 1), aCall(t, 1, "read", 1), aCall(t, 1, "write", 2)
@@ -837,30 +836,5 @@ func TestTraceByProcess(t *testing.T) {
 	}
 	if _, err := r.traceCalls(t.Context(), t, nil, &orb8v1.Filter{Processes: []string{"psql"}, Negate: true}).next(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("all but psql: %v", err)
-	}
-}
-
-// TestQuantile: within a quarter of what it was, whatever it was.
-func TestQuantile(t *testing.T) {
-	for i := range CallBuckets {
-		c := CallCount{Max: 1 << 62}
-		c.ByTime[i] = 1
-		got := uint64(c.quantile(50))
-		low, high := uint64(0), uint64(256)
-		if i > 0 {
-			low = uint64(256)<<((i-1)/2) + uint64((i-1)%2)<<(7+(i-1)/2)
-			high = low + uint64(128)<<((i-1)/2)
-		}
-		if got < low || got >= high || i > 0 && (got*4 > low*5 || got*4 < high*3) {
-			t.Errorf("bucket %d: %d, want something from %d to %d", i, got, low, high)
-		}
-	}
-	var c CallCount
-	c.ByTime[1], c.ByTime[21], c.Max = 98, 2, 300_000
-	if half, most := c.quantile(50), c.quantile(99); half != 320 || most != 300_000 {
-		t.Errorf("half within %d, 99 of 100 within %d", half, most)
-	}
-	if got := (&CallCount{}).quantile(99); got != 0 {
-		t.Errorf("of nothing %d", got)
 	}
 }

@@ -12,24 +12,30 @@ import (
 	"github.com/Ignoramuss/orb8/internal/cli/render"
 )
 
-// countsView shows the latest count of each container: in place every second, or at
-// the end.
+// sums are what a countsView shows.
+type sums interface {
+	// take takes an event, if it is one of those that are added up.
+	take(*orb8v1.Event) bool
+	write(io.Writer, render.Options) error
+}
+
+// countsView shows sums of what has come: in place every second, or at the end.
 type countsView struct {
-	*render.Events // for what is no count
+	*render.Events // for what is not added up
 	w              io.Writer
 	options        render.Options
 	inPlace        bool
 	begun, changed bool
-	latest         render.CountSet
+	sums           sums
 	// notes are other events, the last few, where they stand below the tables.
 	notes []*orb8v1.Event
 }
 
 const maxNotes = 5
 
-func newCountsView(w io.Writer, o render.Options, inPlace bool) *countsView {
+func newCountsView(w io.Writer, o render.Options, inPlace bool, of sums) *countsView {
 	o.Height = 0
-	v := &countsView{Events: render.NewEvents(w, o), w: w, options: o}
+	v := &countsView{Events: render.NewEvents(w, o), w: w, options: o, sums: of}
 	v.inPlace = inPlace && (o.Format == render.Table || o.Format == render.Wide)
 	return v
 }
@@ -48,8 +54,7 @@ func (v *countsView) Write(ev *orb8v1.Event) error {
 	switch {
 	case v.options.Format == render.JSON:
 		return v.Events.Write(ev)
-	case ev.GetSyscallSummary() != nil:
-		v.latest.Add(ev)
+	case v.sums.take(ev):
 		v.changed = true
 		return nil
 	case v.inPlace:
@@ -61,9 +66,24 @@ func (v *countsView) Write(ev *orb8v1.Event) error {
 	return v.Events.Write(ev)
 }
 
-// counts are the containers' latest, most time first.
-func (v *countsView) counts() []*orb8v1.Event {
-	all := v.latest.All()
+// latestCounts are those of each container.
+type latestCounts struct{ set render.CountSet }
+
+func (c *latestCounts) take(ev *orb8v1.Event) bool {
+	if ev.GetSyscallSummary() == nil {
+		return false
+	}
+	c.set.Add(ev)
+	return true
+}
+
+func (c *latestCounts) write(w io.Writer, o render.Options) error {
+	return render.SyscallSummaries(w, o, c.all())
+}
+
+// all are the containers' latest, most time first.
+func (c *latestCounts) all() []*orb8v1.Event {
+	all := c.set.All()
 	spent := func(ev *orb8v1.Event) (ns int64) {
 		for _, c := range ev.GetSyscallSummary().GetCalls() {
 			ns += c.GetTimeNs()
@@ -77,6 +97,19 @@ func (v *countsView) counts() []*orb8v1.Event {
 }
 
 func idOf(ev *orb8v1.Event) uint64 { return ev.GetSyscallSummary().GetWorkload().GetCgroupId() }
+
+// callTree are the calls by process.
+type callTree struct{ tree render.CallTree }
+
+func (c *callTree) take(ev *orb8v1.Event) bool {
+	if ev.GetSyscall() == nil {
+		return false
+	}
+	c.tree.Add(ev)
+	return true
+}
+
+func (c *callTree) write(w io.Writer, o render.Options) error { return c.tree.Write(w, o) }
 
 // Draw puts the tables over those before.
 func (v *countsView) Draw() error {
@@ -98,7 +131,7 @@ func (v *countsView) Draw() error {
 }
 
 func (v *countsView) write(w io.Writer) error {
-	if err := render.SyscallSummaries(w, v.options, v.counts()); err != nil {
+	if err := v.sums.write(w, v.options); err != nil {
 		return err
 	}
 	o := v.options

@@ -54,6 +54,10 @@ a terminal every second. There TIME and SECONDS are from the begin of the calls 
 end, also while they wait; P50 and P99 are estimates, within a quarter. They and MAX (with
 -o wide) are not known where another trace had counted the container's calls before.
 
+With --tree the calls are added up by process, at the end and on a terminal every second:
+each process stands below its parent, with the calls that took most of its time. They are
+those that the stream would show, so --rate, --call and all filters count.
+
 The source is found as by 'orb8 trace network'. With -o json every line is an
 orb8.v1.Event with a syscall, or a syscallSummary every second, the syscallTargets, a
 change of the node's status, or lost events.`
@@ -62,6 +66,7 @@ const traceSyscallExamples = `  orb8 trace syscall --pod suspicious-pod-456     
   orb8 trace syscall --pod web-7d9f-x2x --call openat,connect --errors-only
   orb8 trace syscall --pod web-7d9f-x2x --except futex,epoll_wait --slower 10ms
   orb8 trace syscall -n shop -l app=web --summary --duration 10s
+  orb8 trace syscall --pod web-7d9f-x2x --tree --duration 10s
   orb8 trace syscall -n shop --anomalies --duration 10m
   sudo orb8 trace syscall --container 4f2d9c1e8a7b  # of this host, without an agent
   sudo orb8 trace syscall --process nginx --errors-only
@@ -79,7 +84,7 @@ type callFlags struct {
 	slower        time.Duration
 	errorsOnly    bool
 	anomalies     bool
-	summary       bool
+	summary, tree bool
 	rate          uint32
 
 	of      *traceFlags     // once checked
@@ -117,8 +122,11 @@ func newTraceSyscall(c *Config) *cobra.Command {
 }
 
 func (f *callFlags) lines(w io.Writer, o render.Options, terminal bool) render.Live {
-	if f.summary {
-		return newCountsView(w, o, terminal)
+	switch {
+	case f.summary:
+		return newCountsView(w, o, terminal, new(latestCounts))
+	case f.tree:
+		return newCountsView(w, o, terminal, new(callTree))
 	}
 	return render.NewSyscalls(w, o, render.SyscallOptions{One: f.of.onePod()})
 }
@@ -153,6 +161,7 @@ func (f *callFlags) bind(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.errorsOnly, "errors-only", false, "only calls that return an error")
 	fs.BoolVar(&f.anomalies, "anomalies", false, "only calls that a rule flags")
 	fs.BoolVar(&f.summary, "summary", false, "count the calls of whole containers: how many, how long, how many errors")
+	fs.BoolVar(&f.tree, "tree", false, "add the calls up by process, each below its parent")
 	fs.Uint32Var(&f.rate, "rate", defaultRate, "at most `N` calls a second and node, up to 1000000")
 }
 
@@ -170,6 +179,8 @@ func (f *callFlags) check(t *traceFlags) error {
 		return usagef("--rate %d: want %d or less", f.rate, highestRate)
 	case f.slower < 0:
 		return usagef("--slower %s: want more than 0", f.slower)
+	case f.summary && f.tree:
+		return usagef("--summary counts by container, --tree by process: give one of them")
 	case f.summary && f.slower > 0:
 		return usagef("--summary counts all calls: leave out --slower")
 	case f.summary && f.anomalies:

@@ -58,6 +58,7 @@ type Cluster struct {
 	settled atomic.Bool
 	events  chan PodEvent
 	untold  atomic.Uint64
+	reviews *Reviews
 }
 
 var _ workload.Cluster = (*Cluster)(nil)
@@ -84,7 +85,7 @@ func New(cfg Config) (*Cluster, error) {
 		peers:  cfg.Peers,
 		begun:  cfg.Now(),
 		slices: NewResourceSlices(cfg.Clients, cfg.Node),
-		events: make(chan PodEvent, eventQueue),
+		events: make(chan PodEvent, eventQueue), reviews: NewReviews(cfg.Clients),
 	}
 	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
 	if c.peers == nil {
@@ -120,6 +121,11 @@ func (c *Cluster) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// Allow is Reviews.Allow.
+func (c *Cluster) Allow(ctx context.Context, token, path string) error {
+	return c.reviews.Allow(ctx, token, path)
 }
 
 // tidy forgets what is old, and asks again for owners that were not to be had.

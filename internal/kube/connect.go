@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +25,10 @@ const (
 	clientQPS   = 20
 	clientBurst = 40
 	dialTimeout = 5 * time.Second
+	// reviewQPS and reviewBurst are of the questions whether others may read metrics: who
+	// asks for a review with each request keeps the agent from nothing else.
+	reviewQPS   = 5
+	reviewBurst = 10
 )
 
 // Clients talk to one API server. They share connections.
@@ -34,6 +40,9 @@ type Clients struct {
 	Core, Discovery rest.Interface
 	// Metadata gets the metadata of anything.
 	Metadata metadata.Interface
+	// Authentication and Authorization know the groups authentication.k8s.io/v1 and
+	// authorization.k8s.io/v1 only.
+	Authentication, Authorization rest.Interface
 }
 
 // Connect makes clients of the API server that a kubeconfig file names or, with
@@ -78,7 +87,9 @@ func ConnectTo(base *rest.Config, version string) (*Clients, error) {
 		return nil, fmt.Errorf("set up TLS to %s: %w", cfg.Host, err)
 	}
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register API types: %w", err)
 		}
@@ -96,6 +107,14 @@ func ConnectTo(base *rest.Config, version string) (*Clients, error) {
 	out.Metadata, err = metadata.NewForConfigAndClient(metadata.ConfigFor(cfg), client)
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", cfg.Host, err)
+	}
+	reviews := rest.CopyConfig(cfg)
+	reviews.QPS, reviews.Burst = reviewQPS, reviewBurst
+	if out.Authentication, err = restClient(reviews, client, "/apis", authenticationv1.SchemeGroupVersion); err != nil {
+		return nil, err
+	}
+	if out.Authorization, err = restClient(reviews, client, "/apis", authorizationv1.SchemeGroupVersion); err != nil {
+		return nil, err
 	}
 	return out, nil
 }

@@ -31,6 +31,28 @@ func (l *lab) changeRole(ctx context.Context, change func(*rbacv1.ClusterRole)) 
 	return err
 }
 
+// withRole edits the agents' ClusterRole until the test ends, or restore is called.
+func (l *lab) withRole(t *testing.T, change func(*rbacv1.ClusterRole)) (restore func(context.Context) error) {
+	t.Helper()
+	var before []rbacv1.PolicyRule
+	err := l.changeRole(t.Context(), func(r *rbacv1.ClusterRole) {
+		before = r.DeepCopy().Rules
+		change(r)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore = func(ctx context.Context) error {
+		return l.changeRole(ctx, func(r *rbacv1.ClusterRole) { r.Rules = before })
+	}
+	t.Cleanup(func() {
+		if err := restore(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return restore
+}
+
 // degraded returns what the agent on node says of the API server.
 func (l *lab) degraded(ctx context.Context, node string) (string, error) {
 	all, err := l.statuses(ctx)
@@ -51,22 +73,9 @@ func TestMissingRight(t *testing.T) {
 	if l.lab == "" {
 		t.Skip("needs the cluster that test/cluster/run.sh makes")
 	}
-	var before []rbacv1.PolicyRule
-	restore := func(ctx context.Context) error {
-		return l.changeRole(ctx, func(r *rbacv1.ClusterRole) { r.Rules = before })
-	}
-	err := l.changeRole(t.Context(), func(r *rbacv1.ClusterRole) {
-		before = r.DeepCopy().Rules
+	restore := l.withRole(t, func(r *rbacv1.ClusterRole) {
 		for i := range r.Rules {
 			r.Rules[i].Resources = slices.DeleteFunc(r.Rules[i].Resources, func(s string) bool { return s == "services" })
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := restore(context.Background()); err != nil {
-			t.Error(err)
 		}
 	})
 	node := l.client1.Spec.NodeName
@@ -103,12 +112,7 @@ func TestMissingRight(t *testing.T) {
 // says what it lacks.
 func TestWithoutCgroups(t *testing.T) {
 	l := shared
-	ds, err := l.client.AppsV1().DaemonSets(l.agents).Get(t.Context(), "orb8-agent", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec := *ds.Spec.Template.Spec.DeepCopy()
-	spec.NodeName, spec.RestartPolicy = l.nodes[0], corev1.RestartPolicyNever
+	spec := l.agentSpec(t)
 	spec.Volumes = slices.DeleteFunc(spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil })
 	for i := range spec.Containers {
 		c := &spec.Containers[i]
@@ -117,17 +121,7 @@ func TestWithoutCgroups(t *testing.T) {
 		})
 	}
 	pods := l.client.CoreV1().Pods(l.agents)
-	p, err := pods.Create(t.Context(), &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "without-cgroups-"}, Spec: spec}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		zero := int64(0)
-		if err := pods.Delete(context.Background(), p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil {
-			t.Error(err)
-		}
-	})
+	p := l.extraAgent(t, "without-cgroups-", &spec)
 	eventually(t, time.Minute, func() error {
 		stream, err := pods.GetLogs(p.Name, &corev1.PodLogOptions{}).Stream(t.Context())
 		if err != nil {
@@ -149,4 +143,33 @@ func TestWithoutCgroups(t *testing.T) {
 		_, err = readySince(now)
 		return err
 	})
+}
+
+// agentSpec is that of an agent on the first node, for one beside those of the DaemonSet.
+func (l *lab) agentSpec(t *testing.T) corev1.PodSpec {
+	t.Helper()
+	ds, err := l.client.AppsV1().DaemonSets(l.agents).Get(t.Context(), "orb8-agent", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := *ds.Spec.Template.Spec.DeepCopy()
+	spec.NodeName, spec.RestartPolicy = l.nodes[0], corev1.RestartPolicyNever
+	return spec
+}
+
+// extraAgent starts an agent beside the DaemonSet's until the test ends.
+func (l *lab) extraAgent(t *testing.T, name string, spec *corev1.PodSpec) *corev1.Pod {
+	t.Helper()
+	pods := l.client.CoreV1().Pods(l.agents)
+	p, err := pods.Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: name}, Spec: *spec}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		zero := int64(0)
+		if err := pods.Delete(context.Background(), p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
 }

@@ -212,35 +212,45 @@ func (s *grpcSource) find(ctx context.Context) error {
 
 // forward connects to port 9090 on the loopback of an agent's pod.
 func (l *lab) forward(name string) (*agentConn, error) {
-	transport, upgrader, err := spdy.RoundTripperFor(l.config)
+	addr, stop, err := l.forwardPort(name, 9090)
 	if err != nil {
 		return nil, err
 	}
-	url := l.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(l.agents).Name(name).SubResource("portforward").URL()
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", url)
-	stop, up, failed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:9090"}, stop, up, io.Discard, io.Discard)
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
+	}
+	return &agentConn{orb8v1.NewOrbitAgentServiceClient(conn), conn, stop}, nil
+}
+
+// forwardPort makes a port of an agent's pod one of this host, until stop is closed.
+func (l *lab) forwardPort(name string, remote int) (addr string, stop chan struct{}, err error) {
+	transport, upgrader, err := spdy.RoundTripperFor(l.config)
+	if err != nil {
+		return "", nil, err
+	}
+	url := l.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(l.agents).Name(name).SubResource("portforward").URL()
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", url)
+	stop = make(chan struct{})
+	up, failed := make(chan struct{}), make(chan error, 1)
+	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", remote)}, stop, up, io.Discard, io.Discard)
+	if err != nil {
+		return "", nil, err
 	}
 	go func() { failed <- fw.ForwardPorts() }()
 	select {
 	case <-up:
 	case err := <-failed:
-		return nil, fmt.Errorf("forward a port to %s: %w", name, err)
+		return "", nil, fmt.Errorf("forward a port to %s: %w", name, err)
 	case <-time.After(askFor):
 		close(stop)
-		return nil, fmt.Errorf("forward a port to %s: not up after %v", name, askFor)
+		return "", nil, fmt.Errorf("forward a port to %s: not up after %v", name, askFor)
 	}
 	ports, err := fw.GetPorts()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	conn, err := grpc.NewClient("127.0.0.1:"+strconv.Itoa(int(ports[0].Local)), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	return &agentConn{orb8v1.NewOrbitAgentServiceClient(conn), conn, stop}, nil
+	return "127.0.0.1:" + strconv.Itoa(int(ports[0].Local)), stop, nil
 }
 
 func (s *grpcSource) flows(ctx context.Context) ([]*orb8v1.Event, error) {

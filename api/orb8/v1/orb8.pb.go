@@ -5071,9 +5071,12 @@ type Syscall struct {
 	Rules []string `protobuf:"bytes,13,rep,name=rules,proto3" json:"rules,omitempty"`
 	// There is no return value: it is unfinished, returned from a signal's handler, or was
 	// refused by a signal.
-	NoResult      bool `protobuf:"varint,14,opt,name=no_result,json=noResult,proto3" json:"no_result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NoResult bool `protobuf:"varint,14,opt,name=no_result,json=noResult,proto3" json:"no_result,omitempty"`
+	// The process's parent when it called, in the host's pid namespace: of one that its parent
+	// has left behind, whoever has taken it over.
+	ParentProcessId uint32 `protobuf:"varint,15,opt,name=parent_process_id,json=parentProcessId,proto3" json:"parent_process_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Syscall) Reset() {
@@ -5202,6 +5205,13 @@ func (x *Syscall) GetNoResult() bool {
 		return x.NoResult
 	}
 	return false
+}
+
+func (x *Syscall) GetParentProcessId() uint32 {
+	if x != nil {
+		return x.ParentProcessId
+	}
+	return 0
 }
 
 // SyscallSummary is what a container called since its trace began, by the same begin_ns.
@@ -6294,7 +6304,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"LostEvents\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xbc\x03\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xe8\x03\n" +
 	"\aSyscall\x12-\n" +
 	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12*\n" +
 	"\aprocess\x18\x02 \x01(\v2\x10.orb8.v1.ProcessR\aprocess\x12\x1b\n" +
@@ -6313,7 +6323,8 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"latency_ns\x18\f \x01(\x03R\tlatencyNs\x12\x14\n" +
 	"\x05rules\x18\r \x03(\tR\x05rules\x12\x1b\n" +
-	"\tno_result\x18\x0e \x01(\bR\bnoResult\"\xa5\x01\n" +
+	"\tno_result\x18\x0e \x01(\bR\bnoResult\x12*\n" +
+	"\x11parent_process_id\x18\x0f \x01(\rR\x0fparentProcessId\"\xa5\x01\n" +
 	"\x0eSyscallSummary\x12-\n" +
 	"\bworkload\x18\x01 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12+\n" +
 	"\x05calls\x18\x02 \x03(\v2\x15.orb8.v1.SyscallCountR\x05calls\x12\x19\n" +

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -57,9 +58,37 @@ func checkMetricsAddr(addr string, allowed bool) error {
 	remote, service, err := checkAddr(addr, 9091)
 	if err == nil && remote && !allowed {
 		err = fmt.Errorf("%q can be reached from other machines, and there is no access control: "+
-			"listen on localhost:%s, or set metrics.allow_remote (--metrics-allow-remote) where the network keeps others out", addr, service)
+			"listen on localhost:%s, set metrics.authentication (--metrics-authentication=kubernetes, with TLS), "+
+			"or metrics.allow_remote (--metrics-allow-remote) where the network keeps others out", addr, service)
 	}
 	return err
+}
+
+// AuthenticateByKubernetes is a value of metrics.authentication: the API server says who
+// holds a token, and whether he may get the page.
+const AuthenticateByKubernetes = "kubernetes"
+
+// TLS reports whether metrics are served over it.
+func (c *Config) TLS() bool { return c.MetricsTLSCert != "" || c.MetricsTLSKey != "" }
+
+// Authenticated reports whether readers of metrics have to say who they are.
+func (c *Config) Authenticated() bool { return c.MetricsAuthentication == AuthenticateByKubernetes }
+
+func (c *Config) checkTLS() error {
+	if (c.MetricsTLSCert == "") != (c.MetricsTLSKey == "") {
+		return errors.New("a certificate and its key belong together: set metrics.tls_cert and metrics.tls_key, or neither")
+	}
+	return nil
+}
+
+func (c *Config) checkAuthentication() error {
+	if err := oneOf(&c.MetricsAuthentication, "none", AuthenticateByKubernetes)(); err != nil {
+		return err
+	}
+	if c.Authenticated() && !c.TLS() {
+		return errors.New("tokens are not to cross the network in the clear: set metrics.tls_cert and metrics.tls_key too")
+	}
+	return nil
 }
 
 func checkSocket(path string) error {

@@ -74,11 +74,14 @@ type Config struct {
 	History         int
 	SubscriberQueue int
 
-	MetricsAllowRemote bool
-	MetricsMaxSeries   int
-	MetricsKeep        time.Duration
-	MetricsPod         bool
-	MetricsDCGM        bool
+	MetricsAllowRemote    bool
+	MetricsTLSCert        string
+	MetricsTLSKey         string
+	MetricsAuthentication string
+	MetricsMaxSeries      int
+	MetricsKeep           time.Duration
+	MetricsPod            bool
+	MetricsDCGM           bool
 
 	LogLevel  string
 	LogFormat string
@@ -123,8 +126,9 @@ func Default() Config {
 		History:         4096,
 		SubscriberQueue: 4096,
 
-		MetricsMaxSeries: 10_000,
-		MetricsKeep:      time.Minute,
+		MetricsAuthentication: "none",
+		MetricsMaxSeries:      10_000,
+		MetricsKeep:           time.Minute,
 
 		LogLevel:  "info",
 		LogFormat: "text",
@@ -170,7 +174,7 @@ func (c *Config) settings() []setting {
 	return []setting{
 		{"listen", "address of the gRPC API, of this host alone; empty for none", false, &c.Listen, func() error { return checkAPIAddr(c.Listen) }},
 		{"socket", "Unix socket of the gRPC API, in a directory of root's; empty for none", false, &c.Socket, func() error { return checkSocket(c.Socket) }},
-		{"metrics_listen", "address of /metrics, /healthz and /readyz; empty for none", false, &c.MetricsListen, func() error { return checkMetricsAddr(c.MetricsListen, c.MetricsAllowRemote) }},
+		{"metrics_listen", "address of /metrics, /healthz and /readyz; empty for none", false, &c.MetricsListen, func() error { return checkMetricsAddr(c.MetricsListen, c.MetricsAllowRemote || c.Authenticated()) }},
 		{"interval", "time between two samples; at most 1s while somebody follows", true, &c.Interval, c.checkInterval},
 		{"idle_timeout", "how long a flow without traffic stays in the table", true, &c.IdleTimeout, c.checkIdleTimeout},
 		{"max_flows", "bound of the flow table; when it is full the longest idle flow goes", false, &c.MaxFlows, between(&c.MaxFlows, 1, 10_000_000)},
@@ -202,6 +206,9 @@ func (c *Config) settings() []setting {
 		{"history", "past events that are kept for --since and --last", false, &c.History, between(&c.History, 0, 1_000_000)},
 		{"subscriber_queue", "events that wait for a slow client before it loses some", true, &c.SubscriberQueue, between(&c.SubscriberQueue, 1, 1_000_000)},
 		{"metrics.allow_remote", "let metrics_listen be an address that other machines can reach: there is no access control", false, &c.MetricsAllowRemote, nil},
+		{"metrics.tls_cert", "file with the certificate, in PEM, by which metrics are served over TLS, and of those that sign it; read anew when it changes", false, &c.MetricsTLSCert, c.checkTLS},
+		{"metrics.tls_key", "file with the certificate's key, in PEM", false, &c.MetricsTLSKey, nil},
+		{"metrics.authentication", "none, or kubernetes: who reads metrics sends a bearer token whose holder may get /metrics by the API server's word; /healthz and /readyz stay open; needs TLS", false, &c.MetricsAuthentication, c.checkAuthentication},
 		{"metrics.max_series", "bound on the time series by workload; what is beyond counts under \"other\"", true, &c.MetricsMaxSeries, between(&c.MetricsMaxSeries, 0, 10_000_000)},
 		{"metrics.keep", "how long the series of a workload that has gone stay, at best two scrapes or more", true, &c.MetricsKeep, c.checkKeep},
 		{"metrics.pod", "add the label pod to the time series by workload", false, &c.MetricsPod, nil},

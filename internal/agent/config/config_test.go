@@ -71,6 +71,9 @@ history: 0
 subscriber_queue: 7
 metrics:
   allow_remote: true
+  tls_cert: /c.pem
+  tls_key: /k.pem
+  authentication: kubernetes
   max_series: 5
   keep: 30s
   pod: true
@@ -87,7 +90,7 @@ kubernetes: off
 		Exec: ModeOff, Syscall: ModeOff, AlertEvents: "warning", ExecRingBytes: 32768, ProcessArgs: 77, ProcessRedact: `pin=(\d+)`,
 		RulesOff: []string{"chroot", "io_uring"}, Exceptions: []anomaly.Exception{{Rule: "mount", Namespace: "storage"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
-		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
+		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsTLSCert: "/c.pem", MetricsTLSKey: "/k.pem", MetricsAuthentication: AuthenticateByKubernetes, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
 		Kubernetes: ModeOff,
 	}
 	one := Default()
@@ -157,7 +160,7 @@ func TestLoadErrors(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	const remote = `can be reached from other machines, and the API has no access control: listen on localhost:9090, and reach it from elsewhere through ssh (ssh -L 9090:localhost:9090 HOST) or kubectl port-forward`
-	const scraped = `can be reached from other machines, and there is no access control: listen on localhost:9091, or set metrics.allow_remote (--metrics-allow-remote) where the network keeps others out`
+	const scraped = `can be reached from other machines, and there is no access control: listen on localhost:9091, set metrics.authentication (--metrics-authentication=kubernetes, with TLS), or metrics.allow_remote (--metrics-allow-remote) where the network keeps others out`
 	tests := []struct {
 		name   string
 		change func(*Config)
@@ -172,6 +175,10 @@ func TestValidate(t *testing.T) {
 		{"no absolute path", func(c *Config) { c.Socket = "agent.sock" }, `socket: "agent.sock": want an absolute path, for instance /run/orb8/agent.sock`},
 		{"no port", func(c *Config) { c.Listen = "localhost" }, `listen: "localhost": want HOST:PORT, for instance localhost:9090`},
 		{"port", func(c *Config) { c.MetricsListen = "localhost:http" }, `metrics_listen: "localhost:http": want a port number from 0 to 65535 after the colon`},
+		{"certificate alone", func(c *Config) { c.MetricsTLSCert = "tls.crt" }, `metrics.tls_cert: a certificate and its key belong together: set metrics.tls_cert and metrics.tls_key, or neither`},
+		{"key alone", func(c *Config) { c.MetricsTLSKey = "tls.key" }, `metrics.tls_cert: a certificate and its key belong together: set metrics.tls_cert and metrics.tls_key, or neither`},
+		{"authentication", func(c *Config) { c.MetricsAuthentication = "token" }, `metrics.authentication: "token": want one of ["none" "kubernetes"]`},
+		{"tokens in the clear", func(c *Config) { c.MetricsAuthentication = AuthenticateByKubernetes }, `metrics.authentication: tokens are not to cross the network in the clear: set metrics.tls_cert and metrics.tls_key too`},
 		{"interval", func(c *Config) { c.Interval = 5 }, `interval: 5ns: want at least 200ms`},
 		{"idle timeout", func(c *Config) { c.IdleTimeout = 0 }, `idle_timeout: 0s: want at least 1s`},
 		{"max flows", func(c *Config) { c.MaxFlows = 0 }, `max_flows: 0: want a number from 1 to 10000000`},
@@ -208,6 +215,10 @@ func TestValidate(t *testing.T) {
 	}
 	for _, ok := range []func(*Config){
 		func(c *Config) { c.MetricsListen, c.MetricsAllowRemote = ":9091", true },
+		func(c *Config) {
+			c.MetricsListen, c.MetricsAuthentication = ":9091", AuthenticateByKubernetes
+			c.MetricsTLSCert, c.MetricsTLSKey = "tls.crt", "tls.key"
+		},
 		func(c *Config) { c.Listen = "[::1]:0" },
 		func(c *Config) { c.Listen = "127.5.5.5:80" },
 		func(c *Config) { c.Listen = "[::ffff:127.0.0.1]:80" },

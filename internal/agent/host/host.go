@@ -19,6 +19,7 @@ import (
 
 	"github.com/Ignoramuss/orb8/internal/agent"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/agent/tracing"
 	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/kube"
 	"github.com/Ignoramuss/orb8/internal/loss"
@@ -118,6 +119,7 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 	names := workload.Config{Root: cfg.CgroupRoot, Names: workload.NewNames()}
 	if cluster != nil {
 		deps.Cluster, names.Cluster, names.PodUID = cluster, cluster, os.Getenv("POD_UID")
+		deps.Allow = cluster.Allow
 	}
 	r, err := workload.NewResolver(names)
 	if err != nil {
@@ -141,7 +143,7 @@ func New(cfg config.Config, deps agent.Deps, log *slog.Logger) (*Host, error) {
 		return nil, errors.Join(err, r.Close())
 	}
 	if selection != nil {
-		deps.Tracer = func(losses *loss.Counters, apply func(*calls.Record)) agent.Tracer {
+		deps.Tracer = func(losses *loss.Counters, apply func(*calls.Record)) tracing.Tracer {
 			return newTracer(selection, clock, losses, apply)
 		}
 	}

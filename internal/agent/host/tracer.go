@@ -8,7 +8,7 @@ import (
 	"errors"
 	"maps"
 
-	"github.com/Ignoramuss/orb8/internal/agent"
+	"github.com/Ignoramuss/orb8/internal/agent/tracing"
 	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/loss"
 	"github.com/Ignoramuss/orb8/internal/probe"
@@ -22,14 +22,14 @@ import (
 // and those of the others follow.
 const traceBit = 0
 
-const traceBits = 1<<agent.MaxTraces - 1
+const traceBits = 1<<tracing.MaxTraces - 1
 
 // There are as many traces and buckets as the probe knows.
 var (
-	_ [syscall.MaxTraces - agent.MaxTraces]struct{}
-	_ [agent.MaxTraces - syscall.MaxTraces]struct{}
-	_ [syscall.Buckets - agent.CallBuckets]struct{}
-	_ [agent.CallBuckets - syscall.Buckets]struct{}
+	_ [syscall.MaxTraces - tracing.MaxTraces]struct{}
+	_ [tracing.MaxTraces - syscall.MaxTraces]struct{}
+	_ [syscall.Buckets - tracing.CallBuckets]struct{}
+	_ [tracing.CallBuckets - syscall.Buckets]struct{}
 )
 
 // tracer is the syscall probe as a Tracer.
@@ -48,7 +48,7 @@ func newTracer(selection *probe.Selection, clock *probe.Clock, losses *loss.Coun
 					Header: record.Header{
 						CgroupID: e.CgroupID, PID: e.PID, Comm: record.Comm(e.Comm), Time: e.Time, First: e.Time, Last: e.Time,
 					},
-					Call: e.Call, Traces: e.Traces, TID: e.TID, Latency: e.Latency, Unfinished: e.Unfinished,
+					Call: e.Call, Traces: e.Traces, TID: e.TID, Parent: e.Parent, Latency: e.Latency, Unfinished: e.Unfinished,
 				})
 			},
 		}),
@@ -90,7 +90,7 @@ func (t *tracer) End(trace uint) ([]uint64, error) {
 }
 
 // Want implements Tracer.
-func (t *tracer) Want(trace uint, w agent.TraceWant) error {
+func (t *tracer) Want(trace uint, w tracing.Want) error {
 	wanted := syscall.Wanted{Refused: w.Refused, ErrorsOnly: w.ErrorsOnly, Count: w.Count}
 	if w.Events {
 		wanted.PerSecond = w.Rate
@@ -107,14 +107,14 @@ func (t *tracer) Want(trace uint, w agent.TraceWant) error {
 }
 
 // Lost implements Tracer.
-func (t *tracer) Lost(trace uint) agent.TraceLost { return agent.TraceLost(t.Probe.Lost(trace)) }
+func (t *tracer) Lost(trace uint) tracing.Lost { return tracing.Lost(t.Probe.Lost(trace)) }
 
 // Summary implements Tracer.
-func (t *tracer) Summary() ([]agent.CallCount, error) {
+func (t *tracer) Summary() ([]tracing.CallCount, error) {
 	counts, err := t.Probe.Summary()
-	all := make([]agent.CallCount, len(counts))
+	all := make([]tracing.CallCount, len(counts))
 	for i, c := range counts {
-		all[i] = agent.CallCount{
+		all[i] = tracing.CallCount{
 			CgroupID: c.CgroupID, Name: syscalls.Name(c.ABI, c.Number), ABI: c.ABI.String(),
 			Calls: c.Calls, Errors: c.Errors, Time: uint64(c.Time), Max: uint64(c.Max), ByTime: c.ByTime,
 		}
@@ -124,7 +124,7 @@ func (t *tracer) Summary() ([]agent.CallCount, error) {
 
 // Close implements Tracer.
 func (t *tracer) Close() error {
-	bits := make([]uint, agent.MaxTraces)
+	bits := make([]uint, tracing.MaxTraces)
 	for i := range bits {
 		bits[i] = traceBit + uint(i)
 	}

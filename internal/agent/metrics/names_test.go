@@ -25,7 +25,7 @@ import (
 // page is what /metrics answers.
 func page(t *testing.T, e *Exporter) (code int, body string) {
 	t.Helper()
-	s := NewServer(e, nil, func() error { return nil }, func() error { return nil }, slog.New(slog.DiscardHandler))
+	s := NewServer(e, nil, nil, func() error { return nil }, func() error { return nil }, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
 	s.Handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	text, err := io.ReadAll(w.Result().Body)

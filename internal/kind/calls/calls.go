@@ -20,8 +20,8 @@ type Record struct {
 	syscalls.Call
 	// Traces has a bit for each trace that is told of it.
 	Traces uint32
-	// TID is the thread, in the host's pid namespace.
-	TID uint32
+	// TID is the thread, and Parent the process's parent, in the host's pid namespace.
+	TID, Parent uint32
 	// Latency is from its begin to its end, or for as long as it has gone on.
 	Latency time.Duration
 	// Unfinished: it has not returned.
@@ -37,7 +37,7 @@ func (r *Record) RuleNames() []string { return r.Rules }
 // Event is a record as an event.
 func Event(r *Record, node string) *orb8v1.Event {
 	x := &orb8v1.Syscall{
-		Workload: kind.Workload(r.Owner), Process: kind.Process(&r.Header), ThreadId: r.TID,
+		Workload: kind.Workload(r.Owner), Process: kind.Process(&r.Header), ThreadId: r.TID, ParentProcessId: r.Parent,
 		Name: r.Name, Number: uint32(r.Number), Abi: r.ABI.String(), Arguments: kind.Arguments(&r.Call),
 		Unfinished: r.Unfinished, NoResult: !r.Returned, Refused: r.Refused, LatencyNs: int64(r.Latency), Rules: r.Rules,
 	}

@@ -24,6 +24,8 @@ type Event struct {
 	Traces uint32
 	// PID and TID are the process and the thread in the host's first pid namespace.
 	PID, TID uint32
+	// Parent is the process's parent at that time.
+	Parent uint32
 	// Comm is the process's name, with zeros behind.
 	Comm    [16]byte
 	Latency time.Duration
@@ -53,7 +55,7 @@ func decode(raw []byte, e *Event, at clock) error {
 	text := raw[headSize:n]
 	flags := bpfCallFlag(c.Flags)
 	*e = Event{
-		Time: at.Unix(c.NowNs), CgroupID: c.CgroupId, Traces: c.Traces, PID: c.Pid, TID: c.Tid,
+		Time: at.Unix(c.NowNs), CgroupID: c.CgroupId, Traces: c.Traces, PID: c.Pid, TID: c.Tid, Parent: c.Parent,
 		Latency:    time.Duration(c.LatencyNs),
 		Unfinished: flags&bpfCallFlagFLAG_UNFINISHED != 0,
 		Call: syscalls.Call{

@@ -112,6 +112,7 @@ struct call {
 	u64 args[ARG_SLOTS];
 	s64 ret;
 	u32 pid, tid;
+	u32 parent; /* process */
 	s32 nr;
 	u32 used; /* of text */
 	u32 traces; /* those that are told of it */
@@ -367,7 +368,8 @@ static __always_inline void get_reads(struct call *c, struct call_reads *r)
 		__builtin_memcpy(r, (void *)&reads_of[compat_of(c)][nr], sizeof(*r));
 }
 
-/* The process's name, as all probes have it: a thread may have one of its own. */
+/* The process's name, as all probes have it: a thread may have one of its own. And who its
+ * parent is now. */
 static __always_inline void identify(struct call *c)
 {
 	struct task_struct *leader = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader);
@@ -375,6 +377,7 @@ static __always_inline void identify(struct call *c)
 
 	c->pid = id >> 32;
 	c->tid = id;
+	c->parent = BPF_CORE_READ(leader, real_parent, tgid);
 	bpf_probe_read_kernel(c->comm, sizeof(c->comm), &leader->comm);
 }
 

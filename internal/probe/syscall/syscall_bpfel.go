@@ -22,6 +22,7 @@ type bpfCall struct {
 	Ret       int64
 	Pid       uint32
 	Tid       uint32
+	Parent    uint32
 	Nr        int32
 	Used      uint32
 	Traces    uint32
@@ -32,7 +33,6 @@ type bpfCall struct {
 	Flags     uint8
 	Comm      [16]int8
 	Text      [1542]int8
-	_         [4]byte
 }
 
 type bpfCallCounts struct {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package tracing
 
 import (
 	"cmp"
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -18,18 +19,54 @@ import (
 	"time"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
-	"github.com/Ignoramuss/orb8/internal/agent/config"
+	"github.com/Ignoramuss/orb8/internal/anomaly"
 	"github.com/Ignoramuss/orb8/internal/kind"
 	"github.com/Ignoramuss/orb8/internal/kind/calls"
 	"github.com/Ignoramuss/orb8/internal/loss"
+	"github.com/Ignoramuss/orb8/internal/process"
 	"github.com/Ignoramuss/orb8/internal/record"
 	"github.com/Ignoramuss/orb8/internal/syscalls"
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
-// traces runs the Tracer while there is a trace that has something to trace here.
-type traces struct {
-	agent *Agent
+// ErrOver is why a trace ends in order, ErrStopping why all do when the agent stops.
+var (
+	ErrOver     = errors.New("the time of the trace is over")
+	ErrStopping = errors.New("the agent is stopping")
+)
+
+// Resolver names cgroups, see workload.Resolver.
+type Resolver interface {
+	Local(cgroup uint64, pid uint32, comm string, addr netip.Addr) *workload.Identity
+	Cgroups() map[uint64]*workload.Identity
+	Owns(cgroup uint64) bool
+	Alive(cgroup uint64) bool
+}
+
+// Config is what Traces need of an agent.
+type Config struct {
+	// Tracer makes what traces, which hands each call to a function that keeps it; nil if
+	// there is none.
+	Tracer   func(*loss.Counters, func(*calls.Record)) Tracer
+	Resolver Resolver
+	Rules    *anomaly.Engine
+	Losses   *loss.Counters
+	// Running are the processes of this node.
+	Running func() []*process.Process
+	// Call takes a call that has been traced, without its executable, and hands it
+	// to those who trace it. Note does so with what a trace is told beside.
+	Call func(*calls.Record)
+	Note func(*Note)
+	// Event dates an event of this node.
+	Event func(*orb8v1.Event) *orb8v1.Event
+	// Off: they are turned off.
+	Off func() bool
+	Log *slog.Logger
+}
+
+// Traces runs the Tracer while there is a trace that has something to trace here.
+type Traces struct {
+	cfg Config
 	// made are new cgroups, of which news says that there are some, while running: there
 	// are traces.
 	running atomic.Int32
@@ -38,7 +75,7 @@ type traces struct {
 	made    []uint64
 
 	mu     sync.Mutex
-	all    []*trace
+	all    []*Trace
 	taken  uint32 // a bit for each number that a trace has
 	tracer Tracer // nil while it does not run
 	stop   context.CancelFunc
@@ -46,11 +83,15 @@ type traces struct {
 	began  time.Time
 }
 
-func newTraces(a *Agent) *traces { return &traces{agent: a, news: make(chan struct{}, 1)} }
+// New returns no traces yet; Run is to be called.
+func New(cfg Config) *Traces { return &Traces{cfg: cfg, news: make(chan struct{}, 1)} }
 
-// reserve gives a trace its number. What others were told of under that number has been
+// Running is how many traces there are.
+func (ts *Traces) Running() int { return int(ts.running.Load()) }
+
+// Reserve gives a trace its number. What others were told of under that number has been
 // published by then, so that a stream that begins later has none of it.
-func (ts *traces) reserve(t *trace) error {
+func (ts *Traces) Reserve(t *Trace) error {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	for slot := range uint(MaxTraces) {
@@ -63,33 +104,35 @@ func (ts *traces) reserve(t *trace) error {
 	return fmt.Errorf("%d traces of system calls are running on this node, which is the most", MaxTraces)
 }
 
-// add begins a trace, which has a number.
-func (ts *traces) add(t *trace) error {
+// Add begins a trace, which has a number. end ends its stream, in order if it is with
+// ErrOver.
+func (ts *Traces) Add(t *Trace, end context.CancelCauseFunc) error {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
+	t.end = end
 	t.begin = time.Now()
 	ts.all = append(ts.all, t)
 	ts.running.Add(1)
 	return ts.update()[t]
 }
 
-// remove ends a trace, if it has not ended: what it has seen is in its stream's queue
+// Remove ends a trace, if it has not ended: what it has seen is in its stream's queue
 // afterwards.
-func (ts *traces) remove(t *trace) {
+func (ts *Traces) Remove(t *Trace) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if !slices.Contains(ts.all, t) {
 		return
 	}
-	ts.drop(t, errTraceOver)
+	ts.drop(t, ErrOver)
 }
 
 // drop ends a trace, for a reason, and all that is done for it, and then its stream.
-func (ts *traces) drop(t *trace, why error) {
+func (ts *Traces) drop(t *Trace, why error) {
 	var had iter.Seq[uint64]
 	switch {
 	case ts.tracer == nil:
-	case !slices.ContainsFunc(ts.all, func(o *trace) bool { return o != t && len(o.cgroups) > 0 }):
+	case !slices.ContainsFunc(ts.all, func(o *Trace) bool { return o != t && len(o.cgroups) > 0 }):
 		ts.halt()
 	default:
 		had = ts.finish(t)
@@ -97,23 +140,23 @@ func (ts *traces) drop(t *trace, why error) {
 	ts.countLost(t)
 	ts.tellLost(t)
 	t.over.Store(true)
-	ts.agent.noteLane.Publish(&traceNote{trace: t, over: true})
+	ts.cfg.Note(&Note{Trace: t, Over: true})
 	t.end(why)
-	ts.all = slices.DeleteFunc(ts.all, func(o *trace) bool { return o == t })
+	ts.all = slices.DeleteFunc(ts.all, func(o *Trace) bool { return o == t })
 	ts.taken &^= 1 << t.slot
 	ts.running.Add(-1)
 	if ts.tracer == nil {
 		return
 	}
 	if err := ts.forget(had); err != nil {
-		ts.agent.log.Warn("end a trace of system calls", "err", err)
+		ts.cfg.Log.Warn("end a trace of system calls", "err", err)
 	}
 }
 
 // finish takes one of several traces from the Tracer, tells it of all that it has seen,
 // and returns which cgroups it had. Calls end until it is taken away: what has been told
 // of as unfinished may be told of again.
-func (ts *traces) finish(t *trace) iter.Seq[uint64] {
+func (ts *Traces) finish(t *Trace) iter.Seq[uint64] {
 	had := make(map[uint64]bool)
 	for _, ids := range []map[uint64]*workload.Identity{t.cgroups, t.gone} {
 		for id := range ids {
@@ -123,7 +166,7 @@ func (ts *traces) finish(t *trace) iter.Seq[uint64] {
 	err := errors.Join(ts.tracer.Collect(), ts.tracer.Flush(t.slot))
 	selected, endErr := ts.tracer.End(t.slot)
 	if err := errors.Join(err, endErr); err != nil {
-		ts.agent.log.Warn("end a trace of system calls", "err", err)
+		ts.cfg.Log.Warn("end a trace of system calls", "err", err)
 	}
 	for _, id := range selected {
 		had[id] = true
@@ -136,10 +179,10 @@ func (ts *traces) finish(t *trace) iter.Seq[uint64] {
 
 // forget gives back what is kept of those cgroups that no trace wants and that the kernel
 // has not selected for any either.
-func (ts *traces) forget(cgroups iter.Seq[uint64]) error {
+func (ts *Traces) forget(cgroups iter.Seq[uint64]) error {
 	var ids []uint64
 	for id := range cgroups {
-		if slices.ContainsFunc(ts.all, func(o *trace) bool { return o.cgroups[id] != nil || o.gone[id] != nil }) {
+		if slices.ContainsFunc(ts.all, func(o *Trace) bool { return o.cgroups[id] != nil || o.gone[id] != nil }) {
 			continue
 		}
 		bits, err := ts.tracer.SelectedFor(id)
@@ -157,8 +200,8 @@ func (ts *traces) forget(cgroups iter.Seq[uint64]) error {
 	return ts.tracer.Forget(ids...)
 }
 
-// run keeps traces up to date until ctx is done.
-func (ts *traces) run(ctx context.Context) {
+// Run keeps traces up to date until ctx is done.
+func (ts *Traces) Run(ctx context.Context) {
 	ticker := time.NewTicker(selectEvery)
 	defer ticker.Stop()
 	for round := 1; ; {
@@ -177,20 +220,20 @@ func (ts *traces) run(ctx context.Context) {
 }
 
 // endAll ends all traces, since the agent stops.
-func (ts *traces) endAll() {
+func (ts *Traces) endAll() {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	ts.dropAll(errStopping)
+	ts.dropAll(ErrStopping)
 }
 
-func (ts *traces) dropAll(why error) {
+func (ts *Traces) dropAll(why error) {
 	ts.halt()
 	for len(ts.all) > 0 {
 		ts.drop(ts.all[0], why)
 	}
 }
 
-func (ts *traces) tick(sums bool) {
+func (ts *Traces) tick(sums bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if len(ts.all) == 0 {
@@ -202,7 +245,7 @@ func (ts *traces) tick(sums bool) {
 	}
 	if ts.tracer != nil {
 		if err := ts.tracer.Collect(); err != nil {
-			ts.agent.log.Warn("read traced system calls", "err", err)
+			ts.cfg.Log.Warn("read traced system calls", "err", err)
 		}
 	}
 	for _, t := range ts.all {
@@ -214,8 +257,8 @@ func (ts *traces) tick(sums bool) {
 	}
 }
 
-// learn is told of a new cgroup. It does not wait.
-func (ts *traces) learn(cgroup uint64) {
+// Learn is told of a new cgroup. It does not wait.
+func (ts *Traces) Learn(cgroup uint64) {
 	if ts.running.Load() == 0 {
 		return
 	}
@@ -230,7 +273,7 @@ func (ts *traces) learn(cgroup uint64) {
 
 // admit selects new cgroups that traces want, and drops those that the kernel has
 // selected and that none wants.
-func (ts *traces) admit() {
+func (ts *Traces) admit() {
 	ts.madeMu.Lock()
 	ids := ts.made
 	ts.made = nil
@@ -239,10 +282,10 @@ func (ts *traces) admit() {
 	defer ts.mu.Unlock()
 	var added []uint64
 	for _, id := range ids {
-		if len(ts.all) == 0 || !ts.agent.deps.Resolver.Owns(id) {
+		if len(ts.all) == 0 || !ts.cfg.Resolver.Owns(id) {
 			continue
 		}
-		who := ts.agent.deps.Resolver.Local(id, 0, "", netip.Addr{})
+		who := ts.cfg.Resolver.Local(id, 0, "", netip.Addr{})
 		for _, t := range ts.all {
 			if !t.processes && t.matches(id, who) {
 				t.cgroups[id] = who
@@ -258,36 +301,36 @@ func (ts *traces) admit() {
 		for _, id := range added {
 			bits, err := ts.tracer.SelectedFor(id)
 			if err != nil {
-				ts.agent.log.Warn("trace system calls", "err", err)
+				ts.cfg.Log.Warn("trace system calls", "err", err)
 			}
 			held[id] = bits
 		}
 	}
-	ts.bring(held, func(*trace) iter.Seq[uint64] { return slices.Values(added) })
+	ts.bring(held, func(*Trace) iter.Seq[uint64] { return slices.Values(added) })
 }
 
 // update selects the cgroups that traces want, and runs the Tracer if there are any. It
 // returns why traces have failed, which it ends. It is called with ts.mu held.
-func (ts *traces) update() map[*trace]error {
+func (ts *Traces) update() map[*Trace]error {
 	held := make(map[uint64]uint64)
 	if ts.tracer != nil { // before the walk: what the kernel adds later is left alone
 		var err error
 		if held, err = ts.tracer.Selected(); err != nil {
-			ts.agent.log.Warn("trace system calls", "err", err)
+			ts.cfg.Log.Warn("trace system calls", "err", err)
 		}
 	}
-	cgroups := ts.agent.deps.Resolver.Cgroups()
+	cgroups := ts.cfg.Resolver.Cgroups()
 	for _, t := range ts.all {
-		t.choose(ts.among(t, cgroups), ts.agent.deps.Resolver.Alive)
+		t.choose(ts.among(t, cgroups), ts.cfg.Resolver.Alive)
 	}
-	return ts.bring(held, func(t *trace) iter.Seq[uint64] { return maps.Keys(t.cgroups) })
+	return ts.bring(held, func(t *Trace) iter.Seq[uint64] { return maps.Keys(t.cgroups) })
 }
 
 // bring brings the Tracer to where the traces want it. held are the cgroups that were
 // selected, of those that are looked at.
-func (ts *traces) bring(held map[uint64]uint64, looked func(*trace) iter.Seq[uint64]) map[*trace]error {
-	failed := make(map[*trace]error)
-	if !slices.ContainsFunc(ts.all, func(t *trace) bool { return len(t.cgroups) > 0 }) {
+func (ts *Traces) bring(held map[uint64]uint64, looked func(*Trace) iter.Seq[uint64]) map[*Trace]error {
+	failed := make(map[*Trace]error)
+	if !slices.ContainsFunc(ts.all, func(t *Trace) bool { return len(t.cgroups) > 0 }) {
 		ts.halt()
 		ts.tellTargets()
 		return failed
@@ -303,22 +346,22 @@ func (ts *traces) bring(held map[uint64]uint64, looked func(*trace) iter.Seq[uin
 		}
 	}
 	for t, err := range failed {
-		ts.agent.log.Warn("trace of system calls fails", "err", err)
+		ts.cfg.Log.Warn("trace of system calls fails", "err", err)
 		ts.drop(t, err)
 	}
 	if err := ts.unselect(held); err != nil {
-		ts.agent.log.Warn("trace system calls", "err", err)
+		ts.cfg.Log.Warn("trace system calls", "err", err)
 	}
 	ts.tellTargets()
 	return failed
 }
 
 // choosing says to the Tracer what a trace wants, of which cgroups.
-func (ts *traces) choosing(t *trace, held map[uint64]uint64, cgroups iter.Seq[uint64]) error {
+func (ts *Traces) choosing(t *Trace, held map[uint64]uint64, cgroups iter.Seq[uint64]) error {
 	if t.wanted == nil {
 		t.lost = ts.tracer.Lost(t.slot)
 	}
-	if w := t.want(ts.agent.rules); t.wanted == nil || !reflect.DeepEqual(w, *t.wanted) {
+	if w := t.want(ts.cfg.Rules); t.wanted == nil || !reflect.DeepEqual(w, *t.wanted) {
 		if err := ts.tracer.Want(t.slot, w); err != nil {
 			return err
 		}
@@ -346,7 +389,7 @@ func (ts *traces) choosing(t *trace, held map[uint64]uint64, cgroups iter.Seq[ui
 }
 
 // unselect drops cgroups that were selected for traces that do not want them.
-func (ts *traces) unselect(held map[uint64]uint64) error {
+func (ts *Traces) unselect(held map[uint64]uint64) error {
 	if ts.tracer == nil {
 		return nil
 	}
@@ -371,7 +414,7 @@ func (ts *traces) unselect(held map[uint64]uint64) error {
 }
 
 // tellTargets tells each trace whom it traces, if that has changed.
-func (ts *traces) tellTargets() {
+func (ts *Traces) tellTargets() {
 	for _, t := range ts.all {
 		now := t.targets()
 		if t.told != nil && slices.Equal(now, t.told) {
@@ -386,32 +429,29 @@ func (ts *traces) tellTargets() {
 	}
 }
 
-// traceNote is what one trace is told of beside calls: an event, or that it is over, or else
+// Note is what one trace is told of beside calls: an event, or that it is over, or else
 // that something was lost.
-type traceNote struct {
-	trace *trace
-	event *orb8v1.Event
-	over  bool
+type Note struct {
+	Trace *Trace
+	Event *orb8v1.Event
+	Over  bool
 }
-
-// tracedCall is a call on its way to those who trace it.
-type tracedCall struct{ *calls.Record }
 
 // tell tells a trace of something or, with keep, its stream in the end: that nothing may
 // push out.
-func (ts *traces) tell(t *trace, e *orb8v1.Event, keep bool) {
-	e = ts.agent.event(e)
+func (ts *Traces) tell(t *Trace, e *orb8v1.Event, keep bool) {
+	e = ts.cfg.Event(e)
 	if keep {
 		t.rest = append(t.rest, e)
 		return
 	}
-	ts.agent.noteLane.Publish(&traceNote{trace: t, event: e})
+	ts.cfg.Note(&Note{Trace: t, Event: e})
 }
 
 // countLost notes what a trace has lost since the last look.
-func (ts *traces) countLost(t *trace) {
+func (ts *Traces) countLost(t *Trace) {
 	beyond := t.limited.Swap(0)
-	ts.agent.losses.Add(loss.SyscallLimited, beyond)
+	ts.cfg.Losses.Add(loss.SyscallLimited, beyond)
 	t.miss(loss.SyscallLimited, beyond)
 	if ts.tracer == nil || t.wanted == nil { // the Tracer does not know of it
 		return
@@ -429,17 +469,17 @@ func (ts *traces) countLost(t *trace) {
 }
 
 // tellLost has a trace's stream tell of what was lost since it told last.
-func (ts *traces) tellLost(t *trace) {
+func (ts *Traces) tellLost(t *Trace) {
 	t.lostMu.Lock()
 	some := len(t.untold) > 0
 	t.lostMu.Unlock()
 	if some {
-		ts.agent.noteLane.Publish(&traceNote{trace: t})
+		ts.cfg.Note(&Note{Trace: t})
 	}
 }
 
-// takeLost returns what was lost and not told of yet, which is told then.
-func (t *trace) takeLost() map[loss.Stage]uint64 {
+// TakeLost returns what was lost and not told of yet, which is told then.
+func (t *Trace) TakeLost() map[loss.Stage]uint64 {
 	t.lostMu.Lock()
 	defer t.lostMu.Unlock()
 	lost := t.untold
@@ -448,7 +488,7 @@ func (t *trace) takeLost() map[loss.Stage]uint64 {
 }
 
 // miss notes that something was lost.
-func (t *trace) miss(stage loss.Stage, n uint64) {
+func (t *Trace) miss(stage loss.Stage, n uint64) {
 	if n == 0 {
 		return
 	}
@@ -459,7 +499,7 @@ func (t *trace) miss(stage loss.Stage, n uint64) {
 
 // targets are the containers that a trace has chosen, or where it has cgroups outside
 // of any those; never nil.
-func (t *trace) targets() []*workload.Identity {
+func (t *Trace) targets() []*workload.Identity {
 	all := make([]*workload.Identity, 0, len(t.cgroups))
 	for _, who := range t.cgroups {
 		if who.ContainerID != "" || who.PodUID == "" {
@@ -472,18 +512,18 @@ func (t *trace) targets() []*workload.Identity {
 	return all
 }
 
-func (t *trace) matches(id uint64, who *workload.Identity) bool {
+func (t *Trace) matches(id uint64, who *workload.Identity) bool {
 	return t.selects.Match(&record.Header{CgroupID: id, Owner: who}, nil)
 }
 
 // among are the cgroups that a trace chooses among: where it does so by processes, those
 // with one that it wants.
-func (ts *traces) among(t *trace, all map[uint64]*workload.Identity) map[uint64]*workload.Identity {
+func (ts *Traces) among(t *Trace, all map[uint64]*workload.Identity) map[uint64]*workload.Identity {
 	if !t.processes {
 		return all
 	}
 	some := make(map[uint64]*workload.Identity)
-	for _, p := range ts.agent.processes.Running() {
+	for _, p := range ts.cfg.Running() {
 		h := record.Header{CgroupID: p.CgroupID, PID: p.PID, Executable: p.Exe.Path, Owner: all[p.CgroupID]}
 		copy(h.Comm[:len(h.Comm)-1], p.Comm)
 		if h.Owner != nil && t.selects.Match(&h, nil) {
@@ -495,7 +535,7 @@ func (ts *traces) among(t *trace, all map[uint64]*workload.Identity) map[uint64]
 
 // choose finds the cgroups that a trace wants among all that were found. Those that it
 // counts it keeps, and those that are alive though they were not found.
-func (t *trace) choose(cgroups map[uint64]*workload.Identity, alive func(uint64) bool) {
+func (t *Trace) choose(cgroups map[uint64]*workload.Identity, alive func(uint64) bool) {
 	for id, who := range t.cgroups {
 		if cgroups[id] == nil && !alive(id) {
 			if t.summary {
@@ -515,17 +555,17 @@ func (t *trace) choose(cgroups map[uint64]*workload.Identity, alive func(uint64)
 }
 
 // ensure runs the Tracer.
-func (ts *traces) ensure() error {
+func (ts *Traces) ensure() error {
 	if ts.tracer != nil {
 		return nil
 	}
-	tracer := ts.agent.deps.Tracer(ts.agent.losses, ts.apply)
+	tracer := ts.cfg.Tracer(ts.cfg.Losses, ts.apply)
 	if err := tracer.Start(); err != nil {
 		return fmt.Errorf("trace system calls: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ts.tracer, ts.stop, ts.done, ts.began = tracer, stop, make(chan error, 1), time.Now()
-	ts.agent.log.Info("tracing of system calls begins")
+	ts.cfg.Log.Info("tracing of system calls begins")
 	go func(done chan<- error) {
 		err := tracer.Run(ctx)
 		done <- err
@@ -537,7 +577,7 @@ func (ts *traces) ensure() error {
 }
 
 // broken ends the traces of a Tracer that has ended by itself.
-func (ts *traces) broken(tracer Tracer, err error) {
+func (ts *Traces) broken(tracer Tracer, err error) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.tracer != tracer {
@@ -547,13 +587,13 @@ func (ts *traces) broken(tracer Tracer, err error) {
 }
 
 // halt ends the Tracer, when all that it has seen has been told of.
-func (ts *traces) halt() {
+func (ts *Traces) halt() {
 	if ts.tracer == nil {
 		return
 	}
 	ts.stop()
 	if err := errors.Join(<-ts.done, ts.tracer.Collect()); err != nil {
-		ts.agent.log.Error("trace system calls", "err", err)
+		ts.cfg.Log.Error("trace system calls", "err", err)
 	}
 	for _, t := range ts.all {
 		ts.countLost(t)
@@ -561,24 +601,24 @@ func (ts *traces) halt() {
 	}
 	ts.summarize(true, ts.all...)
 	if err := ts.tracer.Close(); err != nil {
-		ts.agent.log.Error("end the trace of system calls", "err", err)
+		ts.cfg.Log.Error("end the trace of system calls", "err", err)
 	}
-	ts.agent.log.Info("tracing of system calls has ended", "took", time.Since(ts.began).Round(time.Millisecond))
+	ts.cfg.Log.Info("tracing of system calls has ended", "took", time.Since(ts.began).Round(time.Millisecond))
 	ts.tracer = nil
 	for _, t := range ts.all { // counts begin anew with the next one
-		t.wanted, t.lost = nil, TraceLost{}
+		t.wanted, t.lost = nil, Lost{}
 		clear(t.before)
 	}
 }
 
-// status is that of the syscall probe.
-func (ts *traces) status() *orb8v1.ProbeStatus {
+// Status is that of the syscall probe.
+func (ts *Traces) Status() *orb8v1.ProbeStatus {
 	s := &orb8v1.ProbeStatus{Name: "syscall", State: orb8v1.ProbeState_PROBE_STATE_IDLE, Reason: "loaded while somebody traces system calls of this node"}
 	switch {
-	case ts.agent.Config().Syscall == config.ModeOff:
+	case ts.cfg.Off():
 		s.State, s.Reason = orb8v1.ProbeState_PROBE_STATE_OFF, "turned off by --syscall=off"
 		return s
-	case ts.agent.deps.Tracer == nil:
+	case ts.cfg.Tracer == nil:
 		s.State, s.Reason = orb8v1.ProbeState_PROBE_STATE_OFF, "the kernel has no map of selected cgroups for it"
 		return s
 	}
@@ -592,12 +632,8 @@ func (ts *traces) status() *orb8v1.ProbeStatus {
 }
 
 // apply takes a traced call.
-func (ts *traces) apply(c *calls.Record) {
-	a := ts.agent
-	a.processed.Add(1)
-	c.Name, c.Rules = syscalls.Name(c.ABI, c.Number), a.rules.Flags(&c.Call)
-	c.Owner = a.deps.Resolver.Local(c.CgroupID, 0, "", netip.Addr{}) // as it was chosen by
-	c.Executable, _ = a.executable(&c.Header)
-	c.Shift(a.deps.Clock.Correction())
-	a.callLane.Publish(&tracedCall{c})
+func (ts *Traces) apply(c *calls.Record) {
+	c.Name, c.Rules = syscalls.Name(c.ABI, c.Number), ts.cfg.Rules.Flags(&c.Call)
+	c.Owner = ts.cfg.Resolver.Local(c.CgroupID, 0, "", netip.Addr{}) // as it was chosen by
+	ts.cfg.Call(c)
 }

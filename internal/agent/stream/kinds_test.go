@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package stream
 
 import (
 	"testing"
@@ -11,6 +11,7 @@ import (
 	"github.com/Ignoramuss/orb8/internal/flow"
 	"github.com/Ignoramuss/orb8/internal/flow/flowtest"
 	"github.com/Ignoramuss/orb8/internal/hub"
+	"github.com/Ignoramuss/orb8/internal/loss"
 )
 
 const (
@@ -18,7 +19,7 @@ const (
 	ofConnections = orb8v1.EventKind_EVENT_KIND_CONNECTION
 )
 
-func asking(kinds ...orb8v1.EventKind) interest { return interest{kinds: kinds} }
+func asking(kinds ...orb8v1.EventKind) Interest { return Interest{Kinds: kinds} }
 
 func TestWants(t *testing.T) {
 	open := flowtest.Record(flow.EventOpen, flowtest.TCP(1, 1, 1), flow.Counters{})
@@ -26,10 +27,10 @@ func TestWants(t *testing.T) {
 	own := flowtest.Record(flow.EventOpen, flowtest.TCP(1, 1, 1), flow.Counters{})
 	own.Self = true
 	withOwn := asking(ofFlows)
-	withOwn.self = true
+	withOwn.Self = true
 	tests := []struct {
 		name              string
-		i                 interest
+		i                 Interest
 		open, update, own bool
 	}{
 		{"nothing", asking(orb8v1.EventKind_EVENT_KIND_UNSPECIFIED), false, false, false},
@@ -40,12 +41,13 @@ func TestWants(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			a := newRig(t)
+			h := hub.New(new(loss.Counters))
+			k := New(h, 16, "node-a", nil)
 			for _, r := range []*flow.Record{open, update, own} {
-				a.flowLane.Publish(r)
+				k.Flows.Publish(r)
 			}
 			got := []bool{false, false, false}
-			for _, i := range a.hub.Past(hub.Options{Select: a.selections(&tt.i), Past: hub.Past{Since: 1}}).Items {
+			for _, i := range h.Past(hub.Options{Select: k.Selections(&tt.i), Past: hub.Past{Since: 1}}).Items {
 				got[i.Sequence-1] = true
 			}
 			if diff := cmp.Diff([]bool{tt.open, tt.update, tt.own}, got); diff != "" {
@@ -61,7 +63,7 @@ func TestUpdateForm(t *testing.T) {
 	tests := []struct {
 		name   string
 		r      *flow.Record
-		i      interest
+		i      Interest
 		asConn bool
 	}{
 		{"open, both kinds", open, asking(ofFlows, ofConnections), true},
@@ -71,7 +73,7 @@ func TestUpdateForm(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ev := newRig(t).eventOf(&hub.Item{Sequence: 7, Record: tt.r}, &tt.i)
+			ev := New(hub.New(new(loss.Counters)), 16, "node-a", nil).Event(&hub.Item{Sequence: 7, Record: tt.r}, &tt.i)
 			if got := ev.GetConnection() != nil; got != tt.asConn || ev.GetSequence() != 7 {
 				t.Errorf("as connection: got %v, want %v", got, tt.asConn)
 			}

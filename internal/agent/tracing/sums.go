@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package tracing
 
 import (
 	"cmp"
@@ -15,7 +15,7 @@ import (
 
 // baseline notes the counts that cgroups have before a trace chooses them. Those that come
 // back have its own.
-func (ts *traces) baseline(t *trace, cgroups []uint64) error {
+func (ts *Traces) baseline(t *Trace, cgroups []uint64) error {
 	counts, err := ts.tracer.Summary()
 	if err != nil {
 		return err
@@ -31,14 +31,14 @@ func (ts *traces) baseline(t *trace, cgroups []uint64) error {
 // summarize sends those of the traces that want it their sums, by container. Those of
 // containers that have ended are sent for the last time. With keep those that find no
 // room are sent later; without, there will be others.
-func (ts *traces) summarize(keep bool, all ...*trace) {
-	all = slices.DeleteFunc(slices.Clone(all), func(t *trace) bool { return !t.summary })
+func (ts *Traces) summarize(keep bool, all ...*Trace) {
+	all = slices.DeleteFunc(slices.Clone(all), func(t *Trace) bool { return !t.summary })
 	if len(all) == 0 {
 		return
 	}
 	counts, err := ts.tracer.Summary()
 	if err != nil {
-		ts.agent.log.Warn("read sums of system calls", "err", err)
+		ts.cfg.Log.Warn("read sums of system calls", "err", err)
 		return
 	}
 	ended := make(map[uint64]bool)
@@ -60,19 +60,19 @@ func (ts *traces) summarize(keep bool, all ...*trace) {
 	ids := slices.Collect(maps.Keys(ended))
 	ts.forgetBefore(ids)
 	if err := ts.tracer.ForgetCounts(ids...); err != nil {
-		ts.agent.log.Warn("forget sums of system calls", "err", err)
+		ts.cfg.Log.Warn("forget sums of system calls", "err", err)
 	}
 }
 
 // forgetBefore forgets earlier counts of cgroups whose counts begin anew.
-func (ts *traces) forgetBefore(cgroups []uint64) {
+func (ts *Traces) forgetBefore(cgroups []uint64) {
 	for _, t := range ts.all {
 		maps.DeleteFunc(t.before, func(k callKey, _ CallCount) bool { return slices.Contains(cgroups, k.cgroup) })
 	}
 }
 
 // sums are what a trace's cgroups have called since its begin.
-func (t *trace) sums(counts []CallCount) []*orb8v1.Event {
+func (t *Trace) sums(counts []CallCount) []*orb8v1.Event {
 	byContainer := make(map[*workload.Identity]*orb8v1.SyscallSummary)
 	for _, c := range counts {
 		who := cmp.Or(t.cgroups[c.CgroupID], t.gone[c.CgroupID])
