@@ -241,11 +241,13 @@ func (w *watch) look() {
 	}
 }
 
-// concernsAll is false for what loses no events and for what only one stream
-// has lost, which is told to that stream.
-func concernsAll(s loss.Stage) bool {
-	return !s.Harmless() && s != loss.SubscriberSlow && s != loss.ResumeGap
+// ofOneStream are the stages at which only one stream loses, which is told to that stream.
+var ofOneStream = []loss.Stage{
+	loss.SubscriberSlow, loss.ResumeGap, loss.SyscallRingFull, loss.SyscallLimited, loss.SyscallPendingFull, loss.SyscallUncounted,
 }
+
+// concernsAll is false for what loses no events and for what only one stream has lost.
+func concernsAll(s loss.Stage) bool { return !s.Harmless() && !slices.Contains(ofOneStream, s) }
 
 // manyFlows is from how many flows on their memory is worth an extra collection.
 const manyFlows = 10_000

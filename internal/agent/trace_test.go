@@ -251,7 +251,9 @@ type callStream struct {
 func (r *rig) traceCalls(ctx context.Context, t *testing.T, want *orb8v1.SyscallTrace, filters ...*orb8v1.Filter) *callStream {
 	t.Helper()
 	stream, err := r.client.Observe(ctx, &orb8v1.ObserveRequest{
-		Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_SYSCALL}, Follow: true, Filters: filters, Syscalls: want,
+		Kinds: []orb8v1.EventKind{
+			orb8v1.EventKind_EVENT_KIND_SYSCALL, orb8v1.EventKind_EVENT_KIND_NODE_STATUS, orb8v1.EventKind_EVENT_KIND_LOST_EVENTS,
+		}, Follow: true, Filters: filters, Syscalls: want,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -535,8 +537,13 @@ func TestTraceRates(t *testing.T) {
 		}
 	}
 	tracer.mu.Lock()
-	tracer.lost[0].Limited, tracer.lost[0].RingFull = 100, 7
+	tracer.lost[0].Limited, tracer.lost[0].RingFull, tracer.lost[0].Missed = 100, 7, 2
 	tracer.mu.Unlock()
+	// As the syscall probe counts them too.
+	r.losses.Add(loss.SyscallLimited, 100)
+	r.losses.Add(loss.SyscallRingFull, 7)
+	r.losses.Add(loss.ProgramSkipped, 2)
+	r.watch.look()
 	count := func(c *callStream) (told int, lost map[string]uint64) {
 		lost = make(map[string]uint64)
 		for {
@@ -555,8 +562,8 @@ func TestTraceRates(t *testing.T) {
 			}
 		}
 	}
-	if told, lost := count(web); told != 3 || lost["syscall_limited"] != 107 || lost["syscall_ring_full"] != 7 {
-		t.Errorf("web is told of %d calls and that it has lost %v; want 3, 107 beyond the rate and 7", told, lost)
+	if told, lost := count(web); told != 3 || lost["syscall_limited"] != 107 || lost["syscall_ring_full"] != 7 || lost["program_skipped"] != 2 {
+		t.Errorf("web is told of %d calls and that it has lost %v; want 3, 107 beyond the rate, 7 and 2", told, lost)
 	}
 	if told, lost := count(db); told != 10 || len(lost) != 0 {
 		t.Errorf("db is told of %d calls and that it has lost %v, want 10 and nothing", told, lost)

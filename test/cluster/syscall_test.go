@@ -163,6 +163,44 @@ func TestTraceSyscallsToCome(t *testing.T) {
 	l.nothingTraced(t)
 }
 
+// TestTraceContainers: of a pod with two containers that call alike, one alone, and both.
+func TestTraceContainers(t *testing.T) {
+	l := shared
+	spec := l.troubleSpec(t, l.nodes[0])
+	second := l.container("second")
+	second.Image, second.Command = l.trouble, []string{"/bin/sh", "-c", "while :; do /trouble calls 10; sleep 1; done"}
+	spec.Containers = append(spec.Containers, second)
+	p := l.troublePods(t, map[string]corev1.PodSpec{"double": spec})["double"]
+	ids := map[string]string{}
+	for _, c := range p.Status.ContainerStatuses {
+		_, ids[c.Name], _ = strings.Cut(c.ContainerID, "://")
+	}
+	one := l.traceCalls(t, p, "--container", ids["second"], "--call", "getppid", "--duration", "4s")
+	both := l.traceCalls(t, p, "--call", "getppid", "--duration", "4s")
+	if o, err := l.deed(t.Context(), p, "calls", "30"); err != nil || !o.Is("") {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	count := func(events []*orb8v1.Event) map[string]int {
+		n := map[string]int{}
+		for _, e := range events {
+			if c := e.GetSyscall(); c != nil && c.GetProcess().GetCommand() == "trouble" {
+				n[c.GetWorkload().GetContainerId()]++
+			}
+			if e.GetLostEvents() != nil {
+				t.Errorf("lost: %v", e)
+			}
+		}
+		return n
+	}
+	if n := count(one.wait(t)); len(n) != 1 || n[ids["second"]] < 20 {
+		t.Errorf("getppid by container: %v, want some of %s alone", n, ids["second"])
+	}
+	if n := count(both.wait(t)); len(n) != 2 || n[ids["second"]] < 20 || n[ids[p.Spec.Containers[0].Name]] != 30 {
+		t.Errorf("getppid by container: %v, want some of %s and 30 of the other", n, ids["second"])
+	}
+	l.nothingTraced(t)
+}
+
 // nothingTraced waits until no node has anything attached.
 func (l *lab) nothingTraced(t *testing.T) {
 	t.Helper()

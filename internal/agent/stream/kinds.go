@@ -49,17 +49,27 @@ func (i *Interest) has(k orb8v1.EventKind, unasked bool) bool {
 	return slices.Contains(i.Kinds, k)
 }
 
-func (i *Interest) flows() bool        { return i.has(orb8v1.EventKind_EVENT_KIND_FLOW, true) }
-func (i *Interest) connections() bool  { return i.has(orb8v1.EventKind_EVENT_KIND_CONNECTION, true) }
-func (i *Interest) Status() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS, true) }
-func (i *Interest) Losses() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS, true) }
-func (i *Interest) queries() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
-func (i *Interest) DNSNames() bool     { return i.has(orb8v1.EventKind_EVENT_KIND_DNS_NAME, false) }
-func (i *Interest) processes() bool    { return i.has(orb8v1.EventKind_EVENT_KIND_PROCESS, false) }
-func (i *Interest) alerts() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_ALERT, false) }
-func (i *Interest) Accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
+func (i *Interest) flows() bool       { return i.has(orb8v1.EventKind_EVENT_KIND_FLOW, true) }
+func (i *Interest) connections() bool { return i.has(orb8v1.EventKind_EVENT_KIND_CONNECTION, true) }
+func (i *Interest) queries() bool     { return i.has(orb8v1.EventKind_EVENT_KIND_DNS, false) }
+func (i *Interest) processes() bool   { return i.has(orb8v1.EventKind_EVENT_KIND_PROCESS, false) }
+func (i *Interest) alerts() bool      { return i.has(orb8v1.EventKind_EVENT_KIND_ALERT, false) }
+func (i *Interest) traces() bool      { return i.Trace != nil }
 
-func (i *Interest) traces() bool { return i.Trace != nil }
+// Status reports whether the stream is told of the node's state.
+func (i *Interest) Status() bool { return i.has(orb8v1.EventKind_EVENT_KIND_NODE_STATUS, true) }
+
+// Losses reports whether the stream is told of what all streams have lost. One of a trace
+// is told of what that has lost.
+func (i *Interest) Losses() bool {
+	return i.Trace == nil && i.has(orb8v1.EventKind_EVENT_KIND_LOST_EVENTS, true)
+}
+
+// DNSNames reports whether a snapshot has the names that were asked of DNS.
+func (i *Interest) DNSNames() bool { return i.has(orb8v1.EventKind_EVENT_KIND_DNS_NAME, false) }
+
+// Accelerators reports whether the stream is told of accelerators.
+func (i *Interest) Accelerators() bool { return i.has(orb8v1.EventKind_EVENT_KIND_ACCELERATOR, false) }
 
 // ofNoFlow are the kinds that come without the flow table's rows.
 var ofNoFlow = []orb8v1.EventKind{

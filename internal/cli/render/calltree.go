@@ -84,6 +84,9 @@ func (t *CallTree) Add(ev *orb8v1.Event) {
 	sum.ns += x.GetLatencyNs()
 }
 
+// maxIndent is from which depth on processes are not indented any further.
+const maxIndent = 24
+
 // Columns of a tree of processes.
 const (
 	treeProcess = iota
@@ -186,26 +189,29 @@ func treeLines(o Options, of []*caller) []string {
 	}
 	var rows [][]cell
 	shown := map[uint32]bool{}
-	var add func(c *caller, before, branch, under string)
-	add = func(c *caller, before, branch, under string) {
+	var add func(c *caller, depth int, before, branch, under string)
+	add = func(c *caller, depth int, before, branch, under string) {
 		if shown[c.pid] { // a pid that came again may be its own ancestor
 			return
 		}
 		shown[c.pid] = true
 		rows = append(rows, c.row(before+branch))
+		if depth < maxIndent {
+			before += under
+		}
 		for i, child := range below[c.pid] {
 			if i == len(below[c.pid])-1 {
-				add(child, before+under, "└─ ", "   ")
+				add(child, depth+1, before, "└─ ", "   ")
 			} else {
-				add(child, before+under, "├─ ", "│  ")
+				add(child, depth+1, before, "├─ ", "│  ")
 			}
 		}
 	}
 	for _, c := range roots {
-		add(c, "", "", "")
+		add(c, 0, "", "", "")
 	}
 	for _, c := range of { // those that are each other's
-		add(c, "", "", "")
+		add(c, 0, "", "", "")
 	}
 	return append(lines, treeTable(flagged > 0).lines(o, rows)...)
 }

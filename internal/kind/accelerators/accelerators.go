@@ -36,7 +36,8 @@ func Wanted(r *accel.Report, filters *filter.Set) bool {
 	return slices.ContainsFunc(r.Shares, func(s accel.Share) bool { return MatchesOwner(filters, s.Owner, s.Processes) })
 }
 
-// Event is a reading as an event: it has those shares of a device, and those errors, that the filters match.
+// Event is a reading as an event: it has those shares of a device, and those errors, that the
+// filters match.
 func Event(r *accel.Report, filters *filter.Set, node string, facts *Facts) *orb8v1.Event {
 	if filters.Empty() {
 		return event(r, r.Shares, node, facts)

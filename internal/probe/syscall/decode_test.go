@@ -44,11 +44,11 @@ func TestDecodeGolden(t *testing.T) {
 		if err := decode(b, &got, ahead{}); err != nil {
 			t.Fatal(err)
 		}
-		if got.Time <= 1000e9 || got.PID == 0 || got.TID == 0 || got.CgroupID == 0 || got.Latency <= 0 || got.Comm[0] == 0 {
+		if got.Time <= 1000e9 || got.PID == 0 || got.TID == 0 || got.Parent == 0 || got.CgroupID == 0 || got.Latency <= 0 || got.Comm[0] == 0 {
 			t.Errorf("%s: %s", name, show(&got))
 		}
 		want.Call.ABI, want.Call.Number = abis()[0], got.Number
-		want.Time, want.PID, want.TID, want.CgroupID = got.Time, got.PID, got.TID, got.CgroupID
+		want.Time, want.PID, want.TID, want.Parent, want.CgroupID = got.Time, got.PID, got.TID, got.Parent, got.CgroupID
 		want.Traces = 1
 		want.Latency, want.Comm, want.Call.Args = got.Latency, got.Comm, got.Args
 		if d := cmp.Diff(want, got); d != "" {
@@ -59,7 +59,7 @@ func TestDecodeGolden(t *testing.T) {
 
 // record is a call as in the ring, with texts by argument.
 func rawCall(flags bpfCallFlag, kinds map[int]bpfKind, texts map[int]string) []byte {
-	c := bpfCall{NowNs: 7, LatencyNs: 5, CgroupId: 3, Ret: -13, Pid: 1, Tid: 2, Nr: 42, Flags: uint8(flags)}
+	c := bpfCall{NowNs: 7, LatencyNs: 5, CgroupId: 3, Ret: -13, Pid: 1, Tid: 2, Parent: 9, Nr: 42, Flags: uint8(flags)}
 	for i := range c.Args {
 		c.Args[i] = uint64(i) << 40
 	}
@@ -74,7 +74,7 @@ func rawCall(flags bpfCallFlag, kinds map[int]bpfKind, texts map[int]string) []b
 
 func TestDecode(t *testing.T) {
 	plain := Event{
-		Time: 7 + 1000e9, Latency: 5, CgroupID: 3, PID: 1, TID: 2, Comm: [16]byte{'c', 'o', 'm', 'm', 'a', 'n', 'd'},
+		Time: 7 + 1000e9, Latency: 5, CgroupID: 3, PID: 1, TID: 2, Parent: 9, Comm: [16]byte{'c', 'o', 'm', 'm', 'a', 'n', 'd'},
 		Call: syscalls.Call{ABI: abis()[0], Number: 42, Args: [6]uint64{0, 1 << 40, 2 << 40, 3 << 40, 4 << 40, 5 << 40}, Return: -13},
 	}
 	for _, tc := range []struct {

@@ -42,9 +42,10 @@ func TestFork(t *testing.T) {
 	if int(e.PID) == pid || e.Latency <= 0 {
 		t.Errorf("fork: %s", show(&e))
 	}
+	parent := e.PID
 	e = r.wait(t, 1, func(e *Event) bool { return int(e.PID) == pid && e.Number == unix.SYS_EXECVE })[0]
-	if e.Return != 0 || e.Strings[0] != self {
-		t.Errorf("execve: %s", show(&e))
+	if e.Return != 0 || e.Strings[0] != self || e.Parent != parent {
+		t.Errorf("execve: %s of a child of %d, want of %d", show(&e), e.Parent, parent)
 	}
 	r.wait(t, 1, func(e *Event) bool { return int(e.PID) == pid && e.Number == unix.SYS_EXIT_GROUP })
 	for _, e := range r.of(func(e *Event) bool { return e.Refused || forked(e) && e.Return == 0 }) {

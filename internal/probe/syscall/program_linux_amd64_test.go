@@ -151,8 +151,8 @@ func launcher(t *testing.T, program string) string {
 }
 
 // The counts are those of strace, of the same run: of a program in C with threads and
-// children, of a shell's pipelines, of threads and processes of Python, and of a program in
-// Go. It says nothing of exit and exit_group, which never return to it, nor of what a
+// children, of a shell's pipelines, of threads and processes of Python, of a program in Go, and of
+// redis-benchmark with its server. It says nothing of exit and exit_group, which never return to it, nor of what a
 // thread does while another one ends the process.
 func TestStrace(t *testing.T) {
 	for _, tool := range []string{"strace", "cc", "python3"} {
@@ -186,7 +186,25 @@ func TestStrace(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { againstStrace(t, tt.program, tt.least) })
 	}
+	t.Run("redis", func(t *testing.T) {
+		for _, tool := range []string{"redis-server", "redis-cli", "redis-benchmark"} {
+			if _, err := exec.LookPath(tool); err != nil {
+				t.Skipf("SKIP: %v", err)
+			}
+		}
+		againstStrace(t, script("redis", redisLoad), 10_000)
+	})
 }
+
+const redisLoad = `#!/bin/sh
+socket=$(mktemp -u)
+redis-server --port 0 --unixsocket $socket --save '' --appendonly no >/dev/null &
+server=$!
+until redis-cli -s $socket ping; do sleep 0.1; done >/dev/null 2>&1
+redis-benchmark -s $socket -n 2000 -c 20 -q -t set,get,lpush >/dev/null
+redis-cli -s $socket shutdown nosave
+wait $server
+`
 
 const pythonThreads = `#!/usr/bin/env python3
 import os, subprocess, tempfile, threading
