@@ -1,15 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/*
- * The cgroup of a socket or a task, and whether that is one of this node's.
- */
+/* The cgroup of a socket or a task. */
 #ifndef ORB8_CGROUP_H
 #define ORB8_CGROUP_H
 
 #include "core.h"
-
-/* The root of this node's part of the cgroups, where it has not all of them. */
-volatile const u64 part_root = 0;
-#define MAX_LEVELS 16
 
 /* NULL where the socket is of none. sk need not be a pointer that the verifier
  * knows, but a full socket. */
@@ -30,6 +24,17 @@ static __always_inline u64 cgroup_id(struct cgroup *cg)
 	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
 }
 
+static __always_inline struct cgroup *task_cgroup(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp);
+}
+
+static __always_inline u64 task_cgroup_id(struct task_struct *task)
+{
+	return cgroup_id(task_cgroup(task));
+}
+
+/* The id of a cgroup's ancestor at a level, or its own. */
 static __always_inline u64 ancestor_id(struct cgroup *cg, int level)
 {
 	struct cgroup___v6_0 *old = (void *)cg;
@@ -42,25 +47,6 @@ static __always_inline u64 ancestor_id(struct cgroup *cg, int level)
 	}
 	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[level]);
 	return id;
-}
-
-/* Whether a cgroup is in this node's part. */
-static __always_inline bool in_part(struct cgroup *cg)
-{
-	int level;
-
-	if (!part_root)
-		return true;
-	if (!cg)
-		return false;
-	level = BPF_CORE_READ(cg, level);
-	for (int i = 0; i < MAX_LEVELS; i++) {
-		if (i > level)
-			break;
-		if (ancestor_id(cg, i) == part_root)
-			return true;
-	}
-	return false;
 }
 
 #endif

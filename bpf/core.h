@@ -177,6 +177,8 @@ struct nsproxy;
 struct pid;
 struct signal_struct;
 
+#define PF_KTHREAD 0x00200000
+
 struct task_struct {
 	unsigned int flags;
 	int pid;

@@ -3,9 +3,7 @@
 #ifndef ORB8_OWNER_H
 #define ORB8_OWNER_H
 
-#include "core.h"
-
-#define PF_KTHREAD 0x00200000
+#include "cgroup.h"
 
 /* A process, not a thread, which may have a name of its own. */
 struct owner {
@@ -13,11 +11,6 @@ struct owner {
 	u32 pid;
 	u8 comm[16];
 };
-
-static __always_inline u64 task_cgroup_id(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-}
 
 /* The current task's process, in programs of any type. False for a kernel thread:
  * what those do is somebody else's. */

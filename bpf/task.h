@@ -10,7 +10,6 @@
 
 #define PF_IO_WORKER 0x00000010
 #define PF_USER_WORKER 0x00004000 /* since 6.4 */
-#define PF_KTHREAD 0x00200000
 
 typedef struct {
 	unsigned int val;
@@ -88,11 +87,6 @@ struct task_info {
 /* The kernel's stack of a task, for kernels without bpf_task_pt_regs: THREAD_SIZE. */
 volatile const u64 thread_size = 16384;
 
-static __always_inline struct cgroup *task_cgroup(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp);
-}
-
 /* A pid of the task's, in its own pid namespace if level is the pid's own. */
 static __always_inline u32 pid_number(struct pid *pid, u32 level)
 {
@@ -144,7 +138,7 @@ static __always_inline void set_task(struct task_info *t, struct task_struct *ta
 	t->start_ns = BPF_CORE_READ(leader, start_boottime);
 	t->pid = BPF_CORE_READ(task, tgid);
 	set_parent(t, BPF_CORE_READ(leader, real_parent, group_leader));
-	t->cgroup_id = cgroup_id(task_cgroup(task));
+	t->cgroup_id = task_cgroup_id(task);
 	set_creds(t, task);
 	t->mnt_ns = BPF_CORE_READ(ns, mnt_ns, ns.inum);
 	t->net_ns = BPF_CORE_READ(ns, net_ns, ns.inum);

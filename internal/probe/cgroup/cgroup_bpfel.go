@@ -38,7 +38,6 @@ const (
 	bpfProgCgroupMkdir    = "cgroup_mkdir"
 	bpfProgCgroupRmdir    = "cgroup_rmdir"
 	bpfVarMirrored        = "mirrored"
-	bpfVarPartRoot        = "part_root"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -101,7 +100,6 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Mirrored *ebpf.VariableSpec `ebpf:"mirrored"`
-	PartRoot *ebpf.VariableSpec `ebpf:"part_root"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -142,7 +140,6 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Mirrored *ebpf.Variable `ebpf:"mirrored"`
-	PartRoot *ebpf.Variable `ebpf:"part_root"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -7,6 +7,7 @@
  * an executable, ends or moves to another cgroup, and when a capability is checked.
  */
 #include "count.h"
+#include "part.h"
 #include "path.h"
 #include "ring.h"
 #include "task.h"

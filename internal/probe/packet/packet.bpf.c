@@ -8,6 +8,7 @@
  * reassembly. Every program returns 1: nothing is ever dropped. Messages of DNS,
  * and of nothing else, are copied as well.
  */
+#include "count.h"
 #include "owner.h"
 #include "ring.h"
 
@@ -155,12 +156,7 @@ struct {
 	__type(value, struct sock_info);
 } packet_socks SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STAT_MAX);
-	__type(key, u32);
-	__type(value, u64);
-} packet_stats SEC(".maps");
+DEFINE_STATS(packet_stats)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -226,15 +222,6 @@ struct packet {
 	u8 echo_request, echo_reply;
 	u8 tcp_syn; /* SYN without ACK */
 };
-
-/* Atomic, because an incoming packet may interrupt an outgoing one here. */
-static __always_inline void count(u32 stat, u64 n)
-{
-	u64 *v = bpf_map_lookup_elem(&packet_stats, &stat);
-
-	if (v)
-		__sync_fetch_and_add(v, n);
-}
 
 /* Where a packet has n bytes at offset at, if they are in its linear part, as
  * headers nearly always are: reading there costs no call. */
@@ -568,10 +555,10 @@ static __always_inline void add_sum(struct packet_key *flow, u64 bytes, u64 pack
 	if (f && f->last_ns > retire_before) {
 		add(f, bytes, packets, out);
 	} else if (f || !insert(&packet_others, &k, &first, bytes, packets, out)) {
-		count(STAT_MAP_FULL, packets);
+		count_in(&packet_stats, STAT_MAP_FULL, packets);
 		return;
 	}
-	count(STAT_SUMMED, packets);
+	count_in(&packet_stats, STAT_SUMMED, packets);
 }
 
 static __always_inline void begin(struct packet_key *k, struct packet *p, struct bpf_sock *sk,
@@ -673,7 +660,7 @@ __noinline int dns_copy(struct __sk_buff *skb, u64 remote_low, u64 remote_high, 
 		return 0;
 	m = reserve_dns(length, &room);
 	if (!m) {
-		count(STAT_DNS_RING_FULL, 1);
+		count(STAT_DNS_RING_FULL);
 		return 0;
 	}
 	/* Less one, since old verifiers see that a number is not too large, but not that
@@ -759,7 +746,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool out)
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	if (read_headers(skb, sk, &k, &p, out)) {
-		count(STAT_UNREADABLE, 1);
+		count(STAT_UNREADABLE);
 		return 1;
 	}
 	if (!count_tcp && k.protocol == IPPROTO_TCP && !dns_ports[0])
@@ -815,7 +802,7 @@ int packet_sock_create(struct bpf_sock *sk)
 		return 1;
 	s = bpf_sk_storage_get(&packet_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s) {
-		count(STAT_STORAGE_FULL, 1);
+		count(STAT_STORAGE_FULL);
 		return 1;
 	}
 	owner_current(&s->owner);
@@ -877,7 +864,7 @@ int packet_seed(struct bpf_iter__task_file *ctx)
 		return 0;
 	s = bpf_sk_storage_get(&packet_socks, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s) {
-		count(STAT_STORAGE_FULL, 1);
+		count(STAT_STORAGE_FULL);
 		return 0;
 	}
 	if (s->owner.pid)

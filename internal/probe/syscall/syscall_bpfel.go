@@ -197,7 +197,6 @@ const (
 	bpfVarMirrored            = "mirrored"
 	bpfVarMoves               = "moves"
 	bpfVarOwnTgid             = "own_tgid"
-	bpfVarPartRoot            = "part_root"
 	bpfVarReadsOf             = "reads_of"
 	bpfVarWakeBytes           = "wake_bytes"
 )
@@ -276,7 +275,6 @@ type bpfVariableSpecs struct {
 	Mirrored  *ebpf.VariableSpec `ebpf:"mirrored"`
 	Moves     *ebpf.VariableSpec `ebpf:"moves"`
 	OwnTgid   *ebpf.VariableSpec `ebpf:"own_tgid"`
-	PartRoot  *ebpf.VariableSpec `ebpf:"part_root"`
 	ReadsOf   *ebpf.VariableSpec `ebpf:"reads_of"`
 	WakeBytes *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
@@ -336,7 +334,6 @@ type bpfVariables struct {
 	Mirrored  *ebpf.Variable `ebpf:"mirrored"`
 	Moves     *ebpf.Variable `ebpf:"moves"`
 	OwnTgid   *ebpf.Variable `ebpf:"own_tgid"`
-	PartRoot  *ebpf.Variable `ebpf:"part_root"`
 	ReadsOf   *ebpf.Variable `ebpf:"reads_of"`
 	WakeBytes *ebpf.Variable `ebpf:"wake_bytes"`
 }

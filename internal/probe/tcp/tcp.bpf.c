@@ -15,6 +15,8 @@
 #include "cgroup.h"
 #include "count.h"
 #include "owner.h"
+#include "part.h"
+#include "ring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -153,8 +155,7 @@ struct {
 
 DEFINE_STATS(tcp_stats)
 
-/* Bytes waiting in the ring at which the reader is woken at once. Only the few
- * records that cross this mark wake it: it is already on its way for the rest. */
+/* Bytes waiting in the ring at which the reader is woken at once. */
 volatile const u64 wake_bytes = 1 << 20;
 #define WAKE_WINDOW (16 * sizeof(struct tcp_record))
 
@@ -385,13 +386,11 @@ static __always_inline void add_sum(struct sock *sk, struct tcp_sock *tp, struct
 	sum->last_ns = first.start_ns;
 }
 
-/* Puts a record into the ring. The reader looks every 100 ms by itself and is
- * woken only when the ring fills, since a wake-up costs more than the record. */
+/* Puts a record into the ring. */
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct sock_state *st,
 				 int oldstate, int newstate)
 {
 	struct tcp_record *r = bpf_ringbuf_reserve(&tcp_ring, sizeof(*r), 0);
-	u64 waiting;
 
 	if (!r) {
 		if (newstate == TCP_CLOSE) /* all else is read again */
@@ -403,9 +402,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct so
 	r->old_state = oldstate;
 	if (newstate == TCP_CLOSE)
 		r->flags |= FLAG_FINAL;
-	waiting = bpf_ringbuf_query(&tcp_ring, BPF_RB_AVAIL_DATA);
-	bpf_ringbuf_submit(r, waiting > wake_bytes && waiting - wake_bytes < WAKE_WINDOW ?
-				      BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(r, wake_flags(&tcp_ring, wake_bytes, WAKE_WINDOW));
 }
 
 /* sk is a struct sock, or in sock_ops a struct bpf_sock. */
