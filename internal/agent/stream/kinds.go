@@ -240,8 +240,8 @@ func (k *Kinds) kinds(node string, accelerator func(*accel.Report, *filter.Set) 
 	}
 }
 
-// WantsFlow: flows are every record, connections only steps of TCP connections; with both,
-// steps come as connections.
+// WantsFlow reports whether the stream takes a record of a flow: flows are every record,
+// connections only steps of TCP connections; with both, steps come as connections.
 func (i *Interest) WantsFlow(r *flow.Record) bool {
 	if !i.flows() && flows.Step(r) == orb8v1.ConnectionEvent_CONNECTION_EVENT_UNSPECIFIED {
 		return false

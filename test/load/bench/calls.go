@@ -71,7 +71,10 @@ func call(order string) error {
 		return err
 	}
 	runtime.LockOSThread()
-	do, times := func() error { unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0); return nil }, 1000
+	do, times := func() error {
+		unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0) //nolint:errcheck // it has no error
+		return nil
+	}, 1000
 	if what == doAnswer {
 		if do, err = answering(); err != nil {
 			return err
@@ -144,12 +147,14 @@ func measureCalls(ctx context.Context, o options, r *report) (err error) {
 	}
 	dir := filepath.Join(h.cgroupRoot(), "orb8-bench-calls")
 	other := filepath.Join(h.cgroupRoot(), "orb8-bench-other")
-	for _, d := range []string{dir, other} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, os.Remove(d)) }()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	if err := os.Mkdir(other, 0o755); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(other)) }()
 	for run := range r.effort.runs {
 		say("a process that makes system calls and is traced, run %d", run+1)
 		loads, err := loadCalls(ctx, o.binary, dir, other, length)
