@@ -354,7 +354,10 @@ func (a *Agent) recordQuery(r *dns.Record) {
 func (a *Agent) takes(h *record.Header) (measured, shown bool) {
 	cfg := a.Config()
 	shown = !h.Loopback || cfg.Loopback
-	return shown && (!h.Self || cfg.IncludeSelf), shown
+	measured = shown && (!h.Self || cfg.IncludeSelf)
+	// The past is kept for others' records.
+	shown = measured || shown && a.hub.Any(func(s *hub.Subscription) bool { return stream.InterestOf(s).Self })
+	return measured, shown
 }
 
 // publish hands a record to its kind's lane, its times by the wall clock. h is its header,

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"iter"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -312,12 +313,33 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *stream.Interest, h hub.His
 			return err
 		}
 	}
+	if ev := s.agent.reachOf(req, h); ev != nil {
+		if err := stream.Send(ev); err != nil {
+			return err
+		}
+	}
 	for n := range h.Items {
 		if err := stream.Send(s.agent.streams.Event(&h.Items[n], i)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// reachOf tells that the history is shorter than what was asked for; nil if it is not. Who
+// goes on where a stream broke is told of what is missing, and who asks for all that is kept
+// has it.
+func (a *Agent) reachOf(req *orb8v1.ObserveRequest, h hub.History) *orb8v1.Event {
+	short := req.GetSinceNs() > 1 && req.GetSinceNs() < h.Since || req.GetLast() > 0 && len(h.Items) < int(req.GetLast())
+	if req.GetResume() != nil || h.Since == 0 || !short {
+		return nil
+	}
+	ev := a.event(&orb8v1.Event{Event: &orb8v1.Event_HistoryReach{HistoryReach: new(orb8v1.HistoryReach)}})
+	if h.Since < math.MaxInt64 {
+		// In its place among the past of several nodes.
+		ev.TimeNs, ev.GetHistoryReach().SinceNs = h.Since, h.Since
+	}
+	return ev
 }
 
 // sendNames sends what was asked of DNS lately, and how much of that is missing.

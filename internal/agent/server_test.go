@@ -296,6 +296,104 @@ func (r *rig) observe(t *testing.T, req *orb8v1.ObserveRequest) []string {
 	return briefs(got)
 }
 
+// reachOf is what a request is told of how far back the history goes: 0 for nothing, -1 if
+// none is kept.
+func (r *rig) reach(t *testing.T, req *orb8v1.ObserveRequest) (since int64) {
+	t.Helper()
+	stream, err := r.client.Observe(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := until(t, "the end of the stream", stream.Recv, func(*orb8v1.Event) bool { return false })
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	for _, ev := range got {
+		if ev.GetHistoryReach() != nil {
+			if since = ev.GetHistoryReach().GetSinceNs(); since == 0 {
+				since = -1
+			}
+		}
+	}
+	return since
+}
+
+// TestHistoryReach: who asks for more of the past than is kept is told so.
+func TestHistoryReach(t *testing.T) {
+	r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.History = 2 })
+	for i := range uint16(4) {
+		s := flowtest.TCP(i+1, 1, 1)
+		s.Last = flowtest.Second(int64(i) + 1)
+		r.probe.feed(s)
+	}
+	r.query(t, &orb8v1.QueryFlowsRequest{})
+	kept := flowtest.Second(3)
+	for name, tt := range map[string]struct {
+		req  *orb8v1.ObserveRequest
+		want int64
+	}{
+		"of before":                 {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1)}, kept},
+		"of what is kept":           {&orb8v1.ObserveRequest{SinceNs: kept}, 0},
+		"all that is kept":          {&orb8v1.ObserveRequest{SinceNs: 1}, 0},
+		"the last that are kept":    {&orb8v1.ObserveRequest{Last: 2}, 0},
+		"more than the last":        {&orb8v1.ObserveRequest{Last: 3}, kept},
+		"of another kind":           {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1), Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS}}, 0},
+		"nothing of the past":       {&orb8v1.ObserveRequest{Snapshot: true}, 0},
+		"goes on where it had been": {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1), Resume: &orb8v1.Resume{StartedNs: r.started.UnixNano(), After: 4}}, 0},
+	} {
+		if got := r.reach(t, tt.req); got != tt.want {
+			t.Errorf("%s: told %d, want %d", name, got, tt.want)
+		}
+	}
+	none := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.History = 0 })
+	none.probe.feed(flowtest.TCP(1, 1, 1))
+	none.query(t, &orb8v1.QueryFlowsRequest{})
+	if got := none.reach(t, &orb8v1.ObserveRequest{SinceNs: flowtest.Second(1)}); got != -1 {
+		t.Errorf("nothing is kept: told %d", got)
+	}
+}
+
+// TestOwnTrafficLeavesThePast: orb8's own records push out no others, and come to who asks
+// for them as they happen.
+func TestOwnTrafficLeavesThePast(t *testing.T) {
+	r := startRig(t, func(c *config.Config, _ *Deps, _ *rig) { c.History = 2 })
+	own := func(n uint16) flow.Sample {
+		s := flowtest.TCP(n, 1, 1)
+		s.PID = selfPID
+		return s
+	}
+	r.probe.feed(flowtest.TCP(1, 1, 1), own(2), own(3), own(4))
+	r.query(t, &orb8v1.QueryFlowsRequest{})
+	for _, self := range []bool{false, true} {
+		if diff := cmp.Diff([]string{"connected", "opened 1"}, r.observe(t, &orb8v1.ObserveRequest{Last: 9, IncludeSelf: self})); diff != "" {
+			t.Errorf("with its own: %v (-want +got)\n%s", self, diff)
+		}
+	}
+	with := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Follow: true, IncludeSelf: true})
+	without := r.follow(t.Context(), t, &orb8v1.ObserveRequest{Follow: true})
+	r.probe.feed(own(5), flowtest.TCP(6, 1, 1))
+	r.query(t, &orb8v1.QueryFlowsRequest{})
+	for stream, want := range map[grpc.ServerStreamingClient[orb8v1.Event]][]string{
+		with: {"opened 5", "opened 6"}, without: {"opened 6"},
+	} {
+		got, err := until(t, "the last connection", stream.Recv, func(ev *orb8v1.Event) bool {
+			return ev.GetConnection().GetFlow().GetLocal().GetPort() == 6 || strings.HasSuffix(strings.Join(briefs([]*orb8v1.Event{ev}), ""), " 6")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var opened []string
+		for _, b := range briefs(got) {
+			if strings.HasPrefix(b, "opened") {
+				opened = append(opened, b)
+			}
+		}
+		if diff := cmp.Diff(want, opened); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	}
+}
+
 func TestObserveOnce(t *testing.T) {
 	r := startRig(t)
 	busy, slow, big := flowtest.TCP(1, 10, 10), flowtest.TCP(2, 20, 20), flowtest.UDP(3, 1000, 1000)

@@ -33,7 +33,7 @@ func newAgent(c *Config) *cobra.Command {
 		Long:    agentLong,
 		Example: agentExamples,
 		GroupID: groupRun,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	if c.Agent == nil {
 		cmd.Short += " (on Linux)"

@@ -112,7 +112,8 @@ func newRoot(c *Config) *cobra.Command {
 		newTrace(c), newFlows(c), newGPUs(c), newAlerts(c), newRules(c),
 		newAgent(c), newStatus(c), newDoctor(c), newVersion(c),
 	)
-	root.SetHelpCommandGroupID(groupOther)
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(newHelp())
 	root.SetCompletionCommandGroupID(groupOther)
 	return root
 }
@@ -129,11 +130,5 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	var names []string
-	for _, sub := range cmd.Commands() {
-		if sub.IsAvailableCommand() {
-			names = append(names, sub.Name())
-		}
-	}
-	return unknownCommand(args[0], cmd.CommandPath(), names)
+	return unknownCommand(args[0], cmd.CommandPath(), available(cmd))
 }

@@ -34,7 +34,7 @@ func newDoctor(c *Config) *cobra.Command {
 		Long:    doctorLong,
 		Example: "  orb8 doctor\n  sudo orb8 doctor        # checks that need root as well\n  orb8 doctor -o json | jq 'select(.status == \"fail\")'",
 		GroupID: groupRun,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.doctor(cmd, &agent, &output) })
 	fs := newFlagSet()

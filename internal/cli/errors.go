@@ -102,10 +102,6 @@ func report(w io.Writer, cmd *cobra.Command, err error) int {
 	return exitFailed
 }
 
-func unknownCommand(word, path string, known []string) error {
-	return usagef("unknown command %q for %q: use %s", word, path, strings.Join(known, ", "))
-}
-
 // explain turns what a call to an agent returned into an error for the user.
 func explain(doing, source string, err error) error {
 	s, ok := status.FromError(err)

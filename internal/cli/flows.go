@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/cli/render"
+	"github.com/Ignoramuss/orb8/internal/cluster"
 )
 
 const flowsLong = `Show the flow table: every flow that is open, or was until half a minute ago, with
@@ -27,8 +29,19 @@ kubeconfig's current cluster, or those of --node, else, as root on Linux, probes
 that run in this process; those know TCP connections that are older than
 they are, but no other traffic, so they look for a while (--duration) first.
 
+With --since it is all flows with traffic since then, also those that have left the table,
+as they were last told of. The agent keeps the latest few thousand events (its setting
+history): where that is less than what was asked for, a line below the table says so.
+
 Columns: as for 'orb8 trace network', but TX and RX are totals since the flow
 began. AGE is how long ago that was, IDLE how long ago it last did anything.
+
+With --by the flows are added up: by process (command/pid), workload, namespace, remote end
+or port (that of the server). TX/s and RX/s are of the last second, or since the last
+refresh; TX and RX of all flows that are in the table. Of a connection within this host both
+ends are flows, so that bytes are sent by one and received by the other. With -o json
+every line is an object with numbers: by, key, flows, txBytes, rxBytes, retransmits,
+txBytesPerSecond, rxBytesPerSecond.
 
 With --dns there is a row for each name that a workload asked DNS for within the last
 ten minutes. It counts the queries since the name was first asked for: NXDOMAIN, FAILED
@@ -46,6 +59,8 @@ table, with -o json by an event with a nodeStatus.`
 const flowsExamples = `  orb8 flows                                    # most bytes first
   orb8 flows --limit 20 --sort rtt
   orb8 flows --watch --sort last                # refreshed until Ctrl-C
+  orb8 flows --by process                       # who uses the network now, in bytes a second
+  orb8 flows --by remote --watch --no-loopback  # with whom, refreshed
   orb8 flows --since 10s --protocol udp
   orb8 flows --dns --sort search                # who asks how often in vain
   orb8 flows -A --workload frontend             # of a cluster, on all nodes
@@ -68,6 +83,7 @@ type flowsFlags struct {
 	every    time.Duration
 	duration time.Duration
 	dns      bool
+	by       string
 }
 
 func newFlows(c *Config) *cobra.Command {
@@ -78,7 +94,7 @@ func newFlows(c *Config) *cobra.Command {
 		Long:    flowsLong,
 		Example: flowsExamples,
 		GroupID: groupSee,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.flows(cmd, &f) })
 
@@ -87,9 +103,10 @@ func newFlows(c *Config) *cobra.Command {
 	f.filters.bind(filters)
 	f.source.bindTraffic(filters)
 	rows.BoolVar(&f.dns, "dns", false, "instead: which names each workload asked DNS for, until ten minutes ago or later, and what came of it")
+	rows.StringVar(&f.by, "by", "", "instead: flows added up by `WHAT`, with bytes a second, most first: "+strings.Join(render.GroupKeys(), ", "))
 	rows.Uint32Var(&f.limit, "limit", tableLimit, "at most `N` rows, 0 for all; -o json and compact have all by default")
 	rows.StringVar(&f.sort, "sort", "bytes", "sort by `KEY`, largest or latest first: "+strings.Join(sortNames(), ", ")+"; with --dns: "+strings.Join(dnsSortNames(), ", "))
-	rows.Var(&f.since, "since", "flows with traffic since then, as in 30s or 2026-11-23T09:00:00Z")
+	rows.Var(&f.since, "since", "flows with traffic since then, as in 10m, 09:30 or 2026-11-23T09:00:00Z, also those that have ended, as far as the agent's history goes back")
 	rows.BoolVarP(&f.watch, "watch", "w", false, "refresh until Ctrl-C")
 	rows.BoolVarP(&f.watch, "follow", "f", false, "the same as --watch")
 	rows.DurationVar(&f.every, "every", 2*time.Second, "`TIME` between two refreshes")
@@ -119,6 +136,14 @@ func (f *flowsFlags) check(cmd *cobra.Command) error {
 	}
 	changed := cmd.Flags().Changed
 	switch {
+	case f.by != "" && !slices.Contains(render.GroupKeys(), f.by):
+		return usagef("--by %q: use %s", f.by, strings.Join(render.GroupKeys(), ", "))
+	case f.by != "" && f.dns:
+		return usagef("--by and --dns exclude each other")
+	case f.by != "" && f.since.set():
+		return usagef("--by adds up the flows that there are now: leave out --since")
+	case f.by != "" && changed("sort"):
+		return usagef("--by has most bytes a second first: leave out --sort")
 	case f.dns && f.watch:
 		return usagef("--dns and --watch exclude each other: orb8 trace dns follows")
 	case f.dns && f.filters.byPID():
@@ -164,6 +189,9 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	defer closing(src.close, &err)
 	options.Nodes = src.many()
 	title := "flow table"
+	if f.by != "" {
+		title = "flows by " + f.by
+	}
 	if f.dns {
 		title = "names asked for"
 		src.warnings = append(src.warnings, absent(src, "dns")...)
@@ -171,7 +199,14 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	if err := c.header(f.output.headless(options), title, src, &f.filters, cmd); err != nil {
 		return err
 	}
+	if src.local && f.since.set() {
+		return &failure{what: "the probes in this process have no past to show",
+			remedy: []string{"leave out --since", "or start an agent, which keeps it: sudo orb8 agent"}}
+	}
 	v := &flowsView{c: c, f: f, src: src, filters: filters, options: options}
+	if f.by != "" {
+		v.groups = render.NewGroups(f.by)
+	}
 	if f.watch {
 		if f.duration > 0 {
 			defer time.AfterFunc(f.duration, cancel).Stop()
@@ -181,10 +216,53 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 	if src.local {
 		sleep(ctx, max(f.duration, f.source.interval))
 	}
-	if f.dns {
+	switch {
+	case f.dns:
 		return unlessDone(cmd.Context(), v.dnsNames(ctx))
+	case f.by != "":
+		return unlessDone(cmd.Context(), v.sums(ctx))
 	}
 	return unlessDone(cmd.Context(), v.once(ctx))
+}
+
+// rateTime is between the two readings that a rate is of.
+const rateTime = time.Second
+
+// sums shows the sums once.
+func (v *flowsView) sums(ctx context.Context) error {
+	rows, _, err := v.snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	v.groups.Read(time.Now(), rows)
+	sleep(ctx, rateTime)
+	if rows, _, err = v.snapshot(ctx); err != nil {
+		return err
+	}
+	groups := v.groups.Read(time.Now(), rows)
+	shown := groups[:v.limited(len(groups))]
+	if err := render.WriteGroups(v.c.Stdout, v.options, v.f.by, shown); err != nil {
+		return err
+	}
+	if err := v.missing(v.c.Stdout); err != nil {
+		return err
+	}
+	switch {
+	case v.f.output.headless(v.options):
+	case len(groups) == 0:
+		fmt.Fprintln(v.c.Stderr, "no flows")
+	case len(shown) < len(groups):
+		fmt.Fprintf(v.c.Stderr, "the first %d of %d; --limit 0 shows all\n", len(shown), len(groups))
+	}
+	return nil
+}
+
+// limited is how many of n rows are shown.
+func (v *flowsView) limited(n int) int {
+	if v.f.limit == 0 {
+		return n
+	}
+	return min(n, int(v.f.limit))
 }
 
 // sleep returns after d, or when ctx is done.
@@ -206,12 +284,21 @@ type flowsView struct {
 	options render.Options
 	// away are the NodeStatus of the nodes that the last snapshot lacks.
 	away []*orb8v1.Event
+	// reach are the HistoryReach of nodes whose past is shorter than what was asked for.
+	reach []*orb8v1.Event
+	// groups adds rows up, nil if they are shown.
+	groups *render.Groups
 }
 
 func (v *flowsView) once(ctx context.Context) error {
 	rows, more, err := v.snapshot(ctx)
 	if err != nil {
 		return err
+	}
+	if v.f.since.set() {
+		if rows, more, err = v.withEnded(ctx, rows); err != nil {
+			return err
+		}
 	}
 	if err := render.Flows(v.c.Stdout, v.options, time.Now(), rows); err != nil {
 		return err
@@ -231,10 +318,54 @@ func (v *flowsView) once(ctx context.Context) error {
 	return nil
 }
 
+// withEnded adds flows that have left the table, as they were last told of.
+func (v *flowsView) withEnded(ctx context.Context, rows []*orb8v1.Event) (all []*orb8v1.Event, more bool, err error) {
+	since := v.f.since.unixNanos(time.Now())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := v.src.ask.Observe(ctx, &orb8v1.ObserveRequest{
+		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW},
+		SinceNs: since, IncludeSelf: v.f.source.includeSelf,
+	})
+	if err != nil {
+		return nil, false, explain("read the history", v.src.name, err)
+	}
+	there := make(map[string]bool, len(rows))
+	for _, ev := range rows {
+		there[render.FlowKey(ev)] = true
+	}
+	ended := make(map[string]*orb8v1.Event)
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, false, explain("read the history", v.src.name, err)
+		}
+		switch {
+		case ev.GetHistoryReach() != nil:
+			v.reach = append(v.reach, ev)
+		case ev.GetFlow() == nil, ev.GetFlow().GetLastSeenNs() < since, v.f.source.noLoopback && ev.GetFlow().GetLoopback():
+		default:
+			if key := render.FlowKey(ev); !there[key] {
+				ended[key] = ev
+			}
+		}
+	}
+	rows = slices.AppendSeq(rows, maps.Values(ended))
+	by := sortKeys()[v.f.sort]
+	slices.SortStableFunc(rows, func(a, b *orb8v1.Event) int {
+		return cmp.Or(cmp.Compare(cluster.SortKey(b.GetFlow(), by), cluster.SortKey(a.GetFlow(), by)), cmp.Compare(render.FlowKey(a), render.FlowKey(b)))
+	})
+	n := v.limited(len(rows))
+	return rows[:n], n < len(rows), nil
+}
+
 // missing names the nodes whose rows are not there: to programs as events among
 // the rows, to people below the table. A node is never left out in silence.
 func (v *flowsView) missing(w io.Writer) error {
-	for _, ev := range v.away {
+	for _, ev := range append(slices.Clone(v.away), v.reach...) {
 		if v.options.Format == render.JSON {
 			if err := render.WriteJSON(w, ev); err != nil {
 				return err
@@ -244,7 +375,7 @@ func (v *flowsView) missing(w io.Writer) error {
 	if v.options.Format == render.JSON {
 		w = v.c.Stderr
 	}
-	for _, line := range render.Away(v.options, v.away) {
+	for _, line := range append(render.Away(v.options, v.away), render.Reaches(v.options, v.reach)...) {
 		if _, err := fmt.Fprintln(w, line); err != nil {
 			return err
 		}
@@ -284,15 +415,27 @@ func (v *flowsView) frame(rows []*orb8v1.Event, inPlace bool) error {
 		v.options.Width, v.options.Height = window.Width, window.Height
 	}
 	var text bytes.Buffer
-	if err := render.Flows(&text, v.options, now, rows); err != nil {
+	shown, what := len(rows), "flow"
+	if v.groups != nil {
+		groups := v.groups.Read(now, rows)
+		groups = groups[:v.limited(len(groups))]
+		shown, what = len(groups), v.f.by
+		if err := render.WriteGroups(&text, v.options, v.f.by, groups); err != nil {
+			return err
+		}
+	} else if err := render.Flows(&text, v.options, now, rows); err != nil {
 		return err
 	}
 	if err := v.missing(&text); err != nil {
 		return err
 	}
 	if inPlace {
+		sort := v.f.sort
+		if v.groups != nil {
+			sort = "bytes a second"
+		}
 		title := fmt.Sprintf("%s  %s, by %s, from %s", now.Format(time.TimeOnly),
-			render.Plural(uint64(len(rows)), "flow", "flows"), v.f.sort, v.src.name)
+			render.Plural(uint64(shown), what, plural(what)), sort, v.src.name)
 		_, err := io.WriteString(v.c.Stdout, screen(title+"\n"+text.String(), v.options.Height))
 		return err
 	}
@@ -301,6 +444,14 @@ func (v *flowsView) frame(rows []*orb8v1.Event, inPlace bool) error {
 	}
 	_, err := v.c.Stdout.Write(text.Bytes())
 	return err
+}
+
+// plural of what rows are.
+func plural(what string) string {
+	if strings.HasSuffix(what, "s") {
+		return what + "es"
+	}
+	return what + "s"
 }
 
 // Terminal control: to the top left, clear to the end of line or screen, break
@@ -330,7 +481,7 @@ func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bo
 		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW},
 		Snapshot: true, Sort: sortKeys()[f.sort], IncludeSelf: f.source.includeSelf,
 	}
-	if limit := f.limit; limit > 0 && limit < 1<<31 && since == 0 && !f.source.noLoopback {
+	if limit := f.limit; limit > 0 && limit < 1<<31 && since == 0 && !f.source.noLoopback && v.groups == nil {
 		req.Limit = limit + 1 // one more tells whether there are more
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -355,7 +506,7 @@ func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bo
 		if flow == nil || flow.GetLastSeenNs() < since || f.source.noLoopback && flow.GetLoopback() {
 			continue
 		}
-		if f.limit > 0 && len(rows) == int(f.limit) {
+		if f.limit > 0 && len(rows) == int(f.limit) && v.groups == nil && (since == 0 || f.watch) {
 			return rows, true, nil
 		}
 		rows = append(rows, ev)

@@ -93,7 +93,7 @@ func newGPUs(c *Config) *cobra.Command {
 	f := &gpuFlags{}
 	cmd := &cobra.Command{
 		Use: "gpus", Short: "Show the accelerators and who uses them", Long: gpusLong, Example: gpusExamples, GroupID: groupSee,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.gpus(cmd, f) })
 	filters, source, output := newFlagSet(), newFlagSet(), newFlagSet()

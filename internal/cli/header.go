@@ -24,9 +24,13 @@ func (c *Config) header(headless bool, what string, src *source, filters *filter
 		}
 		return nil
 	}
+	asked := filters.asked
+	if flag := cmd.Flags().Lookup("no-loopback"); flag != nil && flag.Changed {
+		asked = append(slices.Clone(asked), "no loopback")
+	}
 	h := render.Header{
 		What: what, Source: src.name, Statuses: src.statuses(),
-		Filters: filters.asked, Warnings: warnings,
+		Filters: asked, Warnings: warnings,
 	}
 	return h.Write(c.Stderr, terminalOptions(c.Stderr, c.Getenv))
 }

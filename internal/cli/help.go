@@ -49,6 +49,7 @@ func newFlagSet() *pflag.FlagSet { return pflag.NewFlagSet("", pflag.ContinueOnE
 // of a few words.
 func completeValues(cmd *cobra.Command) {
 	values := map[string][]string{
+		"by":       render.GroupKeys(),
 		"call":     syscalls.Names(),
 		"except":   syscalls.Names(),
 		"output":   render.Formats(),

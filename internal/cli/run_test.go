@@ -278,10 +278,13 @@ func TestSince(t *testing.T) {
 	}{
 		{"5m", now.Add(-5 * time.Minute)}, {"1h30m", now.Add(-90 * time.Minute)},
 		{"2026-11-23T09:00:00Z", now.Add(-time.Hour)}, {"2026-11-23T11:00:00+02:00", now.Add(-time.Hour)},
+		{"09:30", now.Add(-30 * time.Minute)}, {"09:30:05", now.Add(-30*time.Minute + 5*time.Second)},
+		{"09:59:59.250", now.Add(-750 * time.Millisecond)}, {"10:01", now.Add(-24*time.Hour + time.Minute)},
+		{"25:00", time.Time{}}, {"9:61", time.Time{}},
 		{"0s", time.Time{}}, {"-5m", time.Time{}}, {"today", time.Time{}}, {"", time.Time{}}, {"5", time.Time{}},
 	}
 	for _, tt := range tests {
-		var v sinceValue
+		v := sinceValue{now: func() time.Time { return now }}
 		err := v.Set(tt.in)
 		if tt.want.IsZero() {
 			if err == nil {
@@ -295,6 +298,18 @@ func TestSince(t *testing.T) {
 	}
 	if got := (&sinceValue{}).unixNanos(now); got != 0 {
 		t.Errorf("without a value: %d", got)
+	}
+}
+
+func TestNearest(t *testing.T) {
+	words := []string{"agent", "alerts", "flows", "status", "trace", "no-loopback", "duration"}
+	for word, want := range map[string]string{
+		"flow": "flows", "tarce": "trace", "aletrs": "alerts", "no-lopback": "no-loopback", "dura": "duration",
+		"frobnicate": "", "x": "", "": "", "nothing": "",
+	} {
+		if got := nearest(word, words); got != want {
+			t.Errorf("%q: %q, want %q", word, got, want)
+		}
 	}
 }
 

@@ -70,7 +70,7 @@ func newStatus(c *Config) *cobra.Command {
 		Example: "  orb8 status\n  orb8 status --node n1 -o wide\n  orb8 status --agent 10.0.0.5 -o wide\n" +
 			"  orb8 status -o json | jq '.probes[] | {name, state}'",
 		GroupID: groupRun,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.status(cmd, &f) })
 	f.bind(cmd, c)

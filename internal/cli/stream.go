@@ -99,7 +99,7 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 	if f.lastHere(src) {
 		// The last N are counted over all nodes and after loopback is left out;
 		// with loopback, no node has more than N of them.
-		if f.source.noLoopback {
+		if f.source.noLoopback || f.until.set() {
 			r.Last, r.SinceNs = 0, max(r.SinceNs, 1)
 		}
 	}
@@ -133,7 +133,7 @@ func absent(src *source, probe string) []string {
 
 // lastHere reports whether --last is counted here and not in the agent.
 func (f *traceFlags) lastHere(src *source) bool {
-	return (f.source.noLoopback || src.many()) && !src.local && f.last > 0 && !f.following()
+	return (f.source.noLoopback || f.until.set() || src.many()) && !src.local && f.last > 0 && !f.following()
 }
 
 // keeper returns how many flow events to hold back and show at the end, or 0.
@@ -163,8 +163,10 @@ type tracer struct {
 	events  render.Live
 	out     *bufio.Writer
 	// keep is how many events of the past to show, the last ones; 0 means all.
-	keep    int
-	kept    []*orb8v1.Event
+	keep int
+	kept []*orb8v1.Event
+	// until is after when events are left out, 0 for never.
+	until   int64
 	greeted map[string]bool
 	// ended: the stream came to its end by itself.
 	ended bool
@@ -177,7 +179,7 @@ type tracer struct {
 func newTracer(c *Config, f *traceFlags, src *source, options render.Options) *tracer {
 	t := &tracer{
 		src: src, flags: f, follow: f.following(), summary: f.kind.summary(),
-		out: bufio.NewWriter(c.Stdout), keep: keeper(f, src), window: options,
+		out: bufio.NewWriter(c.Stdout), keep: keeper(f, src), window: options, until: f.until.unixNanos(time.Now()),
 	}
 	if isTerminal(c.Stdout) {
 		t.measure = func() render.Options { return terminalOptions(c.Stdout, c.Getenv) }
@@ -324,7 +326,7 @@ func (t *tracer) take(ev *orb8v1.Event) error {
 		return nil
 	case !ok:
 		return t.show(ev)
-	case t.flags.source.noLoopback && loopback:
+	case t.flags.source.noLoopback && loopback, t.until > 0 && ev.GetTimeNs() > t.until:
 		return nil
 	case t.keep > 0:
 		if len(t.kept) == t.keep {

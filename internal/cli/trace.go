@@ -112,6 +112,7 @@ type traceFlags struct {
 	output   outputFlags
 	duration time.Duration
 	since    sinceValue
+	until    sinceValue
 	last     uint32
 	follow   bool
 }
@@ -139,7 +140,7 @@ func newTraceNetwork(c *Config) *cobra.Command {
 // newTrace completes the command that watches one kind of records.
 func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 	f := &traceFlags{kind: kind}
-	cmd.Args = cobra.NoArgs
+	cmd.Args = noArguments
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.trace(cmd, f) })
 
 	filters, span, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
@@ -181,7 +182,8 @@ func (c *Config) newTrace(cmd *cobra.Command, kind traceKind) *cobra.Command {
 func (f *traceFlags) bindPast(span *pflag.FlagSet) {
 	span.DurationVar(&f.duration, "duration", 0, "stop after `TIME`, as in 30s")
 	span.Uint32Var(&f.last, "last", 0, "the latest `N` events that the agent keeps, then exit; with --follow, of each node")
-	span.Var(&f.since, "since", "events since then, as in 5m or 2026-11-23T09:00:00Z, then exit")
+	span.Var(&f.since, "since", "events since then, as in 5m, 09:30 or 2026-11-23T09:00:00Z, then exit")
+	span.Var(&f.until, "until", "with --since or --last: no events of later than then")
 	follow := "after --last or --since go on with what happens (the default without them)"
 	if f.kind.past {
 		follow = "then go on with what happens"
@@ -204,6 +206,12 @@ func (f *traceFlags) check(cmd *cobra.Command) error {
 		return usagef("--duration %s: want more than 0", f.duration)
 	case changed("last") && f.last == 0:
 		return usagef("--last 0: want at least 1")
+	case f.until.set() && !f.history():
+		return usagef("--until ends what --since or --last begins: give one of them")
+	case f.until.set() && f.following():
+		return usagef("--until and --follow exclude each other, as --until and --duration do")
+	case f.until.set() && f.since.set() && f.until.unixNanos(time.Now()) < f.since.unixNanos(time.Now()):
+		return usagef("--until is before --since")
 	}
 	if f.kind.check != nil {
 		if err := f.kind.check(f); err != nil {

@@ -58,7 +58,7 @@ func newVersion(c *Config) *cobra.Command {
 		Long:    "Show the version of this program. That of an agent is in 'orb8 status'.",
 		Example: "  orb8 version\n  orb8 version -o json | jq -r .version",
 		GroupID: groupOther,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	cmd.RunE = running(func(*cobra.Command) error {
 		options, err := output.options(c, c.Stdout)

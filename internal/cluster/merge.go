@@ -257,11 +257,11 @@ func ranking(req *orb8v1.ObserveRequest) func(*orb8v1.Event) int64 {
 	if !req.GetSnapshot() || req.GetFollow() || req.GetLast() > 0 || req.GetSinceNs() > 0 {
 		return (*orb8v1.Event).GetTimeNs
 	}
-	return func(ev *orb8v1.Event) int64 { return -sortKey(ev.GetFlow(), req.GetSort()) }
+	return func(ev *orb8v1.Event) int64 { return -SortKey(ev.GetFlow(), req.GetSort()) }
 }
 
-// sortKey is what agents sort a snapshot by, the largest first.
-func sortKey(f *orb8v1.Flow, by orb8v1.Sort) int64 {
+// SortKey is what agents sort a snapshot by, the largest first.
+func SortKey(f *orb8v1.Flow, by orb8v1.Sort) int64 {
 	var key uint64
 	switch c := f.GetTotal(); by {
 	case orb8v1.Sort_SORT_PACKETS:

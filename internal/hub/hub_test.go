@@ -4,6 +4,7 @@ package hub
 
 import (
 	"context"
+	"math"
 	"runtime"
 	"sync"
 	"testing"
@@ -167,6 +168,27 @@ func TestHistory(t *testing.T) {
 	}
 	if got := l.Kept(); got != 4 {
 		t.Errorf("keeps %d, want 4", got)
+	}
+}
+
+// TestReach: who asks for the past can tell how far back it goes.
+func TestReach(t *testing.T) {
+	h, l, _ := newHub(4)
+	reach := func() int64 { return h.Past(Options{Select: all(l), Past: Past{Since: 1}}).Since }
+	if l.publish(1, 2, 3, 4); reach() != 0 {
+		t.Errorf("with all that there was it reaches to %d", reach())
+	}
+	if l.publish(5, 6); reach() != 3 {
+		t.Errorf("it reaches to %d, want 3", reach())
+	}
+	sub, past := h.Subscribe(Options{Select: all(l), Past: Past{Since: 1}, Queue: 1})
+	defer sub.Close()
+	if past.Since != 3 {
+		t.Errorf("for who follows it reaches to %d, want 3", past.Since)
+	}
+	h, l, _ = newHub(0)
+	if l.publish(1); reach() != math.MaxInt64 {
+		t.Errorf("nothing is kept, and it reaches to %d", reach())
 	}
 }
 

@@ -20,8 +20,11 @@ const window = 64
 type Selection interface {
 	// begin goes to where a subscription begins. It returns how many records are not
 	// kept any more that it would have begun with, and from which sequence on there is
-	// one that it has not passed. It is called with the hub's lock held, as is fill.
+	// one that it has not passed. It is called with the hub's lock held, as are reach and
+	// fill.
 	begin(p *Past) (missing, first uint64)
+	// reach is from when on the lane has all records, 0 if it has all that there were.
+	reach() int64
 	// fill copies the next records, up to a sequence. It returns how many of them had
 	// been overwritten before.
 	fill(upTo uint64) (lost uint64)
@@ -68,6 +71,18 @@ func (s *selection[T]) begin(p *Past) (missing, first uint64) {
 		return missing, math.MaxUint64
 	}
 	return missing, l.ring[s.p%size].sequence
+}
+
+func (s *selection[T]) reach() int64 {
+	l := s.lane
+	kept := min(l.count, l.keep, uint64(len(l.ring)))
+	switch {
+	case kept == l.count:
+		return 0
+	case kept == 0:
+		return math.MaxInt64
+	}
+	return l.time(&l.ring[(l.count-kept)%uint64(len(l.ring))].record)
 }
 
 func (s *selection[T]) fill(upTo uint64) (lost uint64) {
@@ -187,6 +202,9 @@ type History struct {
 	// Missing is how many records are no longer kept that a resume would have gone on
 	// with.
 	Missing uint64
+	// Since is from when on all records are kept of the kinds that were asked for, in Unix
+	// nanoseconds: 0 if that is all that there were, math.MaxInt64 if none is.
+	Since int64
 }
 
 // Sort puts the items into the order of their times.
@@ -230,6 +248,7 @@ func (s *Subscription) begin() (recent History) {
 	for _, sel := range s.options.Select {
 		missing, first := sel.begin(&s.options.Past)
 		recent.Missing += missing
+		recent.Since = max(recent.Since, sel.reach())
 		s.at = min(s.at, first-1)
 	}
 	s.hub.losses.Add(loss.ResumeGap, recent.Missing)

@@ -2617,6 +2617,7 @@ type Event struct {
 	//	*Event_Syscall
 	//	*Event_SyscallSummary
 	//	*Event_SyscallTargets
+	//	*Event_HistoryReach
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2797,6 +2798,15 @@ func (x *Event) GetSyscallTargets() *SyscallTargets {
 	return nil
 }
 
+func (x *Event) GetHistoryReach() *HistoryReach {
+	if x != nil {
+		if x, ok := x.Event.(*Event_HistoryReach); ok {
+			return x.HistoryReach
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2853,6 +2863,10 @@ type Event_SyscallTargets struct {
 	SyscallTargets *SyscallTargets `protobuf:"bytes,23,opt,name=syscall_targets,json=syscallTargets,proto3,oneof"`
 }
 
+type Event_HistoryReach struct {
+	HistoryReach *HistoryReach `protobuf:"bytes,24,opt,name=history_reach,json=historyReach,proto3,oneof"`
+}
+
 func (*Event_Flow) isEvent_Event() {}
 
 func (*Event_Connection) isEvent_Event() {}
@@ -2879,6 +2893,56 @@ func (*Event_SyscallSummary) isEvent_Event() {}
 
 func (*Event_SyscallTargets) isEvent_Event() {}
 
+func (*Event_HistoryReach) isEvent_Event() {}
+
+// HistoryReach comes before a past that is shorter than what was asked for: older events
+// are not kept any more (the agent's setting history).
+type HistoryReach struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From when on all events are kept of the kinds that were asked for; of before then there
+	// may be some. 0: none are kept.
+	SinceNs       int64 `protobuf:"varint,1,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryReach) Reset() {
+	*x = HistoryReach{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryReach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryReach) ProtoMessage() {}
+
+func (x *HistoryReach) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryReach.ProtoReflect.Descriptor instead.
+func (*HistoryReach) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HistoryReach) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
 // ProcessEvent is a program that was started or a process that ended.
 type ProcessEvent struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2903,7 +2967,7 @@ type ProcessEvent struct {
 
 func (x *ProcessEvent) Reset() {
 	*x = ProcessEvent{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +2979,7 @@ func (x *ProcessEvent) String() string {
 func (*ProcessEvent) ProtoMessage() {}
 
 func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +2992,7 @@ func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
 func (*ProcessEvent) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProcessEvent) GetStep() ProcessStep {
@@ -3031,7 +3095,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3107,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3120,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -3157,7 +3221,7 @@ type Executable struct {
 
 func (x *Executable) Reset() {
 	*x = Executable{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3233,7 @@ func (x *Executable) String() string {
 func (*Executable) ProtoMessage() {}
 
 func (x *Executable) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3246,7 @@ func (x *Executable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Executable.ProtoReflect.Descriptor instead.
 func (*Executable) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Executable) GetPath() string {
@@ -3241,7 +3305,7 @@ type RuleStatus struct {
 
 func (x *RuleStatus) Reset() {
 	*x = RuleStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3317,7 @@ func (x *RuleStatus) String() string {
 func (*RuleStatus) ProtoMessage() {}
 
 func (x *RuleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3330,7 @@ func (x *RuleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStatus.ProtoReflect.Descriptor instead.
 func (*RuleStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RuleStatus) GetName() string {
@@ -3326,7 +3390,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3402,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3415,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Alert) GetRule() string {
@@ -3474,7 +3538,7 @@ type SyscallArgument struct {
 
 func (x *SyscallArgument) Reset() {
 	*x = SyscallArgument{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3486,7 +3550,7 @@ func (x *SyscallArgument) String() string {
 func (*SyscallArgument) ProtoMessage() {}
 
 func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3499,7 +3563,7 @@ func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallArgument.ProtoReflect.Descriptor instead.
 func (*SyscallArgument) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SyscallArgument) GetName() string {
@@ -3536,7 +3600,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +3612,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +3625,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Progress) GetLowWatermarkNs() int64 {
@@ -3603,7 +3667,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3679,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3692,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -3719,7 +3783,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +3795,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +3808,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -3830,7 +3894,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +3906,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +3919,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -3895,7 +3959,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +3971,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +3984,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -3991,7 +4055,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4003,7 +4067,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4016,7 +4080,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -4063,7 +4127,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4139,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4152,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -4158,7 +4222,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4234,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4247,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -4309,7 +4373,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4385,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4398,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -4362,7 +4426,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4374,7 +4438,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4387,7 +4451,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -4440,7 +4504,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4516,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4529,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -4578,7 +4642,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +4654,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +4667,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -4648,7 +4712,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4660,7 +4724,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4673,7 +4737,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -4726,7 +4790,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4738,7 +4802,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4751,7 +4815,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -4858,7 +4922,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4870,7 +4934,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4883,7 +4947,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -4923,7 +4987,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4935,7 +4999,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4948,7 +5012,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -5004,7 +5068,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5016,7 +5080,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5029,7 +5093,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -5081,7 +5145,7 @@ type Syscall struct {
 
 func (x *Syscall) Reset() {
 	*x = Syscall{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5093,7 +5157,7 @@ func (x *Syscall) String() string {
 func (*Syscall) ProtoMessage() {}
 
 func (x *Syscall) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5106,7 +5170,7 @@ func (x *Syscall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
 func (*Syscall) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Syscall) GetWorkload() *Workload {
@@ -5230,7 +5294,7 @@ type SyscallSummary struct {
 
 func (x *SyscallSummary) Reset() {
 	*x = SyscallSummary{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5242,7 +5306,7 @@ func (x *SyscallSummary) String() string {
 func (*SyscallSummary) ProtoMessage() {}
 
 func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5255,7 +5319,7 @@ func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallSummary.ProtoReflect.Descriptor instead.
 func (*SyscallSummary) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SyscallSummary) GetWorkload() *Workload {
@@ -5298,7 +5362,7 @@ type SyscallTargets struct {
 
 func (x *SyscallTargets) Reset() {
 	*x = SyscallTargets{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5310,7 +5374,7 @@ func (x *SyscallTargets) String() string {
 func (*SyscallTargets) ProtoMessage() {}
 
 func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5323,7 +5387,7 @@ func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallTargets.ProtoReflect.Descriptor instead.
 func (*SyscallTargets) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SyscallTargets) GetWorkloads() []*Workload {
@@ -5354,7 +5418,7 @@ type SyscallCount struct {
 
 func (x *SyscallCount) Reset() {
 	*x = SyscallCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5366,7 +5430,7 @@ func (x *SyscallCount) String() string {
 func (*SyscallCount) ProtoMessage() {}
 
 func (x *SyscallCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5379,7 +5443,7 @@ func (x *SyscallCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallCount.ProtoReflect.Descriptor instead.
 func (*SyscallCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SyscallCount) GetName() string {
@@ -5489,7 +5553,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5501,7 +5565,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5514,7 +5578,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -5684,7 +5748,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5696,7 +5760,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5709,7 +5773,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -5775,7 +5839,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +5851,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +5864,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -6062,7 +6126,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"severities\x18\x12 \x03(\tR\n" +
 	"severities\x12\x14\n" +
-	"\x05rules\x18\x14 \x03(\tR\x05rules\"\x89\x06\n" +
+	"\x05rules\x18\x14 \x03(\tR\x05rules\"\xc7\x06\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -6084,8 +6148,11 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x05alert\x18\x14 \x01(\v2\x0e.orb8.v1.AlertH\x00R\x05alert\x12,\n" +
 	"\asyscall\x18\x15 \x01(\v2\x10.orb8.v1.SyscallH\x00R\asyscall\x12B\n" +
 	"\x0fsyscall_summary\x18\x16 \x01(\v2\x17.orb8.v1.SyscallSummaryH\x00R\x0esyscallSummary\x12B\n" +
-	"\x0fsyscall_targets\x18\x17 \x01(\v2\x17.orb8.v1.SyscallTargetsH\x00R\x0esyscallTargetsB\a\n" +
-	"\x05event\"\x87\x03\n" +
+	"\x0fsyscall_targets\x18\x17 \x01(\v2\x17.orb8.v1.SyscallTargetsH\x00R\x0esyscallTargets\x12<\n" +
+	"\rhistory_reach\x18\x18 \x01(\v2\x15.orb8.v1.HistoryReachH\x00R\fhistoryReachB\a\n" +
+	"\x05event\")\n" +
+	"\fHistoryReach\x12\x19\n" +
+	"\bsince_ns\x18\x01 \x01(\x03R\asinceNs\"\x87\x03\n" +
 	"\fProcessEvent\x12(\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
 	"\bworkload\x18\x02 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +
@@ -6510,7 +6577,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -6542,151 +6609,153 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*Resume)(nil),              // 27: orb8.v1.Resume
 	(*Filter)(nil),              // 28: orb8.v1.Filter
 	(*Event)(nil),               // 29: orb8.v1.Event
-	(*ProcessEvent)(nil),        // 30: orb8.v1.ProcessEvent
-	(*ProcessInfo)(nil),         // 31: orb8.v1.ProcessInfo
-	(*Executable)(nil),          // 32: orb8.v1.Executable
-	(*RuleStatus)(nil),          // 33: orb8.v1.RuleStatus
-	(*Alert)(nil),               // 34: orb8.v1.Alert
-	(*SyscallArgument)(nil),     // 35: orb8.v1.SyscallArgument
-	(*Progress)(nil),            // 36: orb8.v1.Progress
-	(*AcceleratorSample)(nil),   // 37: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 38: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 39: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 40: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 41: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 42: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 43: orb8.v1.Flow
-	(*Connection)(nil),          // 44: orb8.v1.Connection
-	(*Endpoint)(nil),            // 45: orb8.v1.Endpoint
-	(*Workload)(nil),            // 46: orb8.v1.Workload
-	(*Counters)(nil),            // 47: orb8.v1.Counters
-	(*Process)(nil),             // 48: orb8.v1.Process
-	(*TcpInfo)(nil),             // 49: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 50: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 51: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 52: orb8.v1.LostEvents
-	(*Syscall)(nil),             // 53: orb8.v1.Syscall
-	(*SyscallSummary)(nil),      // 54: orb8.v1.SyscallSummary
-	(*SyscallTargets)(nil),      // 55: orb8.v1.SyscallTargets
-	(*SyscallCount)(nil),        // 56: orb8.v1.SyscallCount
-	(*DnsExchange)(nil),         // 57: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 58: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 59: orb8.v1.DnsName
-	nil,                         // 60: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 61: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 62: orb8.v1.Workload.LabelsEntry
-	nil,                         // 63: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 64: orb8.v1.DnsName.TypesEntry
+	(*HistoryReach)(nil),        // 30: orb8.v1.HistoryReach
+	(*ProcessEvent)(nil),        // 31: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 32: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 33: orb8.v1.Executable
+	(*RuleStatus)(nil),          // 34: orb8.v1.RuleStatus
+	(*Alert)(nil),               // 35: orb8.v1.Alert
+	(*SyscallArgument)(nil),     // 36: orb8.v1.SyscallArgument
+	(*Progress)(nil),            // 37: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 38: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 39: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 40: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 41: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 42: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 43: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 44: orb8.v1.Flow
+	(*Connection)(nil),          // 45: orb8.v1.Connection
+	(*Endpoint)(nil),            // 46: orb8.v1.Endpoint
+	(*Workload)(nil),            // 47: orb8.v1.Workload
+	(*Counters)(nil),            // 48: orb8.v1.Counters
+	(*Process)(nil),             // 49: orb8.v1.Process
+	(*TcpInfo)(nil),             // 50: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 51: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 52: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 53: orb8.v1.LostEvents
+	(*Syscall)(nil),             // 54: orb8.v1.Syscall
+	(*SyscallSummary)(nil),      // 55: orb8.v1.SyscallSummary
+	(*SyscallTargets)(nil),      // 56: orb8.v1.SyscallTargets
+	(*SyscallCount)(nil),        // 57: orb8.v1.SyscallCount
+	(*DnsExchange)(nil),         // 58: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 59: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 60: orb8.v1.DnsName
+	nil,                         // 61: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 62: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 63: orb8.v1.Workload.LabelsEntry
+	nil,                         // 64: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 65: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	28, // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
-	18, // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	28, // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	46, // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	46, // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
-	8,  // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
-	7,  // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	48, // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	49, // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	46, // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	46, // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	23, // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	24, // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	22, // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	21, // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
-	33, // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
-	0,  // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	28, // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,  // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,  // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	27, // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	12, // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
-	26, // 22: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
-	3,  // 23: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
-	43, // 24: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	44, // 25: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	51, // 26: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	52, // 27: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	37, // 28: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	57, // 29: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
-	36, // 30: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	59, // 31: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
-	30, // 32: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
-	34, // 33: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
-	53, // 34: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
-	54, // 35: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
-	55, // 36: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
-	3,  // 37: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
-	46, // 38: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
-	31, // 39: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
-	31, // 40: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
-	32, // 41: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
-	4,  // 42: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
-	46, // 43: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
-	31, // 44: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
-	31, // 45: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
-	35, // 46: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
-	45, // 47: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
-	38, // 48: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	60, // 49: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	40, // 50: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	42, // 51: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	42, // 52: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	46, // 53: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	41, // 54: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	61, // 55: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	48, // 56: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	39, // 57: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	39, // 58: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	46, // 59: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	5,  // 60: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	45, // 61: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	45, // 62: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	8,  // 63: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	7,  // 64: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	47, // 65: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	47, // 66: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	48, // 67: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	49, // 68: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	50, // 69: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	6,  // 70: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	43, // 71: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	46, // 72: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	62, // 73: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	9,  // 74: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	10, // 75: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	11, // 76: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	23, // 77: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	46, // 78: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
-	48, // 79: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
-	35, // 80: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
-	46, // 81: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
-	56, // 82: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
-	46, // 83: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
-	13, // 84: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	45, // 85: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	45, // 86: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	12, // 87: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	48, // 88: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	58, // 89: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	46, // 90: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	63, // 91: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	64, // 92: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	39, // 93: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	39, // 94: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	14, // 95: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	16, // 96: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	17, // 97: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	25, // 98: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	15, // 99: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	19, // 100: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	20, // 101: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	29, // 102: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	99, // [99:103] is the sub-list for method output_type
-	95, // [95:99] is the sub-list for method input_type
-	95, // [95:95] is the sub-list for extension type_name
-	95, // [95:95] is the sub-list for extension extendee
-	0,  // [0:95] is the sub-list for field type_name
+	28,  // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	18,  // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
+	28,  // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	47,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	47,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	8,   // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
+	7,   // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
+	49,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	50,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	47,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	47,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	23,  // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	24,  // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	22,  // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	21,  // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	34,  // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
+	0,   // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	28,  // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,   // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,   // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	27,  // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	12,  // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	26,  // 22: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
+	3,   // 23: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
+	44,  // 24: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	45,  // 25: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	52,  // 26: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	53,  // 27: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	38,  // 28: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	58,  // 29: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	37,  // 30: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	60,  // 31: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	31,  // 32: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	35,  // 33: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
+	54,  // 34: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
+	55,  // 35: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
+	56,  // 36: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
+	30,  // 37: orb8.v1.Event.history_reach:type_name -> orb8.v1.HistoryReach
+	3,   // 38: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	47,  // 39: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	32,  // 40: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	32,  // 41: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	33,  // 42: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	4,   // 43: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
+	47,  // 44: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	32,  // 45: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
+	32,  // 46: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
+	36,  // 47: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
+	46,  // 48: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	39,  // 49: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	61,  // 50: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	41,  // 51: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	43,  // 52: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	43,  // 53: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	47,  // 54: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	42,  // 55: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	62,  // 56: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	49,  // 57: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	40,  // 58: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	40,  // 59: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	47,  // 60: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	5,   // 61: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	46,  // 62: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	46,  // 63: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	8,   // 64: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	7,   // 65: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	48,  // 66: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	48,  // 67: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	49,  // 68: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	50,  // 69: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	51,  // 70: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	6,   // 71: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	44,  // 72: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	47,  // 73: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	63,  // 74: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	9,   // 75: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	10,  // 76: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	11,  // 77: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	23,  // 78: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	47,  // 79: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
+	49,  // 80: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
+	36,  // 81: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
+	47,  // 82: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
+	57,  // 83: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
+	47,  // 84: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
+	13,  // 85: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	46,  // 86: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	46,  // 87: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	12,  // 88: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	49,  // 89: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	59,  // 90: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	47,  // 91: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	64,  // 92: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	65,  // 93: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	40,  // 94: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	40,  // 95: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14,  // 96: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16,  // 97: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17,  // 98: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	25,  // 99: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15,  // 100: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19,  // 101: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20,  // 102: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	29,  // 103: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	100, // [100:104] is the sub-list for method output_type
+	96,  // [96:100] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -6708,6 +6777,7 @@ func file_orb8_v1_orb8_proto_init() {
 		(*Event_Syscall)(nil),
 		(*Event_SyscallSummary)(nil),
 		(*Event_SyscallTargets)(nil),
+		(*Event_HistoryReach)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -6715,7 +6785,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      14,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,7 +31,8 @@ func newSelf(cfg config.Config) self {
 		s.netns = uint32(st.Ino)
 	}
 	copy(s.comm[:], "orb8")
-	for _, addr := range []string{cfg.Listen, cfg.MetricsListen} {
+	// At the API's usual port a command looks for an agent that may not be there.
+	for _, addr := range []string{cfg.Listen, cfg.MetricsListen, config.Default().Listen} {
 		_, port, err := net.SplitHostPort(addr)
 		if err != nil {
 			continue // empty: nothing is listened on

@@ -12,6 +12,15 @@ import (
 	"github.com/Ignoramuss/orb8/internal/record"
 )
 
+// TestSelfWithoutAnAgent: a command looks for one where it is usually.
+func TestSelfWithoutAnAgent(t *testing.T) {
+	s := newSelf(config.Local())
+	f := record.Header{Protocol: record.TCP, RemotePort: 9090, NetNS: s.netns, Loopback: true, PID: 1, Comm: record.Comm{'o', 'r', 'b', '8'}}
+	if !s.is(&f) {
+		t.Error("a command that finds no agent is not orb8's own")
+	}
+}
+
 func TestSelf(t *testing.T) {
 	s := newSelf(config.Default())
 	if s.netns == 0 {

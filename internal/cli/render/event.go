@@ -156,6 +156,8 @@ func (e *Events) text(ev *orb8v1.Event) string {
 		return e.node(ev)
 	case *orb8v1.Event_SyscallTargets:
 		return e.targets(ev)
+	case *orb8v1.Event_HistoryReach:
+		return e.reach(ev)
 	}
 	h, ok := happeningOf(ev)
 	if !ok {
@@ -262,6 +264,49 @@ func (e *Events) clock(ns int64) string {
 		return e.o.clock(ns, "15:04:05.000")
 	}
 	return e.o.clock(ns, "15:04:05")
+}
+
+// reach says how far back the past goes.
+func (e *Events) reach(ev *orb8v1.Event) string {
+	if e.o.Format == Compact {
+		return compactReach(e.o, ev)
+	}
+	return e.o.paint(styleWarn, e.cut(reachText(e.o, ev)))
+}
+
+func compactReach(o Options, ev *orb8v1.Event) string {
+	from := none
+	if since := ev.GetHistoryReach().GetSinceNs(); since > 0 {
+		from = o.stamp(since)
+	}
+	return fmt.Sprintf("%s history%s since=%s", o.stamp(ev.GetTimeNs()), o.nodeWord(ev.GetNodeName()), from)
+}
+
+func reachText(o Options, ev *orb8v1.Event) string {
+	on := ""
+	if o.Nodes {
+		on = " of " + orNone(ev.GetNodeName())
+	}
+	since := ev.GetHistoryReach().GetSinceNs()
+	if since == 0 {
+		return "HISTORY" + on + " is not kept (the agent's setting history)"
+	}
+	return "HISTORY" + on + " reaches back to " + o.clock(since, "15:04:05") + " only: older events are not kept any more (the agent's setting history)"
+}
+
+// Reaches says how far back the nodes' pasts go, a line or more for each.
+func Reaches(o Options, events []*orb8v1.Event) []string {
+	var lines []string
+	for _, ev := range events {
+		if o.Format == Compact {
+			lines = append(lines, compactReach(o, ev))
+			continue
+		}
+		for _, l := range indented(o, "", reachText(o, ev)) {
+			lines = append(lines, o.paint(styleWarn, l))
+		}
+	}
+	return lines
 }
 
 func (e *Events) lost(ev *orb8v1.Event) string {
