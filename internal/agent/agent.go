@@ -203,6 +203,7 @@ type Agent struct {
 	http   *http.Server
 
 	started                time.Time
+	costs                  *costs
 	ready                  chan struct{} // closed once the probes have been started
 	processed, panics      atomic.Uint64
 	lastPass               atomic.Int64 // when it ended: nanoseconds since started
@@ -226,7 +227,7 @@ func New(cfg config.Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		deps.Clock = wallClock{}
 	}
 	a := &Agent{
-		deps: deps, log: log, node: node, started: time.Now(),
+		deps: deps, log: log, node: node, started: time.Now(), costs: newCosts(time.Now()),
 		losses:   new(loss.Counters),
 		queries:  semaphore.NewWeighted(maxQueries),
 		ready:    make(chan struct{}),

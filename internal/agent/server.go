@@ -235,7 +235,7 @@ func (s *server) Observe(req *orb8v1.ObserveRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	i.Kinds, i.DNSView, i.Steps = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps()
+	i.Kinds, i.DNSView, i.Steps, i.NoLoopback = req.GetKinds(), req.GetDnsView(), req.GetProcessSteps(), req.GetNoLoopback()
 	if slices.Contains(i.Kinds, orb8v1.EventKind_EVENT_KIND_SYSCALL) {
 		return s.traceCalls(req, i, stream)
 	}
@@ -370,7 +370,7 @@ func (s *server) sendSnapshot(req *orb8v1.ObserveRequest, i *stream.Interest, st
 	rows.Kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
 	k := &ranking{limit: int(req.GetLimit())}
 	s.agent.eachRow(func(r *flow.Record) {
-		if rows.WantsFlow(r) {
+		if r.Last >= req.GetActiveSinceNs() && rows.WantsFlow(r) {
 			k.add(ranked{key: r.Key(), by: sortKey(r, req.GetSort())})
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -185,7 +186,10 @@ func TestGetStatus(t *testing.T) {
 	if n := len(got.GetRules()); n != len(anomaly.Rules()) {
 		t.Errorf("%d rules, want %d", n, len(anomaly.Rules()))
 	}
-	got.UptimeSeconds, got.Rules = 0, nil
+	if c := got.GetCost(); c.GetCpuNs() <= 0 || runtime.GOOS == "linux" && c.GetResidentBytes() == 0 {
+		t.Errorf("cost: %v", c)
+	}
+	got.UptimeSeconds, got.Rules, got.Cost = 0, nil, nil
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -79,6 +79,7 @@ func (a *Agent) status() *orb8v1.AgentStatus {
 		StartedNs:   a.started.UnixNano(),
 		PodsTracked: uint32(a.pods()), Kubernetes: a.kubernetes(),
 		Accelerators: a.acceleratorStatus(), Rules: a.ruleStatus(),
+		Cost: a.costs.status(time.Now()),
 	}
 }
 
@@ -274,6 +275,7 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.swept = now
 	w.giveBack(w.agent.table.Len())
+	w.agent.costs.look(now)
 	keep := w.agent.Config().MetricsKeep
 	w.agent.deps.Resolver.Sweep(now)
 	w.agent.names.Sweep(now)

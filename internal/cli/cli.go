@@ -81,7 +81,7 @@ network: who talks to whom, how much, how well, and how it ends; and on the host
 NVIDIA GPUs. It reads the kernel's and the driver's own counters; nothing is changed
 about the workloads.
 
-  sudo orb8 trace network     watch flows: no agent, no cluster, no configuration
+  sudo orb8 trace network --local   watch flows: no agent, no cluster, no configuration
   orb8 trace network          watch all nodes of the current kubeconfig's cluster
   sudo orb8 trace exec        watch programs being started
   sudo orb8 trace gpu         watch this host's GPUs

@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -98,8 +101,7 @@ func (c *Config) openCluster(ctx context.Context, f *clusterFlags) (*source, err
 	})
 	if errors.Is(err, cluster.ErrNoConfig) {
 		if f.given() {
-			return nil, &failure{what: "no cluster: there is no kubeconfig",
-				remedy: []string{"name one: --kubeconfig FILE, or set KUBECONFIG"}}
+			return nil, c.noKubeconfig()
 		}
 		return nil, errNoCluster
 	}
@@ -124,6 +126,37 @@ func (c *Config) openCluster(ctx context.Context, f *clusterFlags) (*source, err
 	}
 	s.name = fmt.Sprintf("%s of context %s", render.Plural(uint64(answered), "node", "nodes"), cl.Context)
 	return s, nil
+}
+
+// noKubeconfig says what to do where there is none.
+func (c *Config) noKubeconfig() *failure {
+	f := &failure{what: "no cluster: there is no kubeconfig", remedy: []string{"name one: --kubeconfig FILE, or set KUBECONFIG"}}
+	if missing := c.missingKubeconfig(); missing != "" {
+		f.what = "no cluster: " + missing
+	}
+	if c.Getenv("SUDO_USER") != "" && c.Getenv("KUBECONFIG") == "" {
+		f.remedy = append(f.remedy, "sudo does not pass KUBECONFIG on: sudo --preserve-env=KUBECONFIG orb8 ..., or run orb8 without sudo, which a cluster does not need")
+	}
+	return f
+}
+
+// missingKubeconfig says that none of the files is there that KUBECONFIG names; empty where
+// one is, or it names none.
+func (c *Config) missingKubeconfig() string {
+	var missing []string
+	for _, path := range filepath.SplitList(c.Getenv("KUBECONFIG")) {
+		if path == "" {
+			continue
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return ""
+		}
+		missing = append(missing, path)
+	}
+	if len(missing) == 0 {
+		return ""
+	}
+	return "KUBECONFIG names " + strings.Join(missing, " and ") + ", which is not there"
 }
 
 // mergeTime is at least how long a fleet holds events back to order them.

@@ -57,7 +57,7 @@ func newTraceDNS(c *Config) *cobra.Command {
 	}, traceKind{
 		title: "DNS queries", probe: "dns",
 		kinds:   []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS},
-		filters: []string{"name", "rcode", "qtype", "slower", "failed"},
+		filters: []string{"name", "rcode", "qtype", "slower", "failed", "from", "to"},
 		flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&serverSide, "server-side", false, "queries as their servers see them")
 		},

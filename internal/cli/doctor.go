@@ -80,6 +80,7 @@ func (c *Config) agentFindings(ctx context.Context, addr string, asked bool) []d
 			Remedy: "to keep one running: sudo orb8 agent"}
 		if asked {
 			f.Status = doctor.Fail
+			f.Remedy = "check the address; outside Kubernetes an agent listens on its own host only, unless its setting listen says where"
 		}
 		return []doctor.Finding{f}
 	}

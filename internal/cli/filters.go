@@ -76,6 +76,10 @@ func filterKinds() []filterKind {
 		{name: "ip", placeholder: "IP", usage: "address or prefix of either end, as in 10.0.0.0/8",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Ips })},
 		{name: "port", placeholder: "PORT", usage: "port of either end", set: setPort},
+		{name: "from", placeholder: "WHO", usage: "who opened it: IP or prefix, NAME or NAMESPACE/NAME of a pod, workload, Service or node, or NAMESPACE/ for all in it; * may stand at the end", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.From })},
+		{name: "to", placeholder: "WHO", usage: "to whom it was opened, as with --from; with both: from one to the other", event: true,
+			set: list(func(f *orb8v1.Filter) *[]string { return &f.To })},
 		{name: "protocol", placeholder: "PROTOCOL", usage: "tcp, udp, icmp, icmpv6 or an IP protocol number",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Protocols })},
 		{name: "node", placeholder: "NAME", usage: "node; of a cluster, the nodes whose agents are asked",
@@ -92,7 +96,7 @@ func filterKinds() []filterKind {
 		{name: "rule", placeholder: "RULE", usage: "rule by its name", event: true,
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Rules })},
 		{name: "severity", placeholder: "SEVERITY", usage: "alerts at least this severe: " + strings.Join(alerts.Severities(), ", "), event: true, alone: true, set: setSeverity},
-		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established, queries without NOERROR", event: true, alone: true, fixed: "failed",
+		{name: "failed", placeholder: "bool", usage: "what failed: connections that could not be established (refused, timed out, unreachable, aborted), queries without NOERROR", event: true, alone: true, fixed: "failed",
 			set: list(func(f *orb8v1.Filter) *[]string { return &f.Types })},
 	}
 }
@@ -151,15 +155,15 @@ func (f *filterFlags) bind(fs *pflag.FlagSet, only ...string) {
 		}
 		f.add(fs, k)
 	}
-	fs.VarPF(&notValue{f}, "not", "", "turn the next filter round, as in --not --port 443").NoOptDefVal = "true"
-	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces, which is the default")
+	fs.VarPF(&notValue{f}, "not", "", "invert the next filter, as in --not --port 443").NoOptDefVal = "true"
+	fs.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces: what kubectl has this flag for is the default here")
 }
 
 // filters returns what was asked for. Values of one flag are alternatives; all
 // flags must match.
 func (f *filterFlags) filters() ([]*orb8v1.Filter, error) {
 	if f.pending {
-		return nil, usagef("--not must be followed by the filter that it turns round, as in --not --port 443")
+		return nil, usagef("--not must be followed by the filter that it inverts, as in --not --port 443")
 	}
 	if f.allNamespaces && len(f.positive.GetNamespaces()) > 0 {
 		return nil, usagef("--all-namespaces and --namespace exclude each other")

@@ -99,7 +99,7 @@ func newFlows(c *Config) *cobra.Command {
 	cmd.RunE = running(func(cmd *cobra.Command) error { return c.flows(cmd, &f) })
 
 	filters, rows, source, output := newFlagSet(), newFlagSet(), newFlagSet(), newFlagSet()
-	f.filters.bindEvents(filters, "name")
+	f.filters.bindEvents(filters, "name", "from", "to")
 	f.filters.bind(filters)
 	f.source.bindTraffic(filters)
 	rows.BoolVar(&f.dns, "dns", false, "instead: which names each workload asked DNS for, until ten minutes ago or later, and what came of it")
@@ -126,6 +126,14 @@ func sortKeys() map[string]orb8v1.Sort {
 		"bytes": orb8v1.Sort_SORT_BYTES, "packets": orb8v1.Sort_SORT_PACKETS, "rtt": orb8v1.Sort_SORT_RTT,
 		"retransmits": orb8v1.Sort_SORT_RETRANSMITS, "last": orb8v1.Sort_SORT_LAST_SEEN,
 	}
+}
+
+// sortedColumn is the column that rows are sorted by, which is always shown.
+func sortedColumn(key string) []string {
+	return map[string][]string{
+		"bytes": {"TX", "RX"}, "packets": {"PACKETS"}, "rtt": {"RTT"}, "retransmits": {"RETR"}, "last": {"IDLE", "LAST"},
+		"queries": {"QUERIES"}, "nxdomain": {"NXDOMAIN"}, "failed": {"FAILED"}, "search": {"SEARCH"}, "latency": {"MAX"},
+	}[key]
 }
 
 func sortNames() []string { return slices.Sorted(maps.Keys(sortKeys())) }
@@ -187,7 +195,7 @@ func (c *Config) flows(cmd *cobra.Command, f *flowsFlags) (err error) {
 		return unlessDone(ctx, err)
 	}
 	defer closing(src.close, &err)
-	options.Nodes = src.many()
+	options.Nodes, options.Keep = src.many(), sortedColumn(f.sort)
 	title := "flow table"
 	if f.by != "" {
 		title = "flows by " + f.by
@@ -325,7 +333,7 @@ func (v *flowsView) withEnded(ctx context.Context, rows []*orb8v1.Event) (all []
 	defer cancel()
 	stream, err := v.src.ask.Observe(ctx, &orb8v1.ObserveRequest{
 		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW},
-		SinceNs: since, IncludeSelf: v.f.source.includeSelf,
+		SinceNs: since, IncludeSelf: v.f.source.includeSelf, NoLoopback: v.f.source.noLoopback,
 	})
 	if err != nil {
 		return nil, false, explain("read the history", v.src.name, err)
@@ -480,6 +488,7 @@ func (v *flowsView) snapshot(ctx context.Context) (rows []*orb8v1.Event, more bo
 	req := &orb8v1.ObserveRequest{
 		Filters: v.filters, Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW},
 		Snapshot: true, Sort: sortKeys()[f.sort], IncludeSelf: f.source.includeSelf,
+		NoLoopback: f.source.noLoopback, ActiveSinceNs: since,
 	}
 	if limit := f.limit; limit > 0 && limit < 1<<31 && since == 0 && !f.source.noLoopback && v.groups == nil {
 		req.Limit = limit + 1 // one more tells whether there are more

@@ -156,8 +156,9 @@ const twoReadings = 1500 * time.Millisecond
 // accelerators says why some, or all, accelerators are not read. Without always it
 // keeps to what can be mended.
 func accelerators(src *source, always bool) []string {
-	var lines []string
+	var said []render.Said
 	for _, s := range src.statuses() {
+		say := func(text string) { said = append(said, render.Said{Node: s.GetNodeName(), Text: text}) }
 		devices := uint32(0)
 		var absent []string
 		for _, b := range s.GetAccelerators() {
@@ -168,20 +169,20 @@ func accelerators(src *source, always bool) []string {
 			case b.GetState() == "off" && b.GetRemedy() == "":
 				absent = append(absent, b.GetReason())
 			case b.GetRemedy() != "":
-				lines = append(lines, fmt.Sprintf("node %s: %s (%s)", s.GetNodeName(), text, b.GetRemedy()))
+				say(text + " (" + b.GetRemedy() + ")")
 			default:
-				lines = append(lines, fmt.Sprintf("node %s: %s", s.GetNodeName(), text))
+				say(text)
 			}
 		}
 		switch {
 		case !always || devices > 0:
 		case len(absent) > 0:
-			lines = append(lines, fmt.Sprintf("node %s: %s", s.GetNodeName(), strings.Join(absent, "; ")))
+			say(strings.Join(absent, "; "))
 		case len(s.GetAccelerators()) == 0:
-			lines = append(lines, fmt.Sprintf("node %s reads no accelerators: its agent is told not to (gpu: off), or is older", s.GetNodeName()))
+			say("reads no accelerators: its agent is told not to (gpu: off), or is older")
 		}
 	}
-	return lines
+	return render.Together(said, "node %s", "%d nodes")
 }
 
 // isWell reports whether an event only says that a node is there.

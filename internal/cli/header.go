@@ -29,7 +29,7 @@ func (c *Config) header(headless bool, what string, src *source, filters *filter
 		asked = append(slices.Clone(asked), "no loopback")
 	}
 	h := render.Header{
-		What: what, Source: src.name, Statuses: src.statuses(),
+		What: what, Source: src.name, Statuses: src.statuses(), Probes: probesOf(src.only),
 		Filters: asked, Warnings: warnings,
 	}
 	return h.Write(c.Stderr, terminalOptions(c.Stderr, c.Getenv))
@@ -38,11 +38,13 @@ func (c *Config) header(headless bool, what string, src *source, filters *filter
 // warningsOf lists what makes the output differ from what the flags suggest.
 func warningsOf(src *source, filters *filterFlags, cmd *cobra.Command) []string {
 	warnings := slices.Clone(src.warnings)
+	var away []render.Said
 	for _, n := range src.nodes {
 		if n.Err != nil {
-			warnings = append(warnings, "node "+n.Agent.Node+" does not answer: "+cluster.Reason(n.Err))
+			away = append(away, render.Said{Node: n.Agent.Node, Text: cluster.Reason(n.Err)})
 		}
 	}
+	warnings = append(warnings, render.Together(away, "node %s does not answer", "%d nodes do not answer")...)
 	var pods uint32
 	for _, s := range src.statuses() {
 		pods += s.GetPodsTracked()
@@ -54,16 +56,17 @@ func warningsOf(src *source, filters *filterFlags, cmd *cobra.Command) []string 
 	if changed := cmd.Flags().Changed; !src.local && (changed("interval") || changed("packet")) {
 		warnings = append(warnings, "--interval and --packet have no effect on an agent; --local loads the probes in this process")
 	}
+	var sick []render.Said
 	for _, s := range src.statuses() {
 		switch {
 		case s.GetHealthy():
 		case src.many():
-			warnings = append(warnings, "the agent on "+s.GetNodeName()+" is not healthy: "+s.GetHealthMessage())
+			sick = append(sick, render.Said{Node: s.GetNodeName(), Text: s.GetHealthMessage()})
 		default:
 			warnings = append(warnings, "the agent is not healthy: "+s.GetHealthMessage())
 		}
 	}
-	return warnings
+	return append(warnings, render.Together(sick, "the agent on %s is not healthy", "the agents on %d nodes are not healthy")...)
 }
 
 // summary closes a stream. After Ctrl-C the terminal has put ^C on the line.

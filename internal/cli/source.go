@@ -152,8 +152,10 @@ type source struct {
 	// nodes are a cluster's agents, with what each said or why it did not.
 	nodes []cluster.Answer[*orb8v1.AgentStatus]
 	// name is how the user knows it.
-	name     string
-	local    bool
+	name  string
+	local bool
+	// only is what it was opened for, see LocalOptions.
+	only     string
 	warnings []string
 	close    func() error
 	// stop ends the agent in this process, once; nil if it is elsewhere.
@@ -203,6 +205,14 @@ func (s *source) end(ctx context.Context, cancel context.CancelFunc) {
 
 // open finds the source that the flags ask for.
 func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
+	s, err := c.find(ctx, f)
+	if s != nil {
+		s.only = f.only
+	}
+	return s, err
+}
+
+func (c *Config) find(ctx context.Context, f *sourceFlags) (*source, error) {
 	switch {
 	case f.agent != "":
 		s, err := dial(ctx, f.agent, dialTimeout)
@@ -232,7 +242,7 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 		return s, clusterErr
 	}
 	if c.Local == nil || !c.MayProbe() {
-		return nil, c.nowhere(err, clusterErr)
+		return nil, c.nowhere(f.only, err, clusterErr)
 	}
 	s, localErr := c.openLocal(ctx, f)
 	if localErr != nil {
@@ -244,15 +254,17 @@ func (c *Config) open(ctx context.Context, f *sourceFlags) (*source, error) {
 	case errors.As(err, new(*notAgentError)):
 		s.warnings = append(s.warnings, c.DefaultAgent+" "+err.Error())
 	}
-	if !errors.Is(clusterErr, errNoCluster) {
+	if missing := c.missingKubeconfig(); missing != "" {
+		s.warnings = append(s.warnings, "this host only: "+missing)
+	} else if !errors.Is(clusterErr, errNoCluster) {
 		s.warnings = append(s.warnings, "this host only: "+asFailure(clusterErr).summaryLine())
 	}
 	return s, nil
 }
 
 // nowhere says what was tried when no source was named and none was found.
-func (c *Config) nowhere(agentErr, clusterErr error) error {
-	f := &failure{what: "no source of flows", tried: []string{fmt.Sprintf("agent on %s: %v", c.DefaultAgent, agentErr)}}
+func (c *Config) nowhere(only string, agentErr, clusterErr error) error {
+	f := &failure{what: "no source of " + whatIs(only), tried: []string{fmt.Sprintf("agent on %s: %v", c.DefaultAgent, agentErr)}}
 	if errors.Is(clusterErr, errNoCluster) {
 		f.tried = append(f.tried, "cluster: "+clusterErr.Error())
 	} else {
@@ -275,6 +287,21 @@ func (c *Config) nowhere(agentErr, clusterErr error) error {
 		"or name one that runs elsewhere: --agent HOST:PORT",
 	}
 	return f
+}
+
+// whatIs names what is looked for, see LocalOptions.
+func whatIs(only string) string {
+	switch only {
+	case onlyDNS:
+		return "DNS queries"
+	case onlyExec:
+		return "processes"
+	case onlySyscall:
+		return "system calls"
+	case onlyGPU:
+		return "accelerators"
+	}
+	return "flows"
 }
 
 // noLocal is why there is no --local here.
@@ -326,18 +353,23 @@ const (
 // unneeded reports whether a probe is off in this process because what is asked for does
 // not need it.
 func (f *sourceFlags) unneeded(p *orb8v1.ProbeStatus) bool {
-	needed := []string{"tcp", "packet"}
-	switch f.only {
+	return f.only == onlyGPU || p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && !slices.Contains(probesOf(f.only), p.GetName())
+}
+
+// probesOf names the probes that matter for something alone, see LocalOptions: those that
+// see it, and those that help to name whose it is.
+func probesOf(only string) []string {
+	switch only {
 	case onlyDNS:
-		needed = []string{"packet", "dns"}
+		return []string{"packet", "dns", "cgroup"}
 	case onlyExec:
-		needed = []string{"exec"}
+		return []string{"exec", "cgroup"}
 	case onlySyscall:
-		needed = []string{"syscall"}
+		return []string{"syscall", "cgroup"}
 	case onlyGPU:
-		return true
+		return []string{}
 	}
-	return p.GetState() == orb8v1.ProbeState_PROBE_STATE_OFF && !slices.Contains(needed, p.GetName())
+	return []string{"tcp", "packet", "cgroup"}
 }
 
 func noProbes(s *orb8v1.AgentStatus) error {

@@ -116,7 +116,7 @@ func (c *Config) statusSource(ctx context.Context, addr string, given bool, f *c
 	if f.only() {
 		src, err := c.openCluster(ctx, f)
 		if errors.Is(err, errNoCluster) {
-			err = &failure{what: "no cluster: there is no kubeconfig", remedy: []string{"name one: --kubeconfig FILE, or set KUBECONFIG"}}
+			err = c.noKubeconfig()
 		}
 		return src, err
 	}

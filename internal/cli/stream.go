@@ -39,6 +39,9 @@ func (c *Config) trace(cmd *cobra.Command, f *traceFlags) (err error) {
 	}
 	defer closing(src.close, &err)
 	options.Nodes = src.many()
+	if slices.Contains(f.filters.positive.GetTypes(), "retransmit") {
+		options.Keep = []string{"RETR"}
+	}
 	if src.local && !f.following() {
 		return &failure{what: "the probes in this process have no past to show",
 			remedy: []string{"leave out --last and --since, or add --follow", "or start an agent, which keeps it: sudo orb8 agent"}}
@@ -91,7 +94,7 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 		Follow:      f.following(),
 		SinceNs:     f.since.unixNanos(now),
 		Last:        f.last,
-		IncludeSelf: f.source.includeSelf,
+		IncludeSelf: f.source.includeSelf, NoLoopback: f.source.noLoopback,
 	}
 	if f.kind.past && !src.local && r.GetLast() == 0 {
 		r.SinceNs = max(r.GetSinceNs(), 1) // all that is kept
@@ -111,13 +114,13 @@ func (f *traceFlags) request(filters []*orb8v1.Filter, now time.Time, src *sourc
 
 // absent names the nodes whose agents do not see what is watched.
 func absent(src *source, probe string) []string {
-	var warnings []string
+	var old, off []render.Said
 	for _, s := range src.statuses() {
 		i := slices.IndexFunc(s.GetProbes(), func(p *orb8v1.ProbeStatus) bool { return p.GetName() == probe })
 		switch {
 		case probe == "":
 		case i < 0:
-			warnings = append(warnings, "the agent on "+s.GetNodeName()+" has no "+probe+" probe: it is of another version")
+			old = append(old, render.Said{Node: s.GetNodeName()})
 		case s.GetProbes()[i].GetState() == orb8v1.ProbeState_PROBE_STATE_IDLE: // until somebody asks
 		case s.GetProbes()[i].GetState() != orb8v1.ProbeState_PROBE_STATE_RUNNING:
 			p := s.GetProbes()[i]
@@ -125,10 +128,12 @@ func absent(src *source, probe string) []string {
 			if p.GetRemedy() != "" {
 				why += " (" + p.GetRemedy() + ")"
 			}
-			warnings = append(warnings, "the "+probe+" probe on "+s.GetNodeName()+" is off: "+why)
+			off = append(off, render.Said{Node: s.GetNodeName(), Text: why})
 		}
 	}
-	return warnings
+	without := "has no " + probe + " probe: it is of another version"
+	warnings := render.Together(old, "the agent on %s "+without, "the agent on %d nodes "+without)
+	return append(warnings, render.Together(off, "the "+probe+" probe on %s is off", "the "+probe+" probe on %d nodes is off")...)
 }
 
 // lastHere reports whether --last is counted here and not in the agent.

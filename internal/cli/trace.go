@@ -40,21 +40,24 @@ node that does not answer is named, and tried again.
 
 Columns: LOCAL is this host's end, REMOTE the other. The arrow tells who opened
 the flow: → this end, ← the other, ↔ not known. TX and RX are what was sent and
-received since the flow's last line: TCP payload bytes, IP bytes for all else.
-RTT is the smoothed round-trip time, RETR the segments sent again since the
-connection began. NOTE says how a connection ended, unless in order; lo is the
-loopback interface.
+received since the flow's last line: of TCP payload bytes, in which HTTP headers and TLS
+count, IP bytes for all else. RTT is the smoothed round-trip time, RETR the segments sent
+again since the connection began (not since the last line). NOTE says how a connection ended, unless in order; lo is the
+loopback interface. A connection that was opened and closed within a sample has one line,
+its close.
 
 With -o json every line is an orb8.v1.Event (api/orb8/v1/orb8.proto): a flow, a
-connection, a change of the node's status, or lost events. A header and, at the
+connection, a change of the node's status, or lost events; 64-bit numbers are strings, as
+JSON of protobuf has them (jq: tonumber). A header and, at the
 end, a summary go to standard error; with -o json only the summary, and only to
 a terminal. What is lost on the way is said in the stream.`
 
 const traceNetworkExamples = `  sudo orb8 trace network                           # everything, until Ctrl-C
   orb8 trace network --protocol tcp --port 443      # by an agent that runs here
   orb8 trace network --not --ip 10.0.0.0/8          # what leaves the network
-  orb8 trace network --type connect --failed        # refused, timed out, unreachable: who, to whom
+  orb8 trace network --failed                       # refused, timed out, unreachable: who, to whom
   orb8 trace network --type reset,retransmit -A
+  orb8 trace network --from shop/cart --to shop/db  # by who opened the connection
   orb8 trace network --process curl,wget -o wide | less -S
   orb8 trace network --last 20                      # what happened, then exit
   orb8 trace network --since 5m --follow            # what happened, and go on
@@ -127,7 +130,7 @@ func newTraceNetwork(c *Config) *cobra.Command {
 	}, traceKind{
 		title:   "network flows",
 		kinds:   []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW, orb8v1.EventKind_EVENT_KIND_CONNECTION},
-		filters: []string{"type", "failed", "name"},
+		filters: []string{"type", "failed", "name", "from", "to"},
 		lines:   func(w io.Writer, o render.Options) render.Live { return render.NewEvents(w, o) },
 		summary: render.NewSummary,
 		of: func(ev *orb8v1.Event) (loopback, ok bool) {

@@ -31,7 +31,8 @@ type Agent struct {
 // *CredentialsError, *ForbiddenError; none is found: *NoAgentsError.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	var list v1.PodList
-	err := c.core.Get().Namespace(c.Namespace).Resource("pods").Param("labelSelector", Selector).Do(ctx).Into(&list)
+	err := c.core.Get().Namespace(c.Namespace).Resource("pods").Param("labelSelector", Selector).
+		Param("resourceVersion", "0").Do(ctx).Into(&list)
 	if err != nil {
 		return nil, c.explain(err, "list", "pods")
 	}

@@ -17,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	// Logins that kubeconfigs may name: OIDC; of others, what to use instead.
+	_ "k8s.io/client-go/plugin/pkg/client/auth"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -55,12 +57,14 @@ type Cluster struct {
 
 	config *rest.Config
 	core   rest.Interface
+	// opening has a token for each port-forward that is being opened.
+	opening chan struct{}
 }
 
 // Connect reads the configuration; it does not talk to the cluster. It returns
 // ErrNoConfig where there is none, and a *ConfigError where it is of no use.
 func Connect(o Options) (*Cluster, error) {
-	c := &Cluster{Namespace: o.Namespace}
+	c := &Cluster{Namespace: o.Namespace, opening: make(chan struct{}, atOnce)}
 	if c.Namespace == "" {
 		c.Namespace = DefaultNamespace
 	}
@@ -88,6 +92,8 @@ func coreClient(base *rest.Config) (rest.Interface, error) {
 	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
 	cfg := rest.CopyConfig(base)
 	cfg.APIPath, cfg.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	cfg.ContentType = runtime.ContentTypeProtobuf
+	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	client, err := rest.RESTClientFor(cfg)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 )
 
@@ -131,25 +133,30 @@ type notReadyError struct{ reason string }
 
 func (e *notReadyError) Error() string { return e.reason }
 
-// ask calls every agent at once and returns when each has answered or its time
-// is up.
+// atOnce bounds how many agents are asked, and port-forwards opened, at a time: each is a
+// connection of its own to the API server.
+const atOnce = 64
+
+// ask calls the agents, atOnce at a time, and returns when each has answered or the time is
+// up that it has from its own turn on.
 func ask[T any](ctx context.Context, f *Fleet, call func(context.Context, orb8v1.OrbitAgentServiceClient) (T, error)) ([]Answer[T], error) {
 	agents, err := f.agents(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
 	answers := make([]Answer[T], len(agents))
-	var wg sync.WaitGroup
+	var g errgroup.Group
+	g.SetLimit(atOnce)
 	for i, a := range agents {
 		answers[i].Agent = a
-		wg.Go(func() {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, f.timeout)
+			defer cancel()
 			answers[i].Value, answers[i].Err = one(ctx, f, a, call)
+			return nil
 		})
 	}
-	wg.Wait()
-	return answers, nil
+	return answers, g.Wait()
 }
 
 func one[T any](ctx context.Context, f *Fleet, a Agent, call func(context.Context, orb8v1.OrbitAgentServiceClient) (T, error)) (value T, err error) {

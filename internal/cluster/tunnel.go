@@ -56,7 +56,13 @@ func (c *Cluster) open(ctx context.Context, pod string, broken func(error)) (net
 		err error
 	}
 	done := make(chan result, 1)
+	select {
+	case c.opening <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("port-forward to pod %s: %w", pod, errNoAnswer)
+	}
 	go func() {
+		defer func() { <-c.opening }()
 		t, err := c.connect(ctx, pod)
 		done <- result{t, err}
 	}()

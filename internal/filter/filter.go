@@ -169,6 +169,8 @@ func (c *compiler) compile(f *orb8v1.Filter) ([]predicate, *Error) {
 		{"executables", f.GetExecutables(), compileExecutables},
 		{"containers", f.GetContainers(), compileContainers},
 		{"services", f.GetServices(), compileServices},
+		{"from", f.GetFrom(), compileEnds(record.RoleClient)},
+		{"to", f.GetTo(), compileEnds(record.RoleServer)},
 	}
 	for _, k := range c.fields {
 		fields = append(fields, field{k.Name, k.Values(f), func(values []string) (predicate, *Error) {

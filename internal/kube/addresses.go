@@ -43,35 +43,46 @@ func (s *Store) release(p *pod) {
 			s.claim(next, addr)
 		}
 	}
+	for _, addr := range s.further[p] {
+		remove(s.secondary, addr, p)
+	}
+	delete(s.further, p)
 	s.dropPorts(p)
 }
 
-func (s *Store) dropOther(p *pod, addr netip.Addr) {
-	all := s.others[addr]
-	i := slices.Index(all, p)
-	switch {
-	case i < 0:
-	case len(all) == 1:
-		delete(s.others, addr)
-	default:
-		s.others[addr] = slices.Delete(all, i, i+1)
-	}
-}
+func (s *Store) dropOther(p *pod, addr netip.Addr) { remove(s.others, addr, p) }
 
 func (s *Store) claimPorts(p *pod) {
 	if p.ended != 0 || p.node == "" {
 		return
 	}
 	for _, port := range p.ports {
-		s.hostPorts[nodePort{p.node, port}] = p
+		add(s.hostPorts, nodePort{p.node, port}, p)
 	}
 }
 
 func (s *Store) dropPorts(p *pod) {
 	for _, port := range p.ports {
-		if key := (nodePort{p.node, port}); s.hostPorts[key] == p {
-			delete(s.hostPorts, key)
-		}
+		remove(s.hostPorts, nodePort{p.node, port}, p)
+	}
+}
+
+// add and remove keep the pods that claim something.
+func add[K comparable](claims map[K][]*pod, key K, p *pod) {
+	if all := claims[key]; !slices.Contains(all, p) {
+		claims[key] = append(all, p)
+	}
+}
+
+func remove[K comparable](claims map[K][]*pod, key K, p *pod) {
+	all := claims[key]
+	i := slices.Index(all, p)
+	switch {
+	case i < 0:
+	case len(all) == 1:
+		delete(claims, key)
+	default:
+		claims[key] = slices.Delete(all, i, i+1)
 	}
 }
 

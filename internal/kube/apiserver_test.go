@@ -22,8 +22,9 @@ import (
 )
 
 // apiServer is as much of an API server as this package asks for: list and watch
-// with resource versions, pages, streamed lists, field selector spec.nodeName;
-// GET of metadata; RBAC; it can be stopped and started at the same address.
+// with resource versions, pages (but for resource version 0, which is answered from
+// memory, where a limit is ignored), streamed lists, field selectors; GET of metadata; RBAC;
+// it can be stopped and started at the same address. With protobuf it answers lists in that.
 type apiServer struct {
 	t     *testing.T
 	addr  string
@@ -40,8 +41,12 @@ type apiServer struct {
 	deny    map[string]bool // "list pods"
 	gets    []string
 	lists   int
-	stop    chan struct{}
-	held    map[string]chan struct{} // by resource
+	limits  []string       // of the lists that were answered in pages
+	listed  map[string]int // by resource
+	// protobuf is what lists are answered with, by resource; JSON where it has none.
+	protobuf map[string]func(w http.ResponseWriter)
+	stop     chan struct{}
+	held     map[string]chan struct{} // by resource
 }
 
 type obj = map[string]any
@@ -50,12 +55,14 @@ type event struct {
 	rv     int
 	Type   string `json:"type"`
 	Object obj    `json:"object"`
+	before obj
 }
 
 func newAPIServer(t *testing.T) *apiServer {
 	a := &apiServer{
 		t: t, rv: 10, objects: make(map[string]map[string]obj), events: make(map[string][]event),
 		wake: make(chan struct{}), deny: make(map[string]bool), held: make(map[string]chan struct{}), addr: "127.0.0.1:0",
+		listed: make(map[string]int), protobuf: make(map[string]func(http.ResponseWriter)),
 	}
 	a.start()
 	t.Cleanup(a.shut)
@@ -127,8 +134,9 @@ func (a *apiServer) put(resource string, object any) {
 	if a.objects[resource][key] != nil {
 		kind = "MODIFIED"
 	}
+	before := a.objects[resource][key]
 	a.objects[resource][key] = o
-	a.emit(resource, event{a.rv, kind, o})
+	a.emit(resource, event{a.rv, kind, o, before})
 }
 
 func (a *apiServer) remove(resource, namespace, name string) {
@@ -137,7 +145,7 @@ func (a *apiServer) remove(resource, namespace, name string) {
 	a.rv++
 	o := a.objects[resource][namespace+"/"+name]
 	delete(a.objects[resource], namespace+"/"+name)
-	a.emit(resource, event{a.rv, "DELETED", o})
+	a.emit(resource, event{a.rv, "DELETED", o, nil})
 }
 
 func (a *apiServer) emit(resource string, e event) {
@@ -235,13 +243,19 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 
 func (a *apiServer) list(w http.ResponseWriter, r *http.Request, resource string) {
 	a.lists++
+	a.listed[resource+" "+r.URL.Query().Get("fieldSelector")]++
 	q := r.URL.Query()
+	if answer := a.protobuf[resource]; answer != nil && q.Get("fieldSelector") == running {
+		answer(w)
+		return
+	}
 	items := a.selected(resource, q.Get("fieldSelector"))
 	m := obj{"resourceVersion": strconv.Itoa(a.rv)}
 	if from, _ := strconv.Atoi(q.Get("continue")); from > 0 {
 		items = items[from:]
 	}
-	if limit, _ := strconv.Atoi(q.Get("limit")); limit > 0 && len(items) > limit {
+	if limit, _ := strconv.Atoi(q.Get("limit")); limit > 0 && q.Get("resourceVersion") != "0" && len(items) > limit {
+		a.limits = append(a.limits, resource)
 		from, _ := strconv.Atoi(q.Get("continue"))
 		m["continue"] = strconv.Itoa(from + limit)
 		items = items[:limit]
@@ -263,8 +277,18 @@ func (a *apiServer) selected(resource, selector string) []obj {
 }
 
 func matches(o obj, selector string) bool {
-	node, ok := strings.CutPrefix(selector, "spec.nodeName=")
-	return !ok || o["spec"].(obj)["nodeName"] == node
+	for _, one := range strings.Split(selector, ",") {
+		if node, ok := strings.CutPrefix(one, "spec.nodeName="); ok && o["spec"].(obj)["nodeName"] != node {
+			return false
+		}
+		if name, ok := strings.CutPrefix(one, "metadata.name="); ok && o["metadata"].(obj)["name"] != name {
+			return false
+		}
+		if phase, ok := strings.CutPrefix(one, "status.phase!="); ok && o["status"].(obj)["phase"] == phase {
+			return false
+		}
+	}
+	return true
 }
 
 // watch is called with a.mu held, and gives it up while it waits.
@@ -294,8 +318,13 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 	}
 	for {
 		for _, e := range a.events[resource] {
-			if e.rv > from && matches(e.Object, selector) {
+			if e.rv <= from {
+				continue
+			}
+			if matches(e.Object, selector) {
 				out.Encode(e)
+			} else if e.before != nil && matches(e.before, selector) {
+				out.Encode(event{Type: "DELETED", Object: e.Object}) // it is not selected any more
 			}
 		}
 		from = a.rv

@@ -148,7 +148,12 @@ func (c *climber) get(ctx context.Context, of child) (o owner, denied string) {
 	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
 	resource := gv.WithResource(owners[of.ref.groupKind()])
-	got, err := c.client.Resource(resource).Namespace(of.namespace).Get(ctx, of.ref.Name, metav1.GetOptions{})
+	objects := c.client.Resource(resource).Namespace(of.namespace)
+	// Out of the API server's memory, which may not have yet what was made just now.
+	got, err := objects.Get(ctx, of.ref.Name, metav1.GetOptions{ResourceVersion: "0"})
+	if apierrors.IsNotFound(err) {
+		got, err = objects.Get(ctx, of.ref.Name, metav1.GetOptions{})
+	}
 	switch {
 	case err == nil:
 		if ref := metav1.GetControllerOfNoCopy(got); ref != nil {

@@ -36,6 +36,12 @@ type Config struct {
 	Node string
 	// Peers is the source for the whole cluster; the API server if nil.
 	Peers PeerSource
+	// OwnOnly: without Peers, the pods of other nodes, EndpointSlices and other nodes are
+	// not watched.
+	OwnOnly bool
+	// MaxPods is of how many pods of the cluster names are kept; with more, only those of
+	// this node have names. 0 for any number.
+	MaxPods int
 	// Log gets a line when a watch fails or recovers. Default: none.
 	Log *slog.Logger
 	// Linger is how long a deleted pod stays known. Default 60 s.
@@ -89,7 +95,7 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
 	if c.peers == nil {
-		c.peers = newAPISource(cfg.Clients, cfg.Log, cfg.Now)
+		c.peers = newAPISource(&cfg)
 	}
 	return c, nil
 }
@@ -141,6 +147,8 @@ func (c *Cluster) tidy(ctx context.Context) {
 			c.store.Sweep(c.cfg.Now())
 		case <-refresh.C:
 			c.refreshOwners()
+		case p := <-c.store.asked:
+			c.store.Climb(p, c.owners.top)
 		}
 	}
 }
@@ -239,6 +247,7 @@ func (c *Cluster) Status() Status {
 	if err := c.slices.Err(); err != nil {
 		parts = append(parts, err.Error()+"; devices of resource claims are not told apart")
 	}
+	parts = append(parts, all.Bounded...)
 	missing := slices.Concat(all.Missing, c.owners.missing())
 	slices.Sort(missing)
 	if missing = slices.Compact(missing); len(missing) > 0 {

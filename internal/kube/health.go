@@ -30,6 +30,8 @@ type Health struct {
 	// permission that is missing is in Missing instead.
 	Err   error
 	Since time.Time
+	// Bounded has what is left out for want of memory.
+	Bounded []string
 	// Missing has one sentence per permission, such as "list and watch pods:
 	// forbidden: ... lacks it".
 	Missing []string
@@ -42,6 +44,7 @@ func (h Health) and(o Health) Health {
 		h.Err, h.Since = o.Err, o.Since
 	}
 	h.Missing = append(slices.Clip(h.Missing), o.Missing...)
+	h.Bounded = append(slices.Clip(h.Bounded), o.Bounded...)
 	return h
 }
 
@@ -57,6 +60,8 @@ type link struct {
 	since   time.Time
 	contact time.Time
 	denied  map[string]string // account, by verb
+	// most is how many objects may be known, where there were more.
+	most int
 }
 
 func newLink(resource string, log *slog.Logger, now func() time.Time) *link {
@@ -71,6 +76,7 @@ func (l *link) done(ctx context.Context, verb string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.most > 0: // it has ended
 	case err == nil:
 		if l.err != nil {
 			l.log.Info("Kubernetes watch recovered", "resource", l.resource, "after", l.now().Sub(l.since))
@@ -106,6 +112,22 @@ func (l *link) done(ctx context.Context, verb string, err error) {
 	l.contact = l.now()
 }
 
+// full notes that there are more objects than may be known: none will be.
+func (l *link) full(most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.most == 0 {
+		l.log.Warn("the cluster has more than fits: only this node's are known", "resource", l.resource, "bound", most)
+	}
+	l.most, l.synced, l.err = most, true, nil
+}
+
+func (l *link) isFull() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.most > 0
+}
+
 func (l *link) sync() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,6 +148,11 @@ func (l *link) health() Health {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := Health{Synced: l.synced, Settled: l.synced || len(l.denied) > 0, Err: l.err, Since: l.since}
+	if l.most > 0 {
+		h.Bounded = []string{fmt.Sprintf("the cluster has more than %d %s, which do not fit this agent's memory limit: those of other nodes have no names; "+
+			"give it more memory (resources.limits.memory in the chart), or set kubernetes_peers to own", l.most, l.resource)}
+		return h
+	}
 	if len(l.denied) == 0 {
 		return h
 	}

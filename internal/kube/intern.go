@@ -14,6 +14,7 @@ type interner struct {
 	seed   maphash.Seed
 	text   map[string]string
 	labels map[uint64]map[string]string
+	refs   map[Ref]*Ref
 }
 
 func newInterner() *interner {
@@ -21,11 +22,21 @@ func newInterner() *interner {
 		seed:   maphash.MakeSeed(),
 		text:   make(map[string]string),
 		labels: make(map[uint64]map[string]string),
+		refs:   make(map[Ref]*Ref),
 	}
 }
 
 // size is how many strings and sets are kept.
-func (in *interner) size() int { return len(in.text) + len(in.labels) }
+func (in *interner) size() int { return len(in.text) + len(in.labels) + len(in.refs) }
+
+func (in *interner) ref(r Ref) *Ref {
+	kept := in.refs[r]
+	if kept == nil {
+		kept = &Ref{in.string(r.APIVersion), in.string(r.Kind), in.string(r.Name)}
+		in.refs[*kept] = kept
+	}
+	return kept
+}
 
 func (in *interner) string(s string) string {
 	if s == "" {

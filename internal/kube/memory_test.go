@@ -82,7 +82,7 @@ func TestMemoryPerPod(t *testing.T) {
 		stateful, own bool
 		limit         uint64
 	}{
-		{"peer of a Deployment", false, false, 1024},
+		{"peer of a Deployment", false, false, 1100},
 		{"peer with labels of its own", true, false, 2048},
 		{"own", false, true, 2048},
 		{"own with labels of its own", true, true, 3072},

@@ -19,6 +19,9 @@ type Pod struct {
 	// HostNetwork: IPs are those of the node.
 	HostNetwork bool
 	IPs         []netip.Addr
+	// Secondary are addresses of further interfaces, as the network plugin, or whoever may
+	// write the pod's annotations, says.
+	Secondary []netip.Addr
 	// Ports that the pod has on its node's addresses.
 	Ports []HostPort
 	// Containers are ids without the runtime's scheme: all kinds of containers,
@@ -113,4 +116,8 @@ func compareEndpoints(a, b Endpoint) int {
 type Node struct {
 	Name, Zone string
 	Addrs      []netip.Addr
+	// PodCIDRs are the ranges that the node gives its pods addresses from, empty where the
+	// network plugin has ranges of its own. What of these is no pod's is the node's, as its
+	// gateway is.
+	PodCIDRs []netip.Prefix
 }

@@ -10,6 +10,7 @@ import (
 // Labels by which controllers of several levels name the one at the top.
 const (
 	labelTemplateHash = "pod-template-hash"
+	labelRolloutHash  = "rollouts-pod-template-hash"
 	labelJobSet       = "jobset.sigs.k8s.io/jobset-name"
 	labelLWS          = "leaderworkerset.sigs.k8s.io/name"
 	labelRayCluster   = "ray.io/cluster"
@@ -26,6 +27,7 @@ const (
 	groupRay      = "ray.io"
 	groupKubeflow = "kubeflow.org"
 	groupTrainer  = "trainer.kubeflow.org"
+	groupArgo     = "argoproj.io"
 )
 
 // groupKind is a kind of owners.
@@ -113,6 +115,10 @@ func guessAbove(ref Ref, labels map[string]string) Ref {
 		if name, ok := strings.CutSuffix(ref.Name, "-"+hash); ok && hash != "" && name != "" {
 			return Ref{ref.APIVersion, "Deployment", name}
 		}
+		hash = labels[labelRolloutHash]
+		if name, ok := strings.CutSuffix(ref.Name, "-"+hash); ok && hash != "" && name != "" {
+			return Ref{groupArgo + "/v1alpha1", "Rollout", name}
+		}
 	case groupKind{groupBatch, "Job"}:
 		if name, ok := scheduled(ref.Name); ok {
 			return Ref{ref.APIVersion, "CronJob", name}
@@ -137,9 +143,13 @@ func scheduled(job string) (cronJob string, ok bool) {
 }
 
 // counts reports whether workloads are called after owner rather than after
-// ref, which it owns. What is above a ReplicaSet always counts: nobody knows
+// ref, which it owns. What is above a ReplicaSet or a Job always counts: nobody knows
 // these by name. Else it must be a known kind, so that what an operator makes
 // keeps the name that kubectl shows.
 func counts(ref, owner Ref) bool {
-	return owner.Kind != "" && (owner.known() || ref.groupKind() == groupKind{groupApps, "ReplicaSet"})
+	switch ref.groupKind() {
+	case groupKind{groupApps, "ReplicaSet"}, groupKind{groupBatch, "Job"}:
+		return owner.Kind != ""
+	}
+	return owner.known()
 }

@@ -5,6 +5,7 @@ package kube
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -15,6 +16,7 @@ import (
 type node struct {
 	name, zone string
 	addrs      []netip.Addr
+	cidrs      []netip.Prefix
 	id         *workload.Identity
 }
 
@@ -56,11 +58,11 @@ func (s *Store) ReplaceNodes(all []*Node) {
 // upsertNode reports whether the node's zone is another one now.
 func (s *Store) upsertNode(in *Node) bool {
 	old := s.nodes[in.Name]
-	if old != nil && old.zone == in.Zone && slices.Equal(old.addrs, in.Addrs) {
+	if old != nil && old.zone == in.Zone && slices.Equal(old.addrs, in.Addrs) && slices.Equal(old.cidrs, in.PodCIDRs) {
 		return false
 	}
 	s.dropNode(old)
-	n := &node{name: s.shared.string(in.Name), zone: s.shared.string(in.Zone), addrs: in.Addrs}
+	n := &node{name: s.shared.string(in.Name), zone: s.shared.string(in.Zone), addrs: in.Addrs, cidrs: in.PodCIDRs}
 	n.id = &workload.Identity{Kind: KindNode, Name: n.name, Node: n.name, Zone: n.zone}
 	if old != nil && old.zone == n.zone {
 		n.id = old.id
@@ -69,6 +71,12 @@ func (s *Store) upsertNode(in *Node) bool {
 	for _, addr := range n.addrs {
 		s.nodeIPs[addr] = n
 		s.arrived(addr)
+	}
+	for _, p := range n.cidrs {
+		s.ranges[p] = n
+		s.prefixes[p.Bits()]++
+		s.arrived(p.Addr())
+		s.arrived(p.Addr().Next())
 	}
 	return old == nil && n.zone != "" || old != nil && old.zone != n.zone
 }
@@ -83,6 +91,39 @@ func (s *Store) dropNode(n *node) {
 			delete(s.nodeIPs, addr)
 		}
 	}
+	for _, p := range n.cidrs {
+		if s.prefixes[p.Bits()]--; s.prefixes[p.Bits()] == 0 {
+			delete(s.prefixes, p.Bits())
+		}
+		if s.ranges[p] == n {
+			delete(s.ranges, p)
+		}
+	}
+}
+
+// pending is how long an address of a node's range may be that of a pod that the API server
+// has not told of yet.
+const pending = int64(10 * time.Second)
+
+// gateway finds the node in whose range of pods' addresses an address is. The first two are
+// never a pod's: that of the network, which tunnels use, and the gateway's. Of others a pod
+// may not be known yet, if the flow is young.
+func (s *Store) gateway(q *workload.Peer) *node {
+	for bits := range s.prefixes {
+		p, err := q.Addr.Prefix(bits)
+		if err != nil {
+			continue // of the other family
+		}
+		n := s.ranges[p]
+		if n == nil {
+			continue
+		}
+		first := p.Addr()
+		if q.Addr == first || q.Addr == first.Next() || q.Since != 0 && q.Since < s.now().UnixNano()-pending {
+			return n
+		}
+	}
+	return nil
 }
 
 // rezone renames the pods on nodes whose zone changed.
@@ -145,6 +186,14 @@ func (s *Store) peer(q workload.Peer) *workload.Identity {
 	if p := s.former(q.Addr, q.Since); p != nil {
 		return s.identity(p)
 	}
+	for _, p := range s.secondary[q.Addr] {
+		if mayName(p.namespace, q.Namespace) {
+			return s.identity(p)
+		}
+	}
+	if n := s.gateway(&q); n != nil {
+		return n.id
+	}
 	return nil
 }
 
@@ -176,8 +225,9 @@ func (s *Store) byPort(q *workload.Peer, n *node, port HostPort) *workload.Ident
 		if t, ok := s.nodePorts[port]; ok {
 			return s.answer(t.svc, t.svc.named(t.name))
 		}
-		if p := s.hostPorts[nodePort{n.name, port}]; p != nil {
-			return s.identity(p)
+		// If two say that they have it, it is not known who does.
+		if all := s.hostPorts[nodePort{n.name, port}]; len(all) == 1 {
+			return s.identity(all[0])
 		}
 	}
 	// Of several Services with the same endpoint, the first by name.

@@ -321,3 +321,115 @@ func BenchmarkBacks(b *testing.B) {
 		s.Backs(service, server, addrA, 8080, protoTCP)
 	}
 }
+
+// TestGatewayIsItsNode: what a node speaks to pods from is the node (case K1), and no pod that
+// is not known yet is taken for it.
+func TestGatewayIsItsNode(t *testing.T) {
+	s, clock := newTestStore()
+	clock.set(100)
+	s.UpsertNode(&Node{Name: "a", Zone: "z1", Addrs: []netip.Addr{nodeA}, PodCIDRs: []netip.Prefix{
+		netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64"),
+	}})
+	s.UpsertNode(&Node{Name: "b", Addrs: []netip.Addr{nodeB, netip.MustParseAddr("10.250.7.64")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/25")}})
+	s.UpsertPeer(testPod("web-1", netip.MustParseAddr("10.244.1.9")))
+	for _, tt := range []struct {
+		addr  string
+		since int64
+		want  string
+	}{
+		{"10.244.1.1", 0, "Node a"},
+		{"10.244.1.0", at(99), "Node a"}, // that of a tunnel
+		{"fd00:10:244:1::1", at(99), "Node a"},
+		{"10.244.2.1", at(99), "Node b"},
+		{"10.250.7.64", at(99), "Node b"},
+		{"10.244.1.9", at(99), "pod web-1"},
+		{"10.244.1.10", at(95), ""}, // perhaps a pod's that was made just now
+		{"10.244.1.10", at(80), "Node a"},
+		{"10.244.1.10", 0, ""},
+		{"10.244.2.200", at(80), ""},
+		{"10.244.3.1", at(80), ""},
+		{"fd00:10:244:2::1", at(80), ""},
+	} {
+		q := peer(tt.addr)
+		q.Since = tt.since
+		if got := who(s, q); got != tt.want {
+			t.Errorf("%s, of a flow since %d: %q, want %q", tt.addr, tt.since, got, tt.want)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { s.Peer(peer("10.244.1.1")) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	// The range goes to another node, or with its node.
+	s.UpsertNode(&Node{Name: "a", Addrs: []netip.Addr{nodeA}})
+	if got := who(s, peer("10.244.1.1")); got != "" {
+		t.Errorf("a range that the node has no more: %q", got)
+	}
+	s.UpsertNode(&Node{Name: "c", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}})
+	s.DeleteNode("b")
+	if got := who(s, peer("10.244.1.1")) + ", " + who(s, peer("10.244.2.1")); got != "Node c, " {
+		t.Errorf("%q", got)
+	}
+	if len(s.prefixes) != 1 || len(s.ranges) != 1 {
+		t.Errorf("ranges %v of lengths %v", s.ranges, s.prefixes)
+	}
+}
+
+// TestSecondaryAddresses: a pod is known by the addresses of its further interfaces (case K3),
+// within its namespace: who may write a pod's annotations may say anything.
+func TestSecondaryAddresses(t *testing.T) {
+	s, _ := newTestStore()
+	net1 := netip.MustParseAddr("192.0.2.7")
+	claims := func(ns, name string, addr netip.Addr, also ...netip.Addr) *Pod {
+		p := testPod(name, addr)
+		p.UID, p.Namespace, p.Secondary = ns+name, ns, also
+		s.UpsertPeer(p)
+		return p
+	}
+	claims("train", "worker-0", addrA, net1)
+	claims("evil", "liar", addrB, net1, addrA, vip, nodeA, lb)
+	s.UpsertNode(&Node{Name: "a", Addrs: []netip.Addr{nodeA}})
+	s.UpsertService(&Service{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{vip}})
+	ask := func(addr netip.Addr, ns string) string { return who(s, workload.Peer{Addr: addr, Namespace: ns}) }
+	for _, tt := range []struct{ got, want string }{
+		{ask(net1, "train"), "pod worker-0"},
+		{ask(net1, "shop"), ""},
+		{ask(net1, ""), ""},
+		{ask(net1, "evil"), "pod liar"},
+		{ask(addrA, "evil"), "pod worker-0"},
+		{ask(nodeA, "evil"), "Node a"},
+		{ask(vip, "evil"), "svc web Service web"},
+		{ask(lb, "train"), ""},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%q, want %q", tt.got, tt.want)
+		}
+	}
+	claims("train", "worker-0", addrA)
+	if got := ask(net1, "train"); got != "" {
+		t.Errorf("an interface that is gone is %q", got)
+	}
+	s.DeletePeer("evilliar")
+	if len(s.secondary) != 0 {
+		t.Errorf("left: %v", s.secondary)
+	}
+}
+
+// TestPortOfTwoPods: a port of a node that two pods say they have is the node's (case K5),
+// and the other's once one has gone.
+func TestPortOfTwoPods(t *testing.T) {
+	s, _ := newTestStore()
+	s.UpsertNode(&Node{Name: "a", Addrs: []netip.Addr{nodeA}})
+	for _, name := range []string{"first", "second"} {
+		p := testPod(name, nodeA)
+		p.HostNetwork, p.Ports = true, []HostPort{{9100, protoTCP}}
+		s.UpsertPeer(p)
+	}
+	ask := func() string { return who(s, workload.Peer{Addr: nodeA, Port: 9100, Protocol: protoTCP}) }
+	if got := ask(); got != "Node a" {
+		t.Errorf("%q", got)
+	}
+	s.DeletePeer("uid-second")
+	if got := ask(); got != "pod first" {
+		t.Errorf("once the other has gone: %q", got)
+	}
+}

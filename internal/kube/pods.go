@@ -32,7 +32,12 @@ type pod struct {
 	hostNetwork, peer bool
 	// own has what is known only of pods on the own node.
 	own *ownPod
-	id  atomic.Pointer[workload.Identity]
+	// controller of a pod elsewhere is nil where nothing above it is to be asked for. asked:
+	// somebody wanted to know who the pod is, so that its owner is looked for as those of
+	// the own node's pods are.
+	controller *Ref
+	asked      atomic.Bool
+	id         atomic.Pointer[workload.Identity]
 }
 
 type ownPod struct {
@@ -143,19 +148,59 @@ func (s *Store) RefreshOwners(top func(*Pod) (kind, name string)) {
 	defer s.mu.Unlock()
 	changed := false
 	for _, p := range s.own {
-		kind, name := top(&Pod{
-			UID: p.uid, Namespace: p.namespace, Name: p.name, Labels: p.labels, Controller: p.own.controller,
-		})
-		if kind == p.kind && name == p.workload {
-			continue
+		changed = s.owner(p, p.own.controller, top) || changed
+	}
+	for uid, p := range s.climbing {
+		switch {
+		case s.pods[uid] != p || p.own != nil || p.controller == nil:
+			delete(s.climbing, uid)
+		default:
+			changed = s.owner(p, *p.controller, top) || changed
 		}
-		p.kind, p.workload = s.shared.string(kind), s.shared.string(name)
-		s.owners++
-		s.refresh(p)
-		changed = true
 	}
 	if changed {
 		s.signal()
+	}
+}
+
+// owner asks top for a pod's owner; it reports changes.
+func (s *Store) owner(p *pod, controller Ref, top func(*Pod) (kind, name string)) bool {
+	kind, name := top(&Pod{UID: p.uid, Namespace: p.namespace, Name: p.name, Labels: p.labels, Controller: controller})
+	if kind == p.kind && name == p.workload {
+		return false
+	}
+	p.kind, p.workload = s.shared.string(kind), s.shared.string(name)
+	s.owners++
+	s.refresh(p)
+	return true
+}
+
+// maxClimbing bounds of how many pods elsewhere the owners are looked for at a time.
+const maxClimbing = 4096
+
+// Climb looks for the owner of a pod elsewhere that was asked for, from now on.
+func (s *Store) Climb(p *pod, top func(*Pod) (kind, name string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pods[p.uid] != p || p.own != nil || p.controller == nil || len(s.climbing) >= maxClimbing {
+		return
+	}
+	s.climbing[p.uid] = p
+	if s.owner(p, *p.controller, top) {
+		s.signal()
+	}
+}
+
+// wanted notes that somebody asked for a pod elsewhere. It does not wait and is called with
+// s.mu held for reading.
+func (s *Store) wanted(p *pod) {
+	if p.own != nil || p.controller == nil || p.asked.Load() || !p.asked.CompareAndSwap(false, true) {
+		return
+	}
+	select {
+	case s.asked <- p:
+	default:
+		p.asked.Store(false) // the next who asks tries again
 	}
 }
 
@@ -284,9 +329,37 @@ func (s *Store) upsertPeer(in *Pod, first bool) {
 		p = s.insert(in)
 	}
 	p.peer = true
+	s.above(p, in)
 	s.update(p, in)
 	if s.settle(p, in); in.Finished && p.gone == 0 {
 		s.depart(p)
+	}
+}
+
+// Share has a pod, on its way from a list, share with others what it has in common with
+// them, so that a list of many takes little more room than what is kept of it.
+func (s *Store) Share(p *Pod) *Pod {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.Namespace, p.Node, p.QoS = s.shared.string(p.Namespace), s.shared.string(p.Node), s.shared.string(p.QoS)
+	p.Labels = s.shared.set(p.Labels)
+	p.Controller = Ref{s.shared.string(p.Controller.APIVersion), s.shared.string(p.Controller.Kind), s.shared.string(p.Controller.Name)}
+	return p
+}
+
+// above notes what owns a pod elsewhere, where more may be above that. A pod whose owner is
+// looked for keeps the one that was found.
+func (s *Store) above(p *pod, in *Pod) {
+	ref := controller(in)
+	if owners[ref.groupKind()] == "" {
+		p.controller = nil
+		return
+	}
+	if p.controller == nil || *p.controller != in.Controller {
+		p.controller = s.shared.ref(in.Controller)
+	}
+	if s.climbing[p.uid] == p && in.Kind == "" {
+		in.Kind, in.Workload = p.kind, p.workload
 	}
 }
 
@@ -342,7 +415,7 @@ func (s *Store) settle(p *pod, in *Pod) bool {
 	}
 	p.gone = 0
 	same := !back && p.ended == 0 && !in.Finished
-	if same && slices.Equal(p.ips, in.IPs) && slices.Equal(p.ports, in.Ports) {
+	if same && slices.Equal(p.ips, in.IPs) && slices.Equal(p.ports, in.Ports) && slices.Equal(s.further[p], in.Secondary) {
 		return false
 	}
 	if in.Finished && p.ended != 0 {
@@ -365,6 +438,13 @@ func (s *Store) settle(p *pod, in *Pod) bool {
 		}
 	}
 	s.claimPorts(p)
+	if len(in.Secondary) > 0 {
+		s.further[p] = slices.Clone(in.Secondary)
+	}
+	for _, addr := range in.Secondary {
+		add(s.secondary, addr, p)
+		s.arrived(addr)
+	}
 	return true
 }
 

@@ -4,8 +4,6 @@ package kube
 
 import (
 	"context"
-	"log/slog"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,25 +23,28 @@ type PeerSource interface {
 	Health() Health
 }
 
-// peerPage is how many pods are listed at once where the API server does not
-// stream lists: the objects of a whole cluster, before they are trimmed, would
-// not fit into an agent's memory.
-const peerPage = 500
+// running leaves out the pods that have ended: batch clusters keep tens of thousands. One
+// that ends is told of as deleted.
+const running = "status.phase!=Succeeded,status.phase!=Failed"
 
 // apiSource watches the cluster through the API server.
 type apiSource struct {
 	clients *Clients
+	// node is the own one, own leaves out all that is of others.
+	node string
+	own  bool
+	most int
 
 	pods, services, slices, nodes *link
 }
 
-func newAPISource(clients *Clients, log *slog.Logger, now func() time.Time) *apiSource {
+func newAPISource(cfg *Config) *apiSource {
 	return &apiSource{
-		clients:  clients,
-		pods:     newLink("pods", log, now),
-		services: newLink("services", log, now),
-		slices:   newLink("endpointslices.discovery.k8s.io", log, now),
-		nodes:    newLink("nodes", log, now),
+		clients: cfg.Clients, node: cfg.Node, own: cfg.OwnOnly, most: cfg.MaxPods,
+		pods:     newLink("pods", cfg.Log, cfg.Now),
+		services: newLink("services", cfg.Log, cfg.Now),
+		slices:   newLink("endpointslices.discovery.k8s.io", cfg.Log, cfg.Now),
+		nodes:    newLink("nodes", cfg.Log, cfg.Now),
 	}
 }
 
@@ -51,7 +52,9 @@ func newAPISource(clients *Clients, log *slog.Logger, now func() time.Time) *api
 func (a *apiSource) Run(ctx context.Context, into *Store) error {
 	core := a.clients.Core
 	pods := &feed[*corev1.Pod, *Pod]{
-		link: a.pods, client: core, resource: "pods", page: peerPage, example: &corev1.Pod{}, trim: trimPeer,
+		link: a.pods, client: core, resource: "pods", selector: running, example: &corev1.Pod{},
+		trim: func(p *corev1.Pod) *Pod { return into.Share(trimPeer(p)) },
+		most: a.most, known: into.size,
 		upsert:  into.UpsertPeer,
 		remove:  func(p *corev1.Pod) { into.DeletePeer(string(p.UID)) },
 		replace: into.ReplacePeers,
@@ -75,8 +78,18 @@ func (a *apiSource) Run(ctx context.Context, into *Store) error {
 		remove:  func(n *corev1.Node) { into.DeleteNode(n.Name) },
 		replace: into.ReplaceNodes,
 	}
+	all := []func(context.Context){nodes.run, services.run, slices.run, func(ctx context.Context) {
+		pods.run(ctx)
+		if a.pods.isFull() {
+			into.ReplacePeers(nil)
+		}
+	}}
+	if a.own {
+		nodes.selector = "metadata.name=" + a.node
+		all = all[:2]
+	}
 	var g errgroup.Group
-	for _, run := range []func(context.Context){nodes.run, services.run, slices.run, pods.run} {
+	for _, run := range all {
 		g.Go(func() error {
 			run(ctx)
 			return nil
@@ -85,8 +98,11 @@ func (a *apiSource) Run(ctx context.Context, into *Store) error {
 	return g.Wait()
 }
 
-// Health joins that of the four watches.
+// Health joins that of the watches.
 func (a *apiSource) Health() Health {
+	if a.own {
+		return a.services.health().and(a.nodes.health())
+	}
 	return a.pods.health().and(a.services.health()).and(a.slices.health()).and(a.nodes.health())
 }
 

@@ -74,7 +74,14 @@ type Store struct {
 
 	nodes     map[string]*node
 	nodeIPs   map[netip.Addr]*node
-	hostPorts map[nodePort]*pod
+	hostPorts map[nodePort][]*pod
+	// ranges has the nodes by the ranges of their pods' addresses, prefixes how many there
+	// are of each length. secondary has the pods by the addresses of further interfaces,
+	// further these addresses.
+	ranges    map[netip.Prefix]*node
+	prefixes  map[int]int
+	secondary map[netip.Addr][]*pod
+	further   map[*pod][]netip.Addr
 
 	services   map[object]*service
 	slices     map[object]*slice
@@ -82,6 +89,10 @@ type Store struct {
 	external   map[netip.Addr][]*service
 	nodePorts  map[HostPort]target
 	bare       map[endpoint][]target
+	// climbing are the pods elsewhere whose owners are looked for, by UID, asked those that
+	// were asked for since.
+	climbing map[string]*pod
+	asked    chan *pod
 	// owners and arrivals count changes that answers for Services depend on.
 	owners, arrivals uint64
 }
@@ -116,13 +127,19 @@ func NewStore(cfg StoreConfig) *Store {
 		others:     make(map[netip.Addr][]*pod),
 		nodes:      make(map[string]*node),
 		nodeIPs:    make(map[netip.Addr]*node),
-		hostPorts:  make(map[nodePort]*pod),
+		hostPorts:  make(map[nodePort][]*pod),
+		ranges:     make(map[netip.Prefix]*node),
+		prefixes:   make(map[int]int),
+		secondary:  make(map[netip.Addr][]*pod),
+		further:    make(map[*pod][]netip.Addr),
 		services:   make(map[object]*service),
 		slices:     make(map[object]*slice),
 		clusterIPs: make(map[netip.Addr]*service),
 		external:   make(map[netip.Addr][]*service),
 		nodePorts:  make(map[HostPort]target),
 		bare:       make(map[endpoint][]target),
+		climbing:   make(map[string]*pod),
+		asked:      make(chan *pod, 256),
 	}
 }
 
@@ -205,6 +222,13 @@ func (s *Store) Counts() Counts {
 	return c
 }
 
+// size is how many pods there are, those of the own node included.
+func (s *Store) size() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.here
+}
+
 // Sweep forgets the pods that were deleted long enough ago. It wants to be
 // called every few seconds.
 func (s *Store) Sweep(now time.Time) {
@@ -234,6 +258,9 @@ func (s *Store) reshare() {
 			s.shared.text[text] = text
 		}
 		s.shared.keep(p.labels)
+		if p.controller != nil {
+			s.shared.refs[*p.controller] = p.controller
+		}
 	}
 	s.limit = max(minShared, 2*s.shared.size())
 }
@@ -241,6 +268,7 @@ func (s *Store) reshare() {
 // identity returns what a pod is called, made when first asked for. It is
 // called with s.mu held for reading at least.
 func (s *Store) identity(p *pod) *workload.Identity {
+	s.wanted(p)
 	if id := p.id.Load(); id != nil {
 		return id
 	}

@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"encoding/json"
 	"iter"
 	"net/netip"
 	"strings"
@@ -126,6 +127,7 @@ func trimPeer(p *corev1.Pod) *Pod {
 	if len(out.IPs) == 0 {
 		out.IPs = appendAddr(nil, p.Status.PodIP)
 	}
+	out.Secondary = secondary(p)
 	out.Ports = hostPorts(out.Ports, p.Spec.Containers, p.Spec.HostNetwork)
 	out.Ports = hostPorts(out.Ports, p.Spec.InitContainers, p.Spec.HostNetwork)
 	return out
@@ -242,7 +244,57 @@ func trimNode(n *corev1.Node) *Node {
 			out.Addrs = appendAddr(out.Addrs, a.Address)
 		}
 	}
+	for _, key := range gatewayAnnotations {
+		text, _, _ := strings.Cut(n.Annotations[key], "/")
+		out.Addrs = appendAddr(out.Addrs, text)
+	}
+	for _, text := range n.Spec.PodCIDRs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out.PodCIDRs = append(out.PodCIDRs, p.Masked())
+		}
+	}
 	return out
+}
+
+// gatewayAnnotations are where network plugins with ranges of their own write the addresses
+// by which a node speaks to pods: Calico's tunnels, Cilium's router.
+var gatewayAnnotations = []string{
+	"projectcalico.org/IPv4IPIPTunnelAddr", "projectcalico.org/IPv4VXLANTunnelAddr", "projectcalico.org/IPv6VXLANTunnelAddr",
+	"projectcalico.org/IPv4WireguardInterfaceAddr", "projectcalico.org/IPv6WireguardInterfaceAddr",
+	"network.cilium.io/ipv4-cilium-host", "network.cilium.io/ipv6-cilium-host",
+}
+
+// networkStatus is the annotation by which Multus, and who does as it does, tells of a pod's
+// interfaces (the Network Plumbing Working Group's multi-network specification).
+const networkStatus = "k8s.v1.cni.cncf.io/network-status"
+
+// maxSecondary bounds how many addresses of further interfaces a pod may have.
+const maxSecondary = 32
+
+// secondary are the addresses of a pod's further interfaces.
+func secondary(p *corev1.Pod) (addrs []netip.Addr) {
+	text := p.Annotations[networkStatus]
+	if text == "" {
+		return nil
+	}
+	var all []struct {
+		IPs     []string `json:"ips"`
+		Default bool     `json:"default"`
+	}
+	if json.Unmarshal([]byte(text), &all) != nil {
+		return nil // anybody's text
+	}
+	for _, one := range all {
+		if one.Default {
+			continue
+		}
+		for _, ip := range one.IPs {
+			if addrs = appendAddr(addrs, ip); len(addrs) == maxSecondary {
+				return addrs
+			}
+		}
+	}
+	return addrs
 }
 
 // appendAddr appends an address unless it is none, such as the ClusterIP None.

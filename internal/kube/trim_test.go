@@ -3,6 +3,11 @@
 package kube
 
 import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -78,5 +83,38 @@ func TestImages(t *testing.T) {
 	}
 	if got := s.Images("next", "uid"); len(got) != 1 || got[0].Name != "registry.test/web:2" {
 		t.Errorf("the next container: %v", got)
+	}
+}
+
+func TestTrimNodeRanges(t *testing.T) {
+	got := trimNode(&corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", Annotations: map[string]string{
+			"projectcalico.org/IPv4VXLANTunnelAddr": "10.250.7.64", "network.cilium.io/ipv4-cilium-host": "10.0.0.9/32", "projectcalico.org/IPv4IPIPTunnelAddr": "what",
+		}},
+		Spec:   corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:10:244:1::/64", "none"}},
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.168.0.1"}}},
+	})
+	want := &Node{
+		Name:     "a",
+		Addrs:    []netip.Addr{netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("10.250.7.64"), netip.MustParseAddr("10.0.0.9")},
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// TestNetworkStatus: as Multus writes it, and whatever anybody else does.
+func TestNetworkStatus(t *testing.T) {
+	for text, want := range map[string]string{
+		`[{"name":"cni0","interface":"eth0","ips":["10.244.1.9"],"default":true,"dns":{}},
+		  {"name":"rdma/net","interface":"net1","ips":["192.0.2.7","fd01::7"],"mac":"02:00:00:00:00:01"}]`: "[192.0.2.7 fd01::7]",
+		"": "[]", "[]": "[]", "{": "[]", `{"ips":["1.2.3.4"]}`: "[]", `[{"ips":["none",""]}]`: "[]",
+		`[{"ips":[` + strings.TrimSuffix(strings.Repeat(`"192.0.2.1",`, 100), ",") + `]}]`: fmt.Sprint(slices.Repeat([]string{"192.0.2.1"}, maxSecondary)),
+	} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{networkStatus: text}}}
+		if got := fmt.Sprint(trimPeer(p).Secondary); got != want {
+			t.Errorf("%.60s: %s, want %s", text, got, want)
+		}
 	}
 }

@@ -5,12 +5,13 @@ package kube
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,29 +27,48 @@ import (
 const (
 	listTimeout  = 2 * time.Minute
 	firstRetry   = 500 * time.Millisecond
-	slowestRetry = 10 * time.Second
+	slowestRetry = 30 * time.Second
+	// retryJitter spreads the attempts of many agents over up to twice the time.
+	retryJitter = 1.0
 )
+
+// apiObject is a type of the API.
+type apiObject interface {
+	runtime.Object
+	message
+}
 
 // feed brings one resource from the API server into a Store: O is the API's
 // type, T what is kept of it. It is the store of a reflector, so that nothing
 // holds a second copy.
-type feed[O runtime.Object, T any] struct {
+type feed[O apiObject, T any] struct {
 	link     *link
 	client   rest.Interface
 	resource string
 	selector string // of fields
-	// page is how many objects a list asks for at once; 0 leaves it to client-go,
-	// which takes all from the API server's memory.
-	page    int64
-	example O
-	trim    func(O) T
+	example  O
+	trim     func(O) T
+	// most is how many objects there may be, 0 for any number. With more the feed ends,
+	// and link says so; known is how many there are by now.
+	most    int
+	known   func() int
 	upsert  func(T)
 	remove  func(O)
 	replace func([]T)
+
+	end func()
+	// streamed counts the objects of a streamed list.
+	streamed atomic.Int64
 }
 
-// run lists and watches until ctx ends, and again after any failure.
+// run lists and watches until ctx ends, and again after any failure. It returns early if
+// there are too many objects.
+//
+// Lists are served from the API server's memory: pages would be read from etcd, by all
+// agents at once after the API server was away.
 func (f *feed[O, T]) run(ctx context.Context) {
+	ctx, f.end = context.WithCancel(ctx)
+	defer f.end()
 	ctx = klog.NewContext(ctx, logr.Discard()) // link logs what matters
 	logger := logr.Discard()
 	var lists inflight
@@ -57,10 +77,9 @@ func (f *feed[O, T]) run(ctx context.Context) {
 		Name:   f.resource,
 		Clock:  stoppedClock{done: ctx.Done()},
 		Backoff: &wait.Backoff{
-			Duration: firstRetry, Cap: slowestRetry, Steps: 10, Factor: 2, Jitter: 0.5,
+			Duration: firstRetry, Cap: slowestRetry, Steps: 10, Factor: 2, Jitter: retryJitter,
 		},
 	})
-	r.WatchListPageSize = f.page
 	r.RunWithContext(ctx)
 	// The reflector does not wait for a list that it has given up.
 	lists.Lock()
@@ -90,16 +109,17 @@ func (f *feed[O, T]) listWatch(run context.Context, lists *inflight) *cache.List
 				return nil, context.Canceled
 			}
 			opts.FieldSelector = f.selector
-			all, err := f.client.Get().Resource(f.resource).VersionedParams(&opts, metav1.ParameterCodec).Do(ctx).Get()
+			all, err := f.list(ctx, &opts)
 			f.link.done(run, "list", err)
 			if err != nil {
 				return nil, err
 			}
-			return f.trimList(all)
+			return all, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 			opts.FieldSelector = f.selector
 			opts.Watch = true
+			f.streamed.Store(0)
 			w, err := f.client.Get().Resource(f.resource).VersionedParams(&opts, metav1.ParameterCodec).Watch(ctx)
 			if err != nil && opts.SendInitialEvents != nil && (apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)) {
 				return nil, err // a server that can only list: that comes next
@@ -110,21 +130,34 @@ func (f *feed[O, T]) listWatch(run context.Context, lists *inflight) *cache.List
 	}
 }
 
-// trimList keeps of a page only what is used, before the next one comes.
-func (f *feed[O, T]) trimList(list runtime.Object) (runtime.Object, error) {
-	from, err := meta.ListAccessor(list)
+// list asks for all objects, and keeps of each what is used before it reads the next.
+func (f *feed[O, T]) list(ctx context.Context, opts *metav1.ListOptions) (runtime.Object, error) {
+	body, err := f.client.Get().Resource(f.resource).VersionedParams(opts, metav1.ParameterCodec).Stream(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read list of %s: %w", f.resource, err)
+		return nil, err
 	}
-	to := &metainternal.List{Items: make([]runtime.Object, 0, meta.LenList(list))}
-	to.ResourceVersion, to.Continue = from.GetResourceVersion(), from.GetContinue()
-	err = meta.EachListItem(list, func(obj runtime.Object) error {
-		if o, ok := obj.(O); ok {
-			to.Items = append(to.Items, &trimmed[T]{f.trim(o)})
+	defer body.Close()
+	kind := reflect.TypeOf(f.example).Elem()
+	to := new(metainternal.List)
+	meta, err := readList(body, func() O { return reflect.New(kind).Interface().(O) }, func(o O) error {
+		if f.most > 0 && len(to.Items) >= f.most {
+			return f.overflow()
 		}
+		to.Items = append(to.Items, &trimmed[T]{f.trim(o)})
 		return nil
 	})
-	return to, err
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", f.resource, err)
+	}
+	to.ListMeta = meta
+	return to, nil
+}
+
+// overflow ends the feed, as there are too many objects.
+func (f *feed[O, T]) overflow() error {
+	f.link.full(f.most)
+	f.end()
+	return fmt.Errorf("more than %d %s", f.most, f.resource)
 }
 
 // trimmed makes an object of what was kept of one.
@@ -138,10 +171,14 @@ func (t *trimmed[T]) DeepCopyObject() runtime.Object { return t }
 // collects before it calls Replace.
 func (f *feed[O, T]) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) {
-		if o, ok := obj.(O); ok {
-			return f.trim(o), nil
+		o, ok := obj.(O)
+		if !ok {
+			return obj, nil
 		}
-		return obj, nil
+		if f.most > 0 && f.streamed.Add(1) > int64(f.most) {
+			return nil, f.overflow()
+		}
+		return f.trim(o), nil
 	}
 }
 
@@ -155,6 +192,9 @@ func (f *feed[O, T]) Update(obj any) error {
 		return fmt.Errorf("watch %s: unexpected %T", f.resource, obj)
 	}
 	f.upsert(f.trim(o))
+	if f.most > 0 && f.known() > f.most+f.most/10 {
+		return f.overflow()
+	}
 	return nil
 }
 

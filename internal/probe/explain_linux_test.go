@@ -136,3 +136,16 @@ func TestOnly(t *testing.T) {
 		t.Error("the original was changed")
 	}
 }
+
+// TestAdviceOfTheLibraryIsLeftOut: what the library guesses when something may not be loaded
+// is not said to users, wherever it is shown.
+func TestAdviceOfTheLibraryIsLeftOut(t *testing.T) {
+	err := fmt.Errorf("load program: %w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)
+	o := NewObject("p", nil)
+	o.Lacks("no names", "hook", err)
+	for _, text := range []string{(&Unsupported{Reason: "r", Err: err}).Error(), o.Degraded()[0]} {
+		if strings.Contains(text, "MEMLOCK") || !strings.Contains(text, "load program: operation not permitted") {
+			t.Errorf("%q", text)
+		}
+	}
+}

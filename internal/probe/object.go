@@ -137,7 +137,7 @@ func (o *Object) AttachCgroup(prog *ebpf.Program, at ebpf.AttachType, path, hook
 // and why it is not. With a nil error nothing is missing.
 func (o *Object) Lacks(effect, hook string, err error) {
 	if err != nil {
-		o.degraded = append(o.degraded, fmt.Sprintf("%s (%s: %v)", effect, hook, err))
+		o.degraded = append(o.degraded, fmt.Sprintf("%s (%s: %s)", effect, hook, cause(err)))
 	}
 }
 

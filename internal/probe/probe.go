@@ -7,7 +7,7 @@ package probe
 
 import (
 	"context"
-	"fmt"
+	"strings"
 )
 
 // Probe is one instrument in the kernel. A probe is used by one Manager, which
@@ -52,12 +52,19 @@ type Unsupported struct {
 
 func (e *Unsupported) Error() string {
 	if e.Err != nil {
-		return fmt.Sprintf("%s: %v", e.Reason, e.Err)
+		return e.Reason + ": " + cause(e.Err)
 	}
 	return e.Reason
 }
 
 func (e *Unsupported) Unwrap() error { return e.Err }
+
+// cause is the text of an error of loading, without advice that does not hold here: the
+// bound on locked memory is raised before anything is loaded, and `orb8 doctor` tells where
+// that cannot be.
+func cause(err error) string {
+	return strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
+}
 
 // State says how much of a probe works; the numbers are those of the API.
 type State int

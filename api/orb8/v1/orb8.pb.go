@@ -1511,6 +1511,7 @@ type AgentStatus struct {
 	Accelerators []*AcceleratorStatus `protobuf:"bytes,29,rep,name=accelerators,proto3" json:"accelerators,omitempty"`
 	// The rules that judge what processes do.
 	Rules         []*RuleStatus `protobuf:"bytes,31,rep,name=rules,proto3" json:"rules,omitempty"`
+	Cost          *AgentCost    `protobuf:"bytes,32,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1685,6 +1686,131 @@ func (x *AgentStatus) GetRules() []*RuleStatus {
 	return nil
 }
 
+func (x *AgentStatus) GetCost() *AgentCost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
+// AgentCost is what the agent costs its node.
+type AgentCost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Processor time of the process since it started, user and system, in nanoseconds.
+	CpuNs int64 `protobuf:"varint,1,opt,name=cpu_ns,json=cpuNs,proto3" json:"cpu_ns,omitempty"`
+	// The same of its last minute, or since it started if that is less, and how long that
+	// was.
+	RecentCpuNs int64 `protobuf:"varint,2,opt,name=recent_cpu_ns,json=recentCpuNs,proto3" json:"recent_cpu_ns,omitempty"`
+	RecentNs    int64 `protobuf:"varint,3,opt,name=recent_ns,json=recentNs,proto3" json:"recent_ns,omitempty"`
+	// Physical memory of the process, and what of it is not mapped from files (in which
+	// everybody who runs the same binary shares).
+	ResidentBytes  uint64 `protobuf:"varint,4,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	AnonymousBytes uint64 `protobuf:"varint,5,opt,name=anonymous_bytes,json=anonymousBytes,proto3" json:"anonymous_bytes,omitempty"`
+	// Time that its programs ran in the kernel, on behalf of whoever caused the events, and
+	// how often: since the kernel measures it (sysctl kernel.bpf_stats_enabled), which is
+	// what programs_measured says it does now.
+	ProgramsNs       int64  `protobuf:"varint,6,opt,name=programs_ns,json=programsNs,proto3" json:"programs_ns,omitempty"`
+	ProgramsRuns     uint64 `protobuf:"varint,7,opt,name=programs_runs,json=programsRuns,proto3" json:"programs_runs,omitempty"`
+	ProgramsMeasured bool   `protobuf:"varint,8,opt,name=programs_measured,json=programsMeasured,proto3" json:"programs_measured,omitempty"`
+	// Of programs_ns, in the time that recent_ns says.
+	RecentProgramsNs int64 `protobuf:"varint,9,opt,name=recent_programs_ns,json=recentProgramsNs,proto3" json:"recent_programs_ns,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AgentCost) Reset() {
+	*x = AgentCost{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentCost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentCost) ProtoMessage() {}
+
+func (x *AgentCost) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentCost.ProtoReflect.Descriptor instead.
+func (*AgentCost) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AgentCost) GetCpuNs() int64 {
+	if x != nil {
+		return x.CpuNs
+	}
+	return 0
+}
+
+func (x *AgentCost) GetRecentCpuNs() int64 {
+	if x != nil {
+		return x.RecentCpuNs
+	}
+	return 0
+}
+
+func (x *AgentCost) GetRecentNs() int64 {
+	if x != nil {
+		return x.RecentNs
+	}
+	return 0
+}
+
+func (x *AgentCost) GetResidentBytes() uint64 {
+	if x != nil {
+		return x.ResidentBytes
+	}
+	return 0
+}
+
+func (x *AgentCost) GetAnonymousBytes() uint64 {
+	if x != nil {
+		return x.AnonymousBytes
+	}
+	return 0
+}
+
+func (x *AgentCost) GetProgramsNs() int64 {
+	if x != nil {
+		return x.ProgramsNs
+	}
+	return 0
+}
+
+func (x *AgentCost) GetProgramsRuns() uint64 {
+	if x != nil {
+		return x.ProgramsRuns
+	}
+	return 0
+}
+
+func (x *AgentCost) GetProgramsMeasured() bool {
+	if x != nil {
+		return x.ProgramsMeasured
+	}
+	return false
+}
+
+func (x *AgentCost) GetRecentProgramsNs() int64 {
+	if x != nil {
+		return x.RecentProgramsNs
+	}
+	return 0
+}
+
 // AcceleratorStatus says how one way to read accelerators does.
 type AcceleratorStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1706,7 +1832,7 @@ type AcceleratorStatus struct {
 
 func (x *AcceleratorStatus) Reset() {
 	*x = AcceleratorStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1844,7 @@ func (x *AcceleratorStatus) String() string {
 func (*AcceleratorStatus) ProtoMessage() {}
 
 func (x *AcceleratorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[7]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1857,7 @@ func (x *AcceleratorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorStatus.ProtoReflect.Descriptor instead.
 func (*AcceleratorStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{7}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcceleratorStatus) GetName() string {
@@ -1804,7 +1930,7 @@ type KubernetesStatus struct {
 
 func (x *KubernetesStatus) Reset() {
 	*x = KubernetesStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1942,7 @@ func (x *KubernetesStatus) String() string {
 func (*KubernetesStatus) ProtoMessage() {}
 
 func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[8]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1955,7 @@ func (x *KubernetesStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStatus.ProtoReflect.Descriptor instead.
 func (*KubernetesStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{8}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KubernetesStatus) GetEnabled() bool {
@@ -1900,7 +2026,7 @@ type ProbeStatus struct {
 
 func (x *ProbeStatus) Reset() {
 	*x = ProbeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2038,7 @@ func (x *ProbeStatus) String() string {
 func (*ProbeStatus) ProtoMessage() {}
 
 func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[9]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2051,7 @@ func (x *ProbeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStatus.ProtoReflect.Descriptor instead.
 func (*ProbeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{9}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProbeStatus) GetName() string {
@@ -1984,7 +2110,7 @@ type LossCount struct {
 
 func (x *LossCount) Reset() {
 	*x = LossCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2122,7 @@ func (x *LossCount) String() string {
 func (*LossCount) ProtoMessage() {}
 
 func (x *LossCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[10]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2135,7 @@ func (x *LossCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCount.ProtoReflect.Descriptor instead.
 func (*LossCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{10}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LossCount) GetStage() string {
@@ -2051,7 +2177,7 @@ type ObserveRequest struct {
 	Snapshot bool `protobuf:"varint,6,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// History: at most so many of the latest matching events.
 	Last uint32 `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`
-	// Also orb8's own traffic.
+	// Also orb8's own traffic. History has it only where the agent's include_self is set.
 	IncludeSelf bool `protobuf:"varint,8,opt,name=include_self,json=includeSelf,proto3" json:"include_self,omitempty"`
 	Sort        Sort `protobuf:"varint,9,opt,name=sort,proto3,enum=orb8.v1.Sort" json:"sort,omitempty"`
 	// Instead of history: go on where another stream of the same request broke.
@@ -2065,14 +2191,18 @@ type ObserveRequest struct {
 	// How to trace system calls.
 	Syscalls *SyscallTrace `protobuf:"bytes,13,opt,name=syscalls,proto3" json:"syscalls,omitempty"`
 	// Which steps of processes to send; all if empty.
-	ProcessSteps  []ProcessStep `protobuf:"varint,14,rep,packed,name=process_steps,json=processSteps,proto3,enum=orb8.v1.ProcessStep" json:"process_steps,omitempty"`
+	ProcessSteps []ProcessStep `protobuf:"varint,14,rep,packed,name=process_steps,json=processSteps,proto3,enum=orb8.v1.ProcessStep" json:"process_steps,omitempty"`
+	// Leave out what stays on the loopback interface.
+	NoLoopback bool `protobuf:"varint,15,opt,name=no_loopback,json=noLoopback,proto3" json:"no_loopback,omitempty"`
+	// With snapshot: only rows with traffic at or after this time. 0 means all.
+	ActiveSinceNs int64 `protobuf:"varint,16,opt,name=active_since_ns,json=activeSinceNs,proto3" json:"active_since_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2214,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[11]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2227,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{11}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ObserveRequest) GetFilters() []*Filter {
@@ -2198,6 +2328,20 @@ func (x *ObserveRequest) GetProcessSteps() []ProcessStep {
 	return nil
 }
 
+func (x *ObserveRequest) GetNoLoopback() bool {
+	if x != nil {
+		return x.NoLoopback
+	}
+	return false
+}
+
+func (x *ObserveRequest) GetActiveSinceNs() int64 {
+	if x != nil {
+		return x.ActiveSinceNs
+	}
+	return 0
+}
+
 // SyscallTrace says which system calls of the selected containers to send.
 type SyscallTrace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2228,7 +2372,7 @@ type SyscallTrace struct {
 
 func (x *SyscallTrace) Reset() {
 	*x = SyscallTrace{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2384,7 @@ func (x *SyscallTrace) String() string {
 func (*SyscallTrace) ProtoMessage() {}
 
 func (x *SyscallTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[12]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2397,7 @@ func (x *SyscallTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallTrace.ProtoReflect.Descriptor instead.
 func (*SyscallTrace) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{12}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SyscallTrace) GetCalls() []string {
@@ -2327,7 +2471,7 @@ type Resume struct {
 
 func (x *Resume) Reset() {
 	*x = Resume{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2483,7 @@ func (x *Resume) String() string {
 func (*Resume) ProtoMessage() {}
 
 func (x *Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[13]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2496,7 @@ func (x *Resume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resume.ProtoReflect.Descriptor instead.
 func (*Resume) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{13}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resume) GetStartedNs() int64 {
@@ -2395,10 +2539,11 @@ type Filter struct {
 	// NAME, NAMESPACE/NAME, or either with * at the end; a client's flow has the
 	// Service at its remote end, that of the server behind it at its own.
 	Services []string `protobuf:"bytes,12,rep,name=services,proto3" json:"services,omitempty"`
-	// What an event says: connect (a connection was established, or could not be),
-	// failed (it could not be), close (an established one ended), reset (a connection
-	// ended by a reset, sent or received), retransmit (segments were sent again). Of a
-	// row of the flow table it is the row's last event. A DNS query has failed if its
+	// What an event says: open, update, close, idle or evicted; of connections connect (it
+	// was established, or could not be), failed (it could not be), how it ended (refused,
+	// timeout, unreachable, aborted, error; reset: an established one, by a reset sent or
+	// received), retransmit (segments were sent again). Of a row of the flow table it is the
+	// row's last event. A DNS query has failed if its
 	// answer was not NOERROR, or if there was none.
 	Types []string `protobuf:"bytes,13,rep,name=types,proto3" json:"types,omitempty"`
 	// Name that was asked for; * may stand at the beginning or at the end. Any case.
@@ -2417,14 +2562,19 @@ type Filter struct {
 	// Severity of an alert: notice, warning or critical. Any case.
 	Severities []string `protobuf:"bytes,18,rep,name=severities,proto3" json:"severities,omitempty"`
 	// Name of the rule that an alert is of, or that flags a system call.
-	Rules         []string `protobuf:"bytes,20,rep,name=rules,proto3" json:"rules,omitempty"`
+	Rules []string `protobuf:"bytes,20,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Who opened the flow, or asked, and to whom: an address or a prefix, NAME or
+	// NAMESPACE/NAME of a pod, workload, Service or node with * allowed at the end, or
+	// NAMESPACE/ for all in it. Where it is not known who opened a flow it may be either end.
+	From          []string `protobuf:"bytes,21,rep,name=from,proto3" json:"from,omitempty"`
+	To            []string `protobuf:"bytes,22,rep,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2586,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[14]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2599,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{14}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Filter) GetNegate() bool {
@@ -2592,6 +2742,20 @@ func (x *Filter) GetRules() []string {
 	return nil
 }
 
+func (x *Filter) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Filter) GetTo() []string {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
 // Event is one thing that happened on one node.
 type Event struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2625,7 +2789,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2637,7 +2801,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[15]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2650,7 +2814,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{15}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -2908,7 +3072,7 @@ type HistoryReach struct {
 
 func (x *HistoryReach) Reset() {
 	*x = HistoryReach{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3084,7 @@ func (x *HistoryReach) String() string {
 func (*HistoryReach) ProtoMessage() {}
 
 func (x *HistoryReach) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[16]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3097,7 @@ func (x *HistoryReach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReach.ProtoReflect.Descriptor instead.
 func (*HistoryReach) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{16}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HistoryReach) GetSinceNs() int64 {
@@ -2967,7 +3131,7 @@ type ProcessEvent struct {
 
 func (x *ProcessEvent) Reset() {
 	*x = ProcessEvent{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2979,7 +3143,7 @@ func (x *ProcessEvent) String() string {
 func (*ProcessEvent) ProtoMessage() {}
 
 func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[17]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2992,7 +3156,7 @@ func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
 func (*ProcessEvent) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{17}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProcessEvent) GetStep() ProcessStep {
@@ -3095,7 +3259,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3271,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[18]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3284,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{18}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -3221,7 +3385,7 @@ type Executable struct {
 
 func (x *Executable) Reset() {
 	*x = Executable{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3397,7 @@ func (x *Executable) String() string {
 func (*Executable) ProtoMessage() {}
 
 func (x *Executable) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[19]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3410,7 @@ func (x *Executable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Executable.ProtoReflect.Descriptor instead.
 func (*Executable) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{19}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Executable) GetPath() string {
@@ -3305,7 +3469,7 @@ type RuleStatus struct {
 
 func (x *RuleStatus) Reset() {
 	*x = RuleStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3317,7 +3481,7 @@ func (x *RuleStatus) String() string {
 func (*RuleStatus) ProtoMessage() {}
 
 func (x *RuleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[20]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3330,7 +3494,7 @@ func (x *RuleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStatus.ProtoReflect.Descriptor instead.
 func (*RuleStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{20}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RuleStatus) GetName() string {
@@ -3390,7 +3554,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3402,7 +3566,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[21]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3415,7 +3579,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{21}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Alert) GetRule() string {
@@ -3538,7 +3702,7 @@ type SyscallArgument struct {
 
 func (x *SyscallArgument) Reset() {
 	*x = SyscallArgument{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3550,7 +3714,7 @@ func (x *SyscallArgument) String() string {
 func (*SyscallArgument) ProtoMessage() {}
 
 func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[22]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3563,7 +3727,7 @@ func (x *SyscallArgument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallArgument.ProtoReflect.Descriptor instead.
 func (*SyscallArgument) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{22}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SyscallArgument) GetName() string {
@@ -3600,7 +3764,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +3776,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[23]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +3789,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{23}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Progress) GetLowWatermarkNs() int64 {
@@ -3667,7 +3831,7 @@ type AcceleratorSample struct {
 
 func (x *AcceleratorSample) Reset() {
 	*x = AcceleratorSample{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3843,7 @@ func (x *AcceleratorSample) String() string {
 func (*AcceleratorSample) ProtoMessage() {}
 
 func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[24]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3856,7 @@ func (x *AcceleratorSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorSample.ProtoReflect.Descriptor instead.
 func (*AcceleratorSample) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{24}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AcceleratorSample) GetDevice() *Accelerator {
@@ -3783,7 +3947,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +3959,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[25]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +3972,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{25}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -3894,7 +4058,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +4070,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +4083,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -3959,7 +4123,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4135,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4148,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -4055,7 +4219,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4231,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4244,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -4127,7 +4291,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4303,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4316,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -4222,7 +4386,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4398,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4247,7 +4411,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -4364,16 +4528,19 @@ func (x *Flow) GetSelf() bool {
 
 // Connection is a step in a TCP connection's life.
 type Connection struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         ConnectionEvent        `protobuf:"varint,1,opt,name=event,proto3,enum=orb8.v1.ConnectionEvent" json:"event,omitempty"`
-	Flow          *Flow                  `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Event ConnectionEvent        `protobuf:"varint,1,opt,name=event,proto3,enum=orb8.v1.ConnectionEvent" json:"event,omitempty"`
+	Flow  *Flow                  `protobuf:"bytes,2,opt,name=flow,proto3" json:"flow,omitempty"`
+	// The connection was established since the flow's event before: true of OPENED, and of
+	// CLOSED where it was opened and closed within one sample.
+	Opened        bool `protobuf:"varint,3,opt,name=opened,proto3" json:"opened,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4385,7 +4552,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4398,7 +4565,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -4415,6 +4582,13 @@ func (x *Connection) GetFlow() *Flow {
 	return nil
 }
 
+func (x *Connection) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
@@ -4426,7 +4600,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4438,7 +4612,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4451,7 +4625,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -4504,7 +4678,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4516,7 +4690,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4529,7 +4703,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -4642,7 +4816,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4828,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4841,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -4712,7 +4886,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4724,7 +4898,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4737,7 +4911,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -4790,7 +4964,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4802,7 +4976,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4815,7 +4989,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -4922,7 +5096,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4934,7 +5108,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4947,7 +5121,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -4987,7 +5161,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5173,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5186,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -5068,7 +5242,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5080,7 +5254,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +5267,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -5145,7 +5319,7 @@ type Syscall struct {
 
 func (x *Syscall) Reset() {
 	*x = Syscall{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5157,7 +5331,7 @@ func (x *Syscall) String() string {
 func (*Syscall) ProtoMessage() {}
 
 func (x *Syscall) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5170,7 +5344,7 @@ func (x *Syscall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
 func (*Syscall) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Syscall) GetWorkload() *Workload {
@@ -5294,7 +5468,7 @@ type SyscallSummary struct {
 
 func (x *SyscallSummary) Reset() {
 	*x = SyscallSummary{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5306,7 +5480,7 @@ func (x *SyscallSummary) String() string {
 func (*SyscallSummary) ProtoMessage() {}
 
 func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5319,7 +5493,7 @@ func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallSummary.ProtoReflect.Descriptor instead.
 func (*SyscallSummary) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SyscallSummary) GetWorkload() *Workload {
@@ -5362,7 +5536,7 @@ type SyscallTargets struct {
 
 func (x *SyscallTargets) Reset() {
 	*x = SyscallTargets{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5374,7 +5548,7 @@ func (x *SyscallTargets) String() string {
 func (*SyscallTargets) ProtoMessage() {}
 
 func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5387,7 +5561,7 @@ func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallTargets.ProtoReflect.Descriptor instead.
 func (*SyscallTargets) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SyscallTargets) GetWorkloads() []*Workload {
@@ -5418,7 +5592,7 @@ type SyscallCount struct {
 
 func (x *SyscallCount) Reset() {
 	*x = SyscallCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5430,7 +5604,7 @@ func (x *SyscallCount) String() string {
 func (*SyscallCount) ProtoMessage() {}
 
 func (x *SyscallCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5443,7 +5617,7 @@ func (x *SyscallCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallCount.ProtoReflect.Descriptor instead.
 func (*SyscallCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyscallCount) GetName() string {
@@ -5553,7 +5727,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5565,7 +5739,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5578,7 +5752,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -5748,7 +5922,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5760,7 +5934,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5773,7 +5947,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -5839,7 +6013,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5851,7 +6025,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5864,7 +6038,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -6013,7 +6187,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	" \x01(\x03R\vtimestampNs\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\rR\apackets\x12-\n" +
 	"\bworkload\x18\x15 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12%\n" +
-	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\x8b\x06\n" +
+	"\x04peer\x18\x16 \x01(\v2\x11.orb8.v1.WorkloadR\x04peer\"\xb3\x06\n" +
 	"\vAgentStatus\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -6039,7 +6213,19 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"kubernetes\x18\x1c \x01(\v2\x19.orb8.v1.KubernetesStatusR\n" +
 	"kubernetes\x12>\n" +
 	"\faccelerators\x18\x1d \x03(\v2\x1a.orb8.v1.AcceleratorStatusR\faccelerators\x12)\n" +
-	"\x05rules\x18\x1f \x03(\v2\x13.orb8.v1.RuleStatusR\x05rules\"\xb9\x01\n" +
+	"\x05rules\x18\x1f \x03(\v2\x13.orb8.v1.RuleStatusR\x05rules\x12&\n" +
+	"\x04cost\x18  \x01(\v2\x12.orb8.v1.AgentCostR\x04cost\"\xd4\x02\n" +
+	"\tAgentCost\x12\x15\n" +
+	"\x06cpu_ns\x18\x01 \x01(\x03R\x05cpuNs\x12\"\n" +
+	"\rrecent_cpu_ns\x18\x02 \x01(\x03R\vrecentCpuNs\x12\x1b\n" +
+	"\trecent_ns\x18\x03 \x01(\x03R\brecentNs\x12%\n" +
+	"\x0eresident_bytes\x18\x04 \x01(\x04R\rresidentBytes\x12'\n" +
+	"\x0fanonymous_bytes\x18\x05 \x01(\x04R\x0eanonymousBytes\x12\x1f\n" +
+	"\vprograms_ns\x18\x06 \x01(\x03R\n" +
+	"programsNs\x12#\n" +
+	"\rprograms_runs\x18\a \x01(\x04R\fprogramsRuns\x12+\n" +
+	"\x11programs_measured\x18\b \x01(\bR\x10programsMeasured\x12,\n" +
+	"\x12recent_programs_ns\x18\t \x01(\x03R\x10recentProgramsNs\"\xb9\x01\n" +
 	"\x11AcceleratorStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -6066,7 +6252,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\tLossCount\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\ameaning\x18\x03 \x01(\tR\ameaning\"\x84\x04\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\"\xcd\x04\n" +
 	"\x0eObserveRequest\x12)\n" +
 	"\afilters\x18\x01 \x03(\v2\x0f.orb8.v1.FilterR\afilters\x12(\n" +
 	"\x05kinds\x18\x02 \x03(\x0e2\x12.orb8.v1.EventKindR\x05kinds\x12\x16\n" +
@@ -6082,7 +6268,10 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\bprogress\x18\v \x01(\bR\bprogress\x12+\n" +
 	"\bdns_view\x18\f \x01(\x0e2\x10.orb8.v1.DnsViewR\adnsView\x121\n" +
 	"\bsyscalls\x18\r \x01(\v2\x15.orb8.v1.SyscallTraceR\bsyscalls\x129\n" +
-	"\rprocess_steps\x18\x0e \x03(\x0e2\x14.orb8.v1.ProcessStepR\fprocessSteps\"\xf0\x01\n" +
+	"\rprocess_steps\x18\x0e \x03(\x0e2\x14.orb8.v1.ProcessStepR\fprocessSteps\x12\x1f\n" +
+	"\vno_loopback\x18\x0f \x01(\bR\n" +
+	"noLoopback\x12&\n" +
+	"\x0factive_since_ns\x18\x10 \x01(\x03R\ractiveSinceNs\"\xf0\x01\n" +
 	"\fSyscallTrace\x12\x14\n" +
 	"\x05calls\x18\x01 \x03(\tR\x05calls\x12\x1f\n" +
 	"\verrors_only\x18\x02 \x01(\bR\n" +
@@ -6097,7 +6286,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x06Resume\x12\x1d\n" +
 	"\n" +
 	"started_ns\x18\x01 \x01(\x03R\tstartedNs\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xb0\x04\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xd4\x04\n" +
 	"\x06Filter\x12\x16\n" +
 	"\x06negate\x18\x01 \x01(\bR\x06negate\x12\x1e\n" +
 	"\n" +
@@ -6126,7 +6315,9 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\n" +
 	"severities\x18\x12 \x03(\tR\n" +
 	"severities\x12\x14\n" +
-	"\x05rules\x18\x14 \x03(\tR\x05rules\"\xc7\x06\n" +
+	"\x05rules\x18\x14 \x03(\tR\x05rules\x12\x12\n" +
+	"\x04from\x18\x15 \x03(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x16 \x03(\tR\x02to\"\xc7\x06\n" +
 	"\x05Event\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1a\n" +
@@ -6294,11 +6485,12 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x03tcp\x18\r \x01(\v2\x10.orb8.v1.TcpInfoR\x03tcp\x12%\n" +
 	"\x04icmp\x18\x0e \x01(\v2\x11.orb8.v1.IcmpInfoR\x04icmp\x12\x14\n" +
 	"\x05netns\x18\x0f \x01(\rR\x05netns\x12\x12\n" +
-	"\x04self\x18\x10 \x01(\bR\x04self\"_\n" +
+	"\x04self\x18\x10 \x01(\bR\x04self\"w\n" +
 	"\n" +
 	"Connection\x12.\n" +
 	"\x05event\x18\x01 \x01(\x0e2\x18.orb8.v1.ConnectionEventR\x05event\x12!\n" +
-	"\x04flow\x18\x02 \x01(\v2\r.orb8.v1.FlowR\x04flow\"]\n" +
+	"\x04flow\x18\x02 \x01(\v2\r.orb8.v1.FlowR\x04flow\x12\x16\n" +
+	"\x06opened\x18\x03 \x01(\bR\x06opened\"]\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12-\n" +
@@ -6577,7 +6769,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -6600,162 +6792,164 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*NetworkFlow)(nil),         // 18: orb8.v1.NetworkFlow
 	(*NetworkEvent)(nil),        // 19: orb8.v1.NetworkEvent
 	(*AgentStatus)(nil),         // 20: orb8.v1.AgentStatus
-	(*AcceleratorStatus)(nil),   // 21: orb8.v1.AcceleratorStatus
-	(*KubernetesStatus)(nil),    // 22: orb8.v1.KubernetesStatus
-	(*ProbeStatus)(nil),         // 23: orb8.v1.ProbeStatus
-	(*LossCount)(nil),           // 24: orb8.v1.LossCount
-	(*ObserveRequest)(nil),      // 25: orb8.v1.ObserveRequest
-	(*SyscallTrace)(nil),        // 26: orb8.v1.SyscallTrace
-	(*Resume)(nil),              // 27: orb8.v1.Resume
-	(*Filter)(nil),              // 28: orb8.v1.Filter
-	(*Event)(nil),               // 29: orb8.v1.Event
-	(*HistoryReach)(nil),        // 30: orb8.v1.HistoryReach
-	(*ProcessEvent)(nil),        // 31: orb8.v1.ProcessEvent
-	(*ProcessInfo)(nil),         // 32: orb8.v1.ProcessInfo
-	(*Executable)(nil),          // 33: orb8.v1.Executable
-	(*RuleStatus)(nil),          // 34: orb8.v1.RuleStatus
-	(*Alert)(nil),               // 35: orb8.v1.Alert
-	(*SyscallArgument)(nil),     // 36: orb8.v1.SyscallArgument
-	(*Progress)(nil),            // 37: orb8.v1.Progress
-	(*AcceleratorSample)(nil),   // 38: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 39: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 40: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 41: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 42: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 43: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 44: orb8.v1.Flow
-	(*Connection)(nil),          // 45: orb8.v1.Connection
-	(*Endpoint)(nil),            // 46: orb8.v1.Endpoint
-	(*Workload)(nil),            // 47: orb8.v1.Workload
-	(*Counters)(nil),            // 48: orb8.v1.Counters
-	(*Process)(nil),             // 49: orb8.v1.Process
-	(*TcpInfo)(nil),             // 50: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 51: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 52: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 53: orb8.v1.LostEvents
-	(*Syscall)(nil),             // 54: orb8.v1.Syscall
-	(*SyscallSummary)(nil),      // 55: orb8.v1.SyscallSummary
-	(*SyscallTargets)(nil),      // 56: orb8.v1.SyscallTargets
-	(*SyscallCount)(nil),        // 57: orb8.v1.SyscallCount
-	(*DnsExchange)(nil),         // 58: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 59: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 60: orb8.v1.DnsName
-	nil,                         // 61: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 62: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 63: orb8.v1.Workload.LabelsEntry
-	nil,                         // 64: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 65: orb8.v1.DnsName.TypesEntry
+	(*AgentCost)(nil),           // 21: orb8.v1.AgentCost
+	(*AcceleratorStatus)(nil),   // 22: orb8.v1.AcceleratorStatus
+	(*KubernetesStatus)(nil),    // 23: orb8.v1.KubernetesStatus
+	(*ProbeStatus)(nil),         // 24: orb8.v1.ProbeStatus
+	(*LossCount)(nil),           // 25: orb8.v1.LossCount
+	(*ObserveRequest)(nil),      // 26: orb8.v1.ObserveRequest
+	(*SyscallTrace)(nil),        // 27: orb8.v1.SyscallTrace
+	(*Resume)(nil),              // 28: orb8.v1.Resume
+	(*Filter)(nil),              // 29: orb8.v1.Filter
+	(*Event)(nil),               // 30: orb8.v1.Event
+	(*HistoryReach)(nil),        // 31: orb8.v1.HistoryReach
+	(*ProcessEvent)(nil),        // 32: orb8.v1.ProcessEvent
+	(*ProcessInfo)(nil),         // 33: orb8.v1.ProcessInfo
+	(*Executable)(nil),          // 34: orb8.v1.Executable
+	(*RuleStatus)(nil),          // 35: orb8.v1.RuleStatus
+	(*Alert)(nil),               // 36: orb8.v1.Alert
+	(*SyscallArgument)(nil),     // 37: orb8.v1.SyscallArgument
+	(*Progress)(nil),            // 38: orb8.v1.Progress
+	(*AcceleratorSample)(nil),   // 39: orb8.v1.AcceleratorSample
+	(*Accelerator)(nil),         // 40: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 41: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 42: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 43: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 44: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 45: orb8.v1.Flow
+	(*Connection)(nil),          // 46: orb8.v1.Connection
+	(*Endpoint)(nil),            // 47: orb8.v1.Endpoint
+	(*Workload)(nil),            // 48: orb8.v1.Workload
+	(*Counters)(nil),            // 49: orb8.v1.Counters
+	(*Process)(nil),             // 50: orb8.v1.Process
+	(*TcpInfo)(nil),             // 51: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 52: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 53: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 54: orb8.v1.LostEvents
+	(*Syscall)(nil),             // 55: orb8.v1.Syscall
+	(*SyscallSummary)(nil),      // 56: orb8.v1.SyscallSummary
+	(*SyscallTargets)(nil),      // 57: orb8.v1.SyscallTargets
+	(*SyscallCount)(nil),        // 58: orb8.v1.SyscallCount
+	(*DnsExchange)(nil),         // 59: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 60: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 61: orb8.v1.DnsName
+	nil,                         // 62: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 63: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 64: orb8.v1.Workload.LabelsEntry
+	nil,                         // 65: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 66: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
-	28,  // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
+	29,  // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	18,  // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
-	28,  // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	47,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	47,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	29,  // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
+	48,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	48,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	8,   // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	7,   // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	49,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	50,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	47,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	47,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
-	23,  // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
-	24,  // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
-	22,  // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
-	21,  // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
-	34,  // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
-	0,   // 16: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
-	28,  // 17: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
-	2,   // 18: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
-	1,   // 19: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
-	27,  // 20: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
-	12,  // 21: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
-	26,  // 22: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
-	3,   // 23: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
-	44,  // 24: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	45,  // 25: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	52,  // 26: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	53,  // 27: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
-	38,  // 28: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	58,  // 29: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
-	37,  // 30: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	60,  // 31: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
-	31,  // 32: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
-	35,  // 33: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
-	54,  // 34: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
-	55,  // 35: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
-	56,  // 36: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
-	30,  // 37: orb8.v1.Event.history_reach:type_name -> orb8.v1.HistoryReach
-	3,   // 38: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
-	47,  // 39: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
-	32,  // 40: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
-	32,  // 41: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
-	33,  // 42: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
-	4,   // 43: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
-	47,  // 44: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
-	32,  // 45: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
-	32,  // 46: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
-	36,  // 47: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
-	46,  // 48: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
-	39,  // 49: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	61,  // 50: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	41,  // 51: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	43,  // 52: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	43,  // 53: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	47,  // 54: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	42,  // 55: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	62,  // 56: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	49,  // 57: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	40,  // 58: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	40,  // 59: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	47,  // 60: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	5,   // 61: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	46,  // 62: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	46,  // 63: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	8,   // 64: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	7,   // 65: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	48,  // 66: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	48,  // 67: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	49,  // 68: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	50,  // 69: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	51,  // 70: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	6,   // 71: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	44,  // 72: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	47,  // 73: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	63,  // 74: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	9,   // 75: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	10,  // 76: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	11,  // 77: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	23,  // 78: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	47,  // 79: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
-	49,  // 80: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
-	36,  // 81: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
-	47,  // 82: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
-	57,  // 83: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
-	47,  // 84: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
-	13,  // 85: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	46,  // 86: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	46,  // 87: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	12,  // 88: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	49,  // 89: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	59,  // 90: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	47,  // 91: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	64,  // 92: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	65,  // 93: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	40,  // 94: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	40,  // 95: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	14,  // 96: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	16,  // 97: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	17,  // 98: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	25,  // 99: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	15,  // 100: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	19,  // 101: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	20,  // 102: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	29,  // 103: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	100, // [100:104] is the sub-list for method output_type
-	96,  // [96:100] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	50,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	51,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	48,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	48,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	24,  // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
+	25,  // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
+	23,  // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
+	22,  // 14: orb8.v1.AgentStatus.accelerators:type_name -> orb8.v1.AcceleratorStatus
+	35,  // 15: orb8.v1.AgentStatus.rules:type_name -> orb8.v1.RuleStatus
+	21,  // 16: orb8.v1.AgentStatus.cost:type_name -> orb8.v1.AgentCost
+	0,   // 17: orb8.v1.ProbeStatus.state:type_name -> orb8.v1.ProbeState
+	29,  // 18: orb8.v1.ObserveRequest.filters:type_name -> orb8.v1.Filter
+	2,   // 19: orb8.v1.ObserveRequest.kinds:type_name -> orb8.v1.EventKind
+	1,   // 20: orb8.v1.ObserveRequest.sort:type_name -> orb8.v1.Sort
+	28,  // 21: orb8.v1.ObserveRequest.resume:type_name -> orb8.v1.Resume
+	12,  // 22: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
+	27,  // 23: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
+	3,   // 24: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
+	45,  // 25: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	46,  // 26: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	53,  // 27: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	54,  // 28: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	39,  // 29: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
+	59,  // 30: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	38,  // 31: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
+	61,  // 32: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	32,  // 33: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
+	36,  // 34: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
+	55,  // 35: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
+	56,  // 36: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
+	57,  // 37: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
+	31,  // 38: orb8.v1.Event.history_reach:type_name -> orb8.v1.HistoryReach
+	3,   // 39: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
+	48,  // 40: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	33,  // 41: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
+	33,  // 42: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
+	34,  // 43: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
+	4,   // 44: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
+	48,  // 45: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	33,  // 46: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
+	33,  // 47: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
+	37,  // 48: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
+	47,  // 49: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	40,  // 50: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	62,  // 51: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	42,  // 52: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	44,  // 53: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	44,  // 54: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	48,  // 55: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	43,  // 56: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	63,  // 57: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	50,  // 58: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	41,  // 59: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	41,  // 60: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	48,  // 61: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	5,   // 62: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	47,  // 63: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	47,  // 64: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	8,   // 65: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	7,   // 66: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	49,  // 67: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	49,  // 68: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	50,  // 69: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	51,  // 70: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	52,  // 71: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	6,   // 72: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	45,  // 73: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	48,  // 74: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	64,  // 75: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	9,   // 76: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	10,  // 77: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	11,  // 78: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	24,  // 79: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	48,  // 80: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
+	50,  // 81: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
+	37,  // 82: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
+	48,  // 83: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
+	58,  // 84: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
+	48,  // 85: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
+	13,  // 86: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	47,  // 87: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	47,  // 88: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	12,  // 89: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	50,  // 90: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	60,  // 91: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	48,  // 92: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	65,  // 93: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	66,  // 94: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	41,  // 95: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	41,  // 96: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14,  // 97: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16,  // 98: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17,  // 99: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	26,  // 100: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15,  // 101: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19,  // 102: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20,  // 103: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	30,  // 104: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	101, // [101:105] is the sub-list for method output_type
+	97,  // [97:101] is the sub-list for method input_type
+	97,  // [97:97] is the sub-list for extension type_name
+	97,  // [97:97] is the sub-list for extension extendee
+	0,   // [0:97] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -6763,7 +6957,7 @@ func file_orb8_v1_orb8_proto_init() {
 	if File_orb8_v1_orb8_proto != nil {
 		return
 	}
-	file_orb8_v1_orb8_proto_msgTypes[15].OneofWrappers = []any{
+	file_orb8_v1_orb8_proto_msgTypes[16].OneofWrappers = []any{
 		(*Event_Flow)(nil),
 		(*Event_Connection)(nil),
 		(*Event_NodeStatus)(nil),
@@ -6785,7 +6979,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      14,
-			NumMessages:   52,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

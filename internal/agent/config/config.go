@@ -88,8 +88,16 @@ type Config struct {
 	NodeName  string
 
 	Kubernetes Mode
-	Kubeconfig string
+	// KubernetesPeers is PeersAll or PeersOwn.
+	KubernetesPeers string
+	Kubeconfig      string
 }
+
+// Values of kubernetes_peers.
+const (
+	PeersAll = "all"
+	PeersOwn = "own"
+)
 
 // Default suits a host outside Kubernetes.
 func Default() Config {
@@ -123,7 +131,7 @@ func Default() Config {
 		GPUInterval:   5 * time.Second,
 		DCGMNamespace: "gpu-operator",
 
-		History:         4096,
+		History:         8192,
 		SubscriberQueue: 4096,
 
 		MetricsAuthentication: "none",
@@ -133,7 +141,7 @@ func Default() Config {
 		LogLevel:  "info",
 		LogFormat: "text",
 
-		Kubernetes: ModeAuto,
+		Kubernetes: ModeAuto, KubernetesPeers: PeersAll,
 	}
 }
 
@@ -217,6 +225,7 @@ func (c *Config) settings() []setting {
 		{"log_format", "text or json", false, &c.LogFormat, oneOf(&c.LogFormat, "text", "json")},
 		{"node_name", "name of this node; the host's name if empty", false, &c.NodeName, nil},
 		{"kubernetes", "name pods and Services by the API server: on, off, or auto for on within a cluster", false, &c.Kubernetes, c.Kubernetes.check},
+		{"kubernetes_peers", "of whom remote ends have names: all, or own for pods of this node, Services and the node alone, which costs the API server less", false, &c.KubernetesPeers, oneOf(&c.KubernetesPeers, PeersAll, PeersOwn)},
 		{"kubeconfig", "kubeconfig file by which the API server is reached; the pod's service account if empty", false, &c.Kubeconfig, nil},
 	}
 }

@@ -82,6 +82,7 @@ log_level: debug
 log_format: json
 node_name: n
 kubernetes: off
+kubernetes_peers: own
 `
 	want := Config{
 		Listen: "127.0.0.1:9999", Socket: "/run/x.sock", Interval: 2 * time.Second, IdleTimeout: time.Minute,
@@ -91,7 +92,7 @@ kubernetes: off
 		RulesOff: []string{"chroot", "io_uring"}, Exceptions: []anomaly.Exception{{Rule: "mount", Namespace: "storage"}},
 		CgroupRoot: "/cg", GPU: ModeOn, GPUInterval: time.Second,
 		Kubelet: "/k.sock", DCGMURL: "http://localhost:9400/metrics", DCGMNamespace: "gpus", MetricsDCGM: true, SubscriberQueue: 7, MetricsAllowRemote: true, MetricsTLSCert: "/c.pem", MetricsTLSKey: "/k.pem", MetricsAuthentication: AuthenticateByKubernetes, MetricsMaxSeries: 5, MetricsKeep: 30 * time.Second, MetricsPod: true, LogLevel: "debug", LogFormat: "json", NodeName: "n",
-		Kubernetes: ModeOff,
+		Kubernetes: ModeOff, KubernetesPeers: PeersOwn,
 	}
 	one := Default()
 	one.History = 1

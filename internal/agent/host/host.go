@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -198,11 +200,32 @@ func newCluster(cfg config.Config, version string, log *slog.Logger) (*kube.Clus
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := kube.New(kube.Config{Clients: clients, Node: node, Log: log})
+	cluster, err := kube.New(kube.Config{
+		Clients: clients, Node: node, Log: log,
+		OwnOnly: cfg.KubernetesPeers == config.PeersOwn, MaxPods: maxPods(memlimit.FromCgroup),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("use Kubernetes (or say --kubernetes=off): %w", err)
 	}
 	return cluster, nil
+}
+
+// podBytes is what a pod of another node takes, with what the garbage collector leaves, and
+// podShare the part of its memory that the agent has for them.
+const (
+	podBytes = 1536
+	podShare = 2
+)
+
+// maxPods is of how many pods the agent keeps names, so that it does not die of a large
+// cluster, come back and ask for all pods again: 0 for any number, where nothing bounds its
+// memory.
+func maxPods(limit func() (uint64, error)) int {
+	bytes, err := limit()
+	if err != nil || bytes == 0 || bytes > math.MaxInt64/2 {
+		return 0
+	}
+	return int(bytes / podShare / podBytes)
 }
 
 // Close gives back what New took.

@@ -126,7 +126,6 @@ func TestMetricsByWorkload(t *testing.T) {
 		"tcp_connect_failures_total{" + base + "reason=refused," + end + "} 1",
 		"tcp_connect_seconds{" + base + end + "} count=1 sum=0.002",
 		"tcp_resets_total{direction=egress," + base + end + "} 1",
-		"tcp_resets_total{direction=ingress," + base + end + "} 1",
 		"tcp_retransmits_total{" + base + end + "} 5",
 		"tcp_rtt_seconds{" + base + end + "} count=2 sum=0.004",
 	}
@@ -342,6 +341,80 @@ func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
 	if diff := cmp.Diff([]string{"w"}, shown(m)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
+}
+
+// Counters of a workload that comes back go on from where they were: a job that runs every
+// few minutes, or a command, is counted whole by rate() and increase().
+func TestCountersGoOn(t *testing.T) {
+	m := NewWorkloads(false, 1000, new(loss.Counters))
+	command := func(name string, at int64) {
+		r := flowtest.Record(flow.EventUpdate, flowtest.TCP(1, 0, 0), flow.Counters{TxBytes: 10})
+		r.Time, r.TCP.RTTMicros, r.RTTDue = flowtest.Second(at), 100, true
+		r.Owner = &workload.Identity{Kind: workload.KindProcess, Name: name}
+		m.Observe(r)
+	}
+	nobody := func(uint64) bool { return false }
+	sweep := func(at int64) { m.Sweep(time.Unix(0, flowtest.Second(at)), time.Minute, nobody) }
+	for i := range int64(3) {
+		command("curl", 100*i)
+		ofWorkload(m, "backup.service", 100*i)
+		if sweep(100*i + 61); m.used != 0 || len(shown(m)) != 0 {
+			t.Fatalf("a minute later there are %d series of %v", m.used, shown(m))
+		}
+	}
+	command("curl", 300)
+	ofWorkload(m, "backup.service", 300)
+	got := strings.Join(gather(t, exporterOf(m), "orb8_network_bytes", "orb8_tcp_rtt"), "\n")
+	for _, want := range []string{
+		"network_bytes_total{direction=egress,namespace=,protocol=TCP,workload=curl,workload_kind=Process} 40",
+		"network_bytes_total{direction=egress,namespace=,protocol=UDP,workload=backup.service,workload_kind=Unit} 4",
+		"tcp_rtt_seconds{namespace=,workload=curl,workload_kind=Process} count=4 sum=0.0004",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no line %s in\n%s", want, got)
+		}
+	}
+	if want := m.sizes(); m.used != want || m.usedByCommands == 0 {
+		t.Errorf("%d series are counted, %d of commands, there are %d", m.used, m.usedByCommands, want)
+	}
+	// What is kept is bounded, and commands do not push units out of it.
+	for i := range int64(3) {
+		for n := range m.commandShare() {
+			command(fmt.Sprint("x", i, "-", n), 1000+100*i)
+		}
+		sweep(1061 + 100*i)
+	}
+	for n := range 40 { // in a small one, after each of which it is swept
+		for i := range 190 {
+			ofWorkload(m, fmt.Sprint("u", n, "-", i), int64(2000+100*n))
+		}
+		sweep(int64(2061 + 100*n))
+	}
+	commands := 0
+	for _, s := range m.rested {
+		if s.transient {
+			commands++
+		}
+	}
+	if len(m.rested) > maxRested || commands > maxRested/4 || m.used != 0 {
+		t.Errorf("%d are kept, %d of them commands, with %d series", len(m.rested), commands, m.used)
+	}
+	// Without room a workload begins anew, and is counted as one that was refused.
+	small := NewWorkloads(false, seriesOf(cellTraffic), new(loss.Counters))
+	ofWorkload(small, "a", 0)
+	small.Sweep(time.Unix(0, flowtest.Second(61)), time.Minute, nobody)
+	ofWorkload(small, "b", 100)
+	if ofWorkload(small, "a", 100); small.used != seriesOf(cellTraffic) {
+		t.Errorf("%d series of %d", small.used, small.max)
+	}
+}
+
+// sizes is how many series there are, counted one by one.
+func (m *Workloads) sizes() (n int) {
+	for _, s := range m.byLabels {
+		n += s.size(m.other)
+	}
+	return n
 }
 
 func TestObserveDoesNotAllocate(t *testing.T) {

@@ -5,6 +5,9 @@
 package metrics
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +23,10 @@ import (
 // what is seen next.
 const maxIdentities = 16_384
 
+// maxRested bounds of how many workloads without series the totals are kept, at about a
+// kilobyte each.
+const maxRested = 2048
+
 // Workloads counts records by workload. Observe is called for every record and
 // does not allocate for a workload that it knows. Scrapes read copies.
 type Workloads struct {
@@ -33,6 +40,9 @@ type Workloads struct {
 
 	byIdentity map[*workload.Identity]*series
 	byLabels   map[labels]*series
+	// rested are the series of workloads that have none now, so that their counters go on
+	// from where they were when the workload comes back.
+	rested map[labels]*series
 	// other takes what max refuses; its own series do not count.
 	other *series
 	// families are those of single kinds of records, by name.
@@ -48,6 +58,7 @@ func NewWorkloads(pod bool, maxSeries int, losses *loss.Counters) *Workloads {
 		pod: pod, max: maxSeries, losses: losses, families: make(map[string]*kind.Family),
 		byIdentity: make(map[*workload.Identity]*series),
 		byLabels:   make(map[labels]*series),
+		rested:     make(map[labels]*series),
 		other:      newOther(),
 		passes:     newHistogram(sampleBuckets()),
 	}
@@ -163,6 +174,7 @@ func (m *Workloads) observeTCP(s *series, r *flow.Record) {
 	}
 	if t.Failed {
 		m.cell(s, cellFailure+reasonIndex(t.End)).n++
+		return // a refusal is no reset of a connection
 	}
 	if t.ResetSent {
 		m.cell(s, cellResetSent).n++
@@ -187,7 +199,7 @@ func (m *Workloads) find(id *workload.Identity) *series {
 		s = m.other
 		m.losses.Add(loss.MetricSeriesCapped, 1)
 	default:
-		s = &series{labels: key, transient: transient}
+		s = m.wake(key, transient)
 		m.byLabels[key] = s
 		if transient {
 			m.commands++
@@ -201,6 +213,46 @@ func (m *Workloads) find(id *workload.Identity) *series {
 	}
 	m.byIdentity[id] = s
 	return s
+}
+
+// wake returns the series that a workload had before, as far as the cap allows, or new
+// ones. It is called with m.mu held.
+func (m *Workloads) wake(key labels, transient bool) *series {
+	s := m.rested[key]
+	if s == nil {
+		return &series{labels: key, transient: transient}
+	}
+	delete(m.rested, key)
+	s.transient = transient
+	if !m.admit(s, s.size(m.other)) {
+		return &series{labels: key, transient: transient, capped: true, cappedOnce: true}
+	}
+	return s
+}
+
+// rest keeps the totals of series that go, those that counted last if there are too many:
+// of commands a quarter, since there may be any number of names. It is called with m.mu
+// held.
+func (m *Workloads) rest(gone map[*series]bool) {
+	for s := range gone {
+		s.uncap(m.other)
+		m.rested[s.labels] = s
+	}
+	if len(gone) == 0 {
+		return
+	}
+	latest := slices.SortedFunc(maps.Values(m.rested), func(a, b *series) int { return cmp.Compare(b.touched, a.touched) })
+	all, commands := 0, 0
+	for _, s := range latest {
+		if all >= maxRested || s.transient && commands >= maxRested/4 {
+			delete(m.rested, s.labels)
+			continue
+		}
+		all++
+		if s.transient {
+			commands++
+		}
+	}
 }
 
 // cell returns a cell of s, that of other if the cap does not allow one more.
@@ -291,6 +343,7 @@ func (m *Workloads) Sweep(now time.Time, keep time.Duration, alive func(cgroup u
 		}
 		delete(m.byLabels, s.labels)
 	}
+	m.rest(gone)
 	m.readmit(gone)
 }
 

@@ -32,6 +32,8 @@ type Interest struct {
 	Kinds []orb8v1.EventKind
 	// Self takes orb8's own traffic too.
 	Self bool
+	// NoLoopback leaves out what stays on the loopback interface.
+	NoLoopback bool
 	// DNSView is the end at which DNS queries are wanted.
 	DNSView orb8v1.DnsView
 	// Steps of processes that are wanted; all if empty.
@@ -86,7 +88,7 @@ func (i *Interest) Table() bool {
 
 // Takes reports whether the stream's filters let a record through.
 func (i *Interest) Takes(h *record.Header, body any) bool {
-	return (!h.Self || i.Self) && i.Filters.Match(h, body)
+	return (!h.Self || i.Self) && (!h.Loopback || !i.NoLoopback) && i.Filters.Match(h, body)
 }
 
 // InterestOf is what a subscription is interested in.

@@ -74,7 +74,7 @@ func DNSNames(w io.Writer, o Options, now time.Time, events []*orb8v1.Event, lim
 		if o.Format == Wide {
 			o.Width = 0
 		}
-		lines = append(askedTable(o).lines(o, rows), wrap(sum.String(), o.Width)...)
+		lines = append(askedTable(o).keeping(o.Keep).lines(o, rows), wrap(sum.String(), o.Width)...)
 	}
 	return writeLines(w, lines)
 }

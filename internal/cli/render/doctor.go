@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/Ignoramuss/orb8/internal/doctor"
@@ -86,6 +87,8 @@ func verdict(o Options, findings []doctor.Finding) string {
 		}
 	}
 	switch {
+	case slices.Equal(failed, []string{"agent"}):
+		return o.paint(styleBad, "this host has what orb8 needs; what is wrong is the agent that was asked")
 	case len(failed) > 0:
 		return o.paint(styleBad, "orb8 cannot run here until this is put right: "+strings.Join(failed, ", "))
 	case len(warned) > 0:

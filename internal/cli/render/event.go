@@ -75,7 +75,7 @@ type Events struct {
 
 // NewEvents returns a renderer that writes to w.
 func NewEvents(w io.Writer, o Options) *Events {
-	e := &Events{w: w, o: o, table: eventTable(o.Nodes)}
+	e := &Events{w: w, o: o, table: eventTable(o.Nodes).keeping(o.Keep)}
 	e.above = e.Titles
 	if o.Format == Wide {
 		e.wide = wideEventFields()

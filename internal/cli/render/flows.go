@@ -23,6 +23,7 @@ const (
 	flRX
 	flRTT
 	flRetr
+	flPackets
 	flAge
 	flIdle
 	flState
@@ -31,19 +32,20 @@ const (
 func flowTable(nodes bool) *table {
 	return &table{
 		columns: []column{
-			flNode:   {title: "NODE", min: 6, hidden: !nodes},
-			flProto:  {title: "PROTO", min: 6, max: 6},
-			flWho:    {title: "WORKLOAD", min: 10},
-			flLocal:  {title: "LOCAL", min: 6},
-			flDir:    {title: "", min: 1, max: 1},
-			flRemote: {title: "REMOTE", min: 19},
-			flTX:     {title: "TX", min: 7, max: 7, right: true},
-			flRX:     {title: "RX", min: 7, max: 7, right: true},
-			flRTT:    {title: "RTT", min: 6, max: 6, right: true},
-			flRetr:   {title: "RETR", min: 4, right: true},
-			flAge:    {title: "AGE", min: 4, right: true},
-			flIdle:   {title: "IDLE", min: 4, right: true},
-			flState:  {title: "STATE", min: 8},
+			flNode:    {title: "NODE", min: 6, hidden: !nodes},
+			flProto:   {title: "PROTO", min: 6, max: 6},
+			flWho:     {title: "WORKLOAD", min: 10},
+			flLocal:   {title: "LOCAL", min: 6},
+			flDir:     {title: "", min: 1, max: 1},
+			flRemote:  {title: "REMOTE", min: 19},
+			flTX:      {title: "TX", min: 7, max: 7, right: true},
+			flRX:      {title: "RX", min: 7, max: 7, right: true},
+			flRTT:     {title: "RTT", min: 6, max: 6, right: true},
+			flRetr:    {title: "RETR", min: 4, right: true},
+			flPackets: {title: "PACKETS", min: 7, max: 12, right: true, hidden: true}, // where asked for
+			flAge:     {title: "AGE", min: 4, right: true},
+			flIdle:    {title: "IDLE", min: 4, right: true},
+			flState:   {title: "STATE", min: 8},
 		},
 		drop: []int{flAge, flRetr, flIdle, flState, flRTT, flLocal, flNode, flProto, flRX, flTX},
 		grow: []step{
@@ -94,7 +96,7 @@ func writeLines(w io.Writer, lines []string) error {
 }
 
 func plainFlows(o Options, now time.Time, events []*orb8v1.Event) []string {
-	t := flowTable(o.Nodes)
+	t := flowTable(o.Nodes).keeping(o.Keep)
 	rows := flowRows(now, events, false)
 	if o.Width > 0 && t.fitted(rows).layout(o.Width)[flState] < lowestNote {
 		rows = flowRows(now, events, true)
@@ -113,19 +115,20 @@ func flowRows(now time.Time, events []*orb8v1.Event, marked bool) [][]cell {
 			mark = " lo"
 		}
 		rows = append(rows, []cell{
-			flNode:   nodeCell(orNone(ev.GetNodeName())),
-			flProto:  {text: protocol(f)},
-			flWho:    who(f),
-			flLocal:  local(f),
-			flDir:    {text: arrow(f)},
-			flRemote: remote(f, mark),
-			flTX:     {text: Bytes(f.GetTotal().GetTxBytes())},
-			flRX:     {text: Bytes(f.GetTotal().GetRxBytes())},
-			flRTT:    {text: rtt(f.GetTcp().GetRttUs())},
-			flRetr:   retransmits(f),
-			flAge:    {text: ago(now, f.GetFirstSeenNs())},
-			flIdle:   {text: ago(now, f.GetLastSeenNs())},
-			flState:  stateCell(f, marked),
+			flNode:    nodeCell(orNone(ev.GetNodeName())),
+			flProto:   {text: protocol(f)},
+			flWho:     who(f),
+			flLocal:   local(f),
+			flDir:     {text: arrow(f)},
+			flRemote:  remote(f, mark),
+			flTX:      {text: Bytes(f.GetTotal().GetTxBytes())},
+			flRX:      {text: Bytes(f.GetTotal().GetRxBytes())},
+			flRTT:     {text: rtt(f.GetTcp().GetRttUs())},
+			flRetr:    retransmits(f),
+			flPackets: {text: Count(f.GetTotal().GetTxPackets() + f.GetTotal().GetRxPackets())},
+			flAge:     {text: ago(now, f.GetFirstSeenNs())},
+			flIdle:    {text: ago(now, f.GetLastSeenNs())},
+			flState:   stateCell(f, marked),
 		})
 	}
 	return rows

@@ -19,7 +19,9 @@ type Header struct {
 	Source string
 	// Statuses of the agents that answered.
 	Statuses []*orb8v1.AgentStatus
-	Filters  []string
+	// Probes are the names of those that matter here; nil for all.
+	Probes  []string
+	Filters []string
 	// Warnings are things that the user should know before reading on.
 	Warnings []string
 }
@@ -49,6 +51,8 @@ func (h Header) about() string {
 	nodes := h.each(func(s *orb8v1.AgentStatus) string { return s.GetNodeName() })
 	kernels := slices.Compact(h.each(func(s *orb8v1.AgentStatus) string { return s.GetKernelRelease() }))
 	switch {
+	case len(h.Statuses) > manyNodes: // the source has how many
+		about = append(about, "watching "+h.Source)
 	case len(h.Statuses) > 1:
 		about = append(about, "watching "+h.Source+": "+strings.Join(nodes, ", "))
 	case len(nodes) == 1:
@@ -78,7 +82,7 @@ func (h Header) probes() []headline {
 	var lines []headline
 	nodes := map[headline][]string{}
 	for _, s := range h.Statuses {
-		for _, l := range probeLines(s.GetProbes()) {
+		for _, l := range probeLines(h.mattering(s.GetProbes())) {
 			if nodes[l] == nil {
 				lines = append(lines, l)
 			}
@@ -86,11 +90,24 @@ func (h Header) probes() []headline {
 		}
 	}
 	for i, l := range lines {
-		if on := nodes[l]; len(on) < len(h.Statuses) {
+		on := nodes[l]
+		switch {
+		case len(on) == len(h.Statuses):
+		case len(on) > manyNodes:
+			lines[i].text = fmt.Sprintf("on %d nodes (%s): %s", len(on), namesOf(on), l.text)
+		default:
 			lines[i].text = "on " + strings.Join(on, ", ") + ": " + l.text
 		}
 	}
 	return lines
+}
+
+// mattering leaves out the probes that do not matter here.
+func (h Header) mattering(probes []*orb8v1.ProbeStatus) []*orb8v1.ProbeStatus {
+	if h.Probes == nil {
+		return probes
+	}
+	return slices.DeleteFunc(slices.Clone(probes), func(p *orb8v1.ProbeStatus) bool { return !slices.Contains(h.Probes, p.GetName()) })
 }
 
 type headline struct {

@@ -167,16 +167,69 @@ func nodeProbes(probes []*orb8v1.ProbeStatus) cell {
 	return c
 }
 
-// Away writes a line for each of the events that says of a node that it is away.
+// Away writes a line for each of the events that says of a node that it is away; of many
+// nodes, one for each reason.
 func Away(o Options, events []*orb8v1.Event) []string {
-	var lines []string
+	said := make([]Said, 0, len(events))
 	for _, ev := range events {
 		n := ev.GetNodeStatus()
-		text := "NODE " + orNone(n.GetNodeName()) + " is not included"
-		if m := Clean(n.GetMessage()); m != "" {
-			text += ": " + m
-		}
+		said = append(said, Said{n.GetNodeName(), Clean(n.GetMessage())})
+	}
+	var lines []string
+	for _, text := range Together(said, "NODE %s is not included", "%d NODES are not included") {
 		lines = append(lines, o.paint(styleWarn, cutEnd(text, limit(o.Width))))
 	}
 	return lines
+}
+
+// manyNodes is up to how many nodes are named one by one.
+const manyNodes = 10
+
+// Said is what there is to say of a node.
+type Said struct{ Node, Text string }
+
+// Together puts what is said of nodes into lines: up to ten, one for each node, more, one for
+// each thing to say, with how many nodes it is of. one and several begin a line; one has room
+// for the node's name, several for how many there are.
+func Together(all []Said, one, several string) []string {
+	lines := make([]string, 0, min(len(all), manyNodes))
+	if len(all) <= manyNodes {
+		for _, s := range all {
+			lines = append(lines, because(fmt.Sprintf(one, orNone(s.Node)), s.Text))
+		}
+		return lines
+	}
+	var texts []string
+	nodes := map[string][]string{}
+	for _, s := range all {
+		if nodes[s.Text] == nil {
+			texts = append(texts, s.Text)
+		}
+		nodes[s.Text] = append(nodes[s.Text], orNone(s.Node))
+	}
+	for _, text := range texts {
+		on := nodes[text]
+		if len(on) == 1 {
+			lines = append(lines, because(fmt.Sprintf(one, on[0]), text))
+			continue
+		}
+		lines = append(lines, because(fmt.Sprintf(several, len(on)), text)+" ("+namesOf(on)+")")
+	}
+	return lines
+}
+
+func because(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + ": " + why
+}
+
+// namesOf names the first of many nodes.
+func namesOf(nodes []string) string {
+	const shown = 3
+	if len(nodes) <= shown {
+		return strings.Join(nodes, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(nodes[:shown], ", "), len(nodes)-shown)
 }

@@ -52,6 +52,9 @@ type Options struct {
 	// Height after which a stream repeats its titles; 0 means never.
 	Height int
 	Color  bool
+	// Keep are the titles of columns that are not left out however narrow the window is:
+	// those that rows are sorted or chosen by.
+	Keep []string
 	// Nodes adds the node to what comes from several.
 	Nodes bool
 	// Location of the times of day shown; nil means local time.

@@ -5,6 +5,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,18 +56,66 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 	if s.GetStartedNs() != 0 {
 		up += ", since " + o.clock(s.GetStartedNs(), time.DateTime)
 	}
-	facts := []struct{ name, value string }{
+	facts := []fact{
 		{"source", source}, {"node", orNone(s.GetNodeName())}, {"version", orNone(s.GetVersion())},
 		{"kernel", orNone(s.GetKernelRelease())}, {"up", up}, {"flows", flows},
 		{"pods", Count(uint64(s.GetPodsTracked()))}, {"streams", Count(uint64(s.GetSubscribers()))},
 		{"records", Count(s.GetEventsProcessed()) + " from the kernel, " + Count(s.GetEventsDropped()) + " lost"},
 		{"cgroups", orNone(s.GetCgroupRoot())},
 	}
+	if c := s.GetCost(); c != nil {
+		facts = append(facts, fact{"cost", cost(c)}, fact{"", programsCost(c)})
+	}
 	lines := []string{pad("health", 8, false) + "  " + o.paint(health.style, health.text)}
 	for _, f := range facts {
 		lines = append(lines, cutEnd(pad(f.name, 8, false)+"  "+f.value, limit(o.Width)))
 	}
 	return lines
+}
+
+type fact struct{ name, value string }
+
+// cost is what the agent's process takes.
+func cost(c *orb8v1.AgentCost) string {
+	text := Bytes(c.GetResidentBytes()) + " of memory"
+	if c.GetAnonymousBytes() > 0 {
+		text += ", " + Bytes(c.GetAnonymousBytes()) + " of it its own"
+	}
+	if c.GetRecentNs() <= 0 {
+		return text
+	}
+	return fmt.Sprintf("%s of a processor over the last %s, %s; ", share(c.GetRecentCpuNs(), c.GetRecentNs()),
+		Span(time.Duration(c.GetRecentNs()).Round(time.Second)), text) + Span(time.Duration(c.GetCpuNs())) + " of processor time in all"
+}
+
+// programsCost is what the agent's programs take in the kernel.
+func programsCost(c *orb8v1.AgentCost) string {
+	switch {
+	case !c.GetProgramsMeasured() && c.GetProgramsRuns() == 0:
+		return "what its programs take in the kernel is not measured: sysctl -w kernel.bpf_stats_enabled=1 does"
+	case !c.GetProgramsMeasured():
+		return fmt.Sprintf("its programs took %s in the kernel while that was measured; it is not now", Span(time.Duration(c.GetProgramsNs())))
+	case c.GetProgramsRuns() == 0:
+		return "its programs have not run in the kernel since that is measured"
+	}
+	return fmt.Sprintf("%s of a processor for its programs in the kernel, %d ns a run",
+		share(c.GetRecentProgramsNs(), c.GetRecentNs()), uint64(c.GetProgramsNs())/c.GetProgramsRuns())
+}
+
+// share is a part of a whole in percent.
+func share(part, whole int64) string {
+	if whole <= 0 {
+		return none
+	}
+	digits := 0
+	percent := 100 * float64(part) / float64(whole)
+	switch {
+	case percent < 1:
+		digits = 2
+	case percent < 10:
+		digits = 1
+	}
+	return strconv.FormatFloat(percent, 'f', digits, 64) + " %"
 }
 
 // statusAccelerators says how accelerators are read. That a host has none is only

@@ -180,7 +180,7 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 		f = x.Flow
 	case *orb8v1.Event_Connection:
 		f = x.Connection.GetFlow()
-		s.connection(x.Connection.GetEvent())
+		s.connection(x.Connection)
 	default:
 		return
 	}
@@ -192,12 +192,15 @@ func (s *Summary) Add(ev *orb8v1.Event) {
 	}
 }
 
-func (s *Summary) connection(e orb8v1.ConnectionEvent) {
-	switch e {
+func (s *Summary) connection(c *orb8v1.Connection) {
+	switch c.GetEvent() {
 	case orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED:
 		s.opened++
 	case orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED:
 		s.closed++
+		if c.GetOpened() { // within one sample
+			s.opened++
+		}
 	case orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED:
 		s.failed++
 	}

@@ -3,6 +3,7 @@
 package render
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -27,6 +28,22 @@ type table struct {
 	drop []int
 	// grow spends the room that is left, the first step first.
 	grow []step
+}
+
+// keeping returns the table with columns, named by their titles, that are never left out.
+func (t *table) keeping(titles []string) *table {
+	if len(titles) == 0 {
+		return t
+	}
+	kept := func(i int) bool { return slices.Contains(titles, t.columns[i].title) }
+	k := &table{columns: slices.Clone(t.columns), grow: t.grow}
+	for i := range k.columns {
+		if kept(i) {
+			k.columns[i].hidden = false
+		}
+	}
+	k.drop = slices.DeleteFunc(slices.Clone(t.drop), kept)
+	return k
 }
 
 const gap = 1

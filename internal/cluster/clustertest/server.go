@@ -43,6 +43,11 @@ type Server struct {
 	forbidden []string
 	old       bool
 	used      []string
+	tokens    []string
+	proxy     int
+	oneStream bool
+	// opening is how many port-forwards are being opened, most how many were at once.
+	opening, most int
 }
 
 type pod struct {
@@ -57,13 +62,61 @@ func New() *Server {
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods", s.list)
 	mux.HandleFunc("/api/v1/namespaces/{namespace}/pods/{pod}/portforward", s.forward)
 	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+token {
+		if !s.accepts(r.Header.Get("Authorization")) {
 			refuse(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, "Unauthorized")
 			return
 		}
 		mux.ServeHTTP(w, r)
 	}))
 	return s
+}
+
+func (s *Server) accepts(authorization string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	bearer, ok := strings.CutPrefix(authorization, "Bearer ")
+	return ok && (bearer == token || slices.Contains(s.tokens, bearer))
+}
+
+// Accept has the server accept another token.
+func (s *Server) Accept(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens = append(s.tokens, token)
+}
+
+// Proxy puts something before the server that answers a request for a WebSocket with a code
+// of its own.
+func (s *Server) Proxy(code int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proxy = code
+}
+
+// OneStream has port-forwards end once their second stream is opened.
+func (s *Server) OneStream() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.oneStream = true
+}
+
+// Most is how many port-forwards were being opened at once.
+func (s *Server) Most() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
+}
+
+func (s *Server) begin() (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opening++
+	s.most = max(s.most, s.opening)
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.opening--
+	})
 }
 
 // Kubeconfig is a kubeconfig of the server with the current context "test".
@@ -175,9 +228,15 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) forward(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	p, old := s.pods[r.PathValue("pod")], s.old
+	p, old, proxy := s.pods[r.PathValue("pod")], s.old, s.proxy
 	s.mu.Unlock()
+	opened := s.begin()
+	defer opened()
 	ws := gwebsocket.IsWebSocketUpgrade(r)
+	if ws && proxy != 0 {
+		http.Error(w, "upgrades are not allowed here", proxy)
+		return
+	}
 	verb := "create"
 	if ws {
 		verb = "get"
@@ -190,10 +249,10 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "unable to upgrade: missing upgrade headers in request")
 	case ws:
 		s.note("websocket")
-		s.overWebSocket(w, r, p)
+		s.overWebSocket(w, r, p, opened)
 	default:
 		s.note("spdy")
-		s.overSPDY(w, r, p)
+		s.overSPDY(w, r, p, opened)
 	}
 }
 
@@ -203,13 +262,13 @@ func (s *Server) note(how string) {
 	s.used = append(s.used, how)
 }
 
-func (s *Server) overWebSocket(w http.ResponseWriter, r *http.Request, p *pod) {
+func (s *Server) overWebSocket(w http.ResponseWriter, r *http.Request, p *pod, opened func()) {
 	upgrader := gwebsocket.Upgrader{Subprotocols: []string{"SPDY/3.1+" + protocol}}
 	ws, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return // it has answered
 	}
-	k := &kubelet{pod: p, streams: make(chan httpstream.Stream, 2)}
+	k := s.kubelet(p, opened)
 	conn, err := spdy.NewServerConnection(portforward.NewTunnelingConnection("server", ws), k.stream)
 	if err != nil {
 		return
@@ -217,11 +276,11 @@ func (s *Server) overWebSocket(w http.ResponseWriter, r *http.Request, p *pod) {
 	k.serve(conn)
 }
 
-func (s *Server) overSPDY(w http.ResponseWriter, r *http.Request, p *pod) {
+func (s *Server) overSPDY(w http.ResponseWriter, r *http.Request, p *pod, opened func()) {
 	if _, err := httpstream.Handshake(r, w, []string{protocol}); err != nil {
 		return // it has answered
 	}
-	k := &kubelet{pod: p, streams: make(chan httpstream.Stream, 2)}
+	k := s.kubelet(p, opened)
 	if conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, k.stream); conn != nil {
 		k.serve(conn)
 	}
@@ -231,6 +290,15 @@ func (s *Server) overSPDY(w http.ResponseWriter, r *http.Request, p *pod) {
 type kubelet struct {
 	pod     *pod
 	streams chan httpstream.Stream
+	opened  func()
+	// one: it ends with the second stream.
+	one bool
+}
+
+func (s *Server) kubelet(p *pod, opened func()) *kubelet {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &kubelet{pod: p, streams: make(chan httpstream.Stream, 2), opened: opened, one: s.oneStream}
 }
 
 func (k *kubelet) stream(stream httpstream.Stream, replied <-chan struct{}) error {
@@ -257,6 +325,10 @@ func (k *kubelet) serve(conn httpstream.Connection) {
 		case <-time.After(10 * time.Second):
 			return
 		}
+	}
+	k.opened()
+	if k.one {
+		return
 	}
 	errs, data := byType[v1.StreamTypeError], byType[v1.StreamTypeData]
 	defer func() { // the client closes the connection

@@ -27,16 +27,22 @@ func TestTypes(t *testing.T) {
 		r    *flow.Record
 		want string
 	}{
-		"opened":            {tcp(flow.EventOpen, func(r *flow.Record) { r.Connected = true }), "connect"},
-		"traffic":           {tcp(flow.EventUpdate, func(*flow.Record) {}), ""},
-		"sent again":        {tcp(flow.EventUpdate, func(r *flow.Record) { r.Retransmitted = 2 }), "retransmit"},
-		"refused":           {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.ResetReceived = true, true }), "connect failed reset"},
-		"timed out":         {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.Retransmitted = true, 6 }), "connect failed retransmit"},
+		"opened":            {tcp(flow.EventOpen, func(r *flow.Record) { r.Connected = true }), "connect open"},
+		"opened later":      {tcp(flow.EventUpdate, func(r *flow.Record) { r.Connected = true }), "connect open"},
+		"traffic":           {tcp(flow.EventUpdate, func(*flow.Record) {}), "update"},
+		"sent again":        {tcp(flow.EventUpdate, func(r *flow.Record) { r.Retransmitted = 2 }), "retransmit update"},
+		"refused":           {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.ResetReceived, r.TCP.End = true, true, flow.EndRefused }), "connect failed refused"},
+		"timed out":         {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.Retransmitted, r.TCP.End = true, 6, flow.EndTimeout }), "connect failed retransmit timeout"},
+		"unreachable":       {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.End = true, flow.EndUnreachable }), "connect failed unreachable"},
+		"given up":          {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.End = true, flow.EndAborted }), "aborted connect failed"},
+		"another error":     {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.Failed, r.TCP.End = true, flow.EndError }), "connect error failed"},
+		"silent peer":       {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.End = flow.EndTimeout }), "close timeout"},
 		"closed":            {tcp(flow.EventClose, func(*flow.Record) {}), "close"},
 		"opened and closed": {tcp(flow.EventClose, func(r *flow.Record) { r.Connected = true }), "close connect"},
-		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent = true }), "close reset"},
-		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), ""},
-		"datagrams":         {datagrams, ""},
+		"reset":             {tcp(flow.EventClose, func(r *flow.Record) { r.TCP.ResetSent, r.TCP.End = true, flow.EndResetLocal }), "close reset"},
+		"expired":           {tcp(flow.EventExpire, func(*flow.Record) {}), "idle"},
+		"evicted":           {tcp(flow.EventEvict, func(*flow.Record) {}), "evicted"},
+		"datagrams":         {datagrams, "close"},
 	} {
 		var got []string
 		for _, kind := range Types() {
@@ -56,7 +62,7 @@ func TestTypes(t *testing.T) {
 		t.Errorf("a record of another kind matches, %v", err)
 	}
 	_, err := compile("drop")
-	if err == nil || !strings.Contains(err.Error(), `types: "drop": want close, connect, failed, reset, retransmit`) {
+	if err == nil || !strings.Contains(err.Error(), `types: "drop": want aborted, close, connect, error, evicted, failed, idle, open, refused, reset, retransmit, timeout, unreachable, update`) {
 		t.Errorf("%v", err)
 	}
 }

@@ -100,7 +100,7 @@ func Event(r *flow.Record, node string) *orb8v1.Event {
 
 // ConnectionEvent is a record as a step of its connection, which it must be one of.
 func ConnectionEvent(r *flow.Record, node string) *orb8v1.Event {
-	c := &orb8v1.Connection{Event: Step(r), Flow: flowPB(r)}
+	c := &orb8v1.Connection{Event: Step(r), Flow: flowPB(r), Opened: r.Connected}
 	return &orb8v1.Event{TimeNs: eventTime(r), NodeName: node, Event: &orb8v1.Event_Connection{Connection: c}}
 }
 

@@ -41,7 +41,7 @@ func fullRecord() *flow.Record {
 			RTTMicros: 11, MinRTTMicros: 12, CongestionWindow: 13, Retransmits: 14,
 			ConnectNanos: 15, AckedBytes: 16, RetransBytes: 17,
 		},
-		Event: flow.EventClose,
+		Event: flow.EventClose, Connected: true,
 		Delta: flow.Counters{TxBytes: 5, TxPackets: 6, RxBytes: 7, RxPackets: 8},
 	}
 }
@@ -85,7 +85,7 @@ func TestFlowEvent(t *testing.T) {
 
 func TestConnectionEvent(t *testing.T) {
 	want := &orb8v1.Event{TimeNs: 300, NodeName: "node-a", Event: &orb8v1.Event_Connection{Connection: &orb8v1.Connection{
-		Event: orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED, Flow: fullFlow(),
+		Event: orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED, Flow: fullFlow(), Opened: true,
 	}}}
 	if diff := cmp.Diff(want, ConnectionEvent(fullRecord(), "node-a"), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -106,7 +106,7 @@ func TestEveryFieldIsFilled(t *testing.T) {
 		"orb8.v1.Event.connection": true, "orb8.v1.Event.node_status": true, "orb8.v1.Event.lost_events": true,
 		"orb8.v1.Event.accelerator": true, "orb8.v1.Event.dns": true, "orb8.v1.Event.dns_name": true, "orb8.v1.Event.progress": true,
 		"orb8.v1.Event.process": true, "orb8.v1.Event.alert": true, "orb8.v1.Event.syscall": true,
-		"orb8.v1.Event.syscall_summary": true, "orb8.v1.Event.syscall_targets": true,
+		"orb8.v1.Event.syscall_summary": true, "orb8.v1.Event.syscall_targets": true, "orb8.v1.Event.history_reach": true,
 	}
 	var check func(m protoreflect.Message, path string)
 	check = func(m protoreflect.Message, path string) {
