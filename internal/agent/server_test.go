@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -593,4 +594,53 @@ func TestHealthAndReflection(t *testing.T) {
 		got, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{})
 		return err == nil && got.GetStatus() == healthv1.HealthCheckResponse_NOT_SERVING
 	})
+}
+
+// TestObserveLeavesOut: what a client does not want is left out here, and not sent first.
+func TestObserveLeavesOut(t *testing.T) {
+	r := startRig(t)
+	old, lo, late := flowtest.TCP(1, 1, 1), flowtest.TCP(2, 1, 1), flowtest.TCP(3, 1, 1)
+	lo.Loopback = true
+	old.Last, lo.Last, late.Last = flowtest.Second(1), flowtest.Second(2), flowtest.Second(9)
+	r.probe.feed(old, lo, late)
+	r.query(t, &orb8v1.QueryFlowsRequest{})
+	rows := func(req *orb8v1.ObserveRequest) (ports []uint32) {
+		t.Helper()
+		req.Kinds = []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_FLOW}
+		stream, err := r.client.Observe(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := until(t, "the end of the stream", stream.Recv, func(*orb8v1.Event) bool { return false })
+		if !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		for _, ev := range got {
+			if f := ev.GetFlow(); f != nil {
+				ports = append(ports, f.GetLocal().GetPort())
+			}
+		}
+		slices.Sort(ports)
+		return ports
+	}
+	port := func(s ...flow.Sample) (ports []uint32) {
+		for i := range s {
+			ports = append(ports, uint32(s[i].LocalPort))
+		}
+		return ports
+	}
+	for name, tt := range map[string]struct {
+		req  *orb8v1.ObserveRequest
+		want []uint32
+	}{
+		"the table":                   {&orb8v1.ObserveRequest{Snapshot: true}, port(old, lo, late)},
+		"the table without loopback":  {&orb8v1.ObserveRequest{Snapshot: true, NoLoopback: true}, port(old, late)},
+		"rows with late traffic":      {&orb8v1.ObserveRequest{Snapshot: true, ActiveSinceNs: flowtest.Second(2)}, port(lo, late)},
+		"the past without loopback":   {&orb8v1.ObserveRequest{SinceNs: 1, NoLoopback: true}, port(old, late)},
+		"the latest without loopback": {&orb8v1.ObserveRequest{Last: 1, NoLoopback: true}, port(late)},
+	} {
+		if got := rows(tt.req); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
 }

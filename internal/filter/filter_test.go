@@ -340,3 +340,55 @@ func TestExecutables(t *testing.T) {
 		}
 	}
 }
+
+// TestEnds: --from and --to go by who opened the flow, at either end that this node is, and
+// by whatever the end is called.
+func TestEnds(t *testing.T) {
+	client := pod() // web opened to the Service api
+	client.Role = record.RoleClient
+	client.Peer = &workload.Identity{Namespace: "shop", Service: "api", Pod: "api-1", Kind: "Deployment", Name: "api"}
+	server := pod() // what it answers
+	server.Role = record.RoleServer
+	server.Local, server.Remote, server.Owner, server.Peer = client.Remote, client.Local, client.Peer, client.Owner
+	unknown := pod()
+	unknown.Peer = client.Peer
+	outside := host()
+	outside.Role = record.RoleClient
+	for _, tt := range []struct {
+		from, to                         []string
+		client, server, unknown, outside bool
+	}{
+		{[]string{"web"}, nil, true, true, true, false},
+		{[]string{"shop/web-7f9-*"}, []string{"shop/api"}, true, true, true, false},
+		{[]string{"shop/"}, []string{"api-1"}, true, true, true, false},
+		{[]string{"api"}, nil, false, false, true, false},
+		{nil, []string{"web"}, false, false, true, false},
+		{[]string{"10.0.1.0/24"}, []string{"10.96.0.10"}, true, true, true, false},
+		{[]string{"10.96.0.10"}, nil, false, false, true, false},
+		{[]string{"other/web", "bank/"}, nil, false, false, false, false},
+		{[]string{"fd00::1"}, []string{"fd00:1::2"}, false, false, false, true},
+		{nil, []string{"*"}, true, true, true, false},
+		{[]string{"kworker*"}, nil, false, false, false, true},
+	} {
+		set, err := filter.Compile([]*F{{From: tt.from, To: tt.to}})
+		if err != nil {
+			t.Fatalf("%v %v: %v", tt.from, tt.to, err)
+		}
+		for name, c := range map[string]struct {
+			h    *record.Header
+			want bool
+		}{"client": {client, tt.client}, "server": {server, tt.server}, "unknown": {unknown, tt.unknown}, "outside": {outside, tt.outside}} {
+			if got := set.Match(c.h, nil); got != c.want {
+				t.Errorf("from %q to %q, the %s's: %t", tt.from, tt.to, name, got)
+			}
+			if n := testing.AllocsPerRun(20, func() { set.Match(c.h, nil) }); n != 0 {
+				t.Errorf("from %q to %q: %v allocations", tt.from, tt.to, n)
+			}
+		}
+	}
+	for _, bad := range []string{"", "/x", "a/b/c", "a*b", "*/", "a*/"} {
+		if _, err := filter.Compile([]*F{{From: []string{bad}}}); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}

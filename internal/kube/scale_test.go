@@ -162,7 +162,7 @@ func manyProtobuf(t testing.TB, n int, asked *atomic.Int32) func(w http.Response
 		p.Namespace, p.UID = "namespace-SS", "3f5c1d7e-8a2b-4c6d-9e0f-0000000PPPPP"
 		p.Labels = map[string]string{"app": "application-AAAAA", labelTemplateHash: "6d4cf56db6", "team": "team-SS"}
 		p.OwnerReferences[0].Name = "application-AAAAA-6d4cf56db6"
-		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: []byte(strings.Repeat("x", 4000))}}}
+		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 4000))}}
 	})
 	p.Status.PodIP = "fd00::P:PPPP"
 	p.Status.PodIPs[0].IP = p.Status.PodIP

@@ -73,14 +73,13 @@ func serverPort(f *orb8v1.Flow) string {
 	return protocol(f) + "/" + strconv.FormatUint(uint64(port), 10)
 }
 
-// remoteHost is the far end, without its port.
+// remoteHost is the far end, without its port, and of a Service without the pod behind it.
 func remoteHost(f *orb8v1.Flow) string {
-	c := remote(f, "")
-	_, port := hostPort(f.GetRemote())
-	if n := len(c.text) - len(port); port != "" && n > 0 && c.text[n:] == port {
-		return c.text[:n]
+	r := f.GetRemote()
+	if r.GetWorkload().GetService() != "" {
+		return serviceName(r.GetWorkload())
 	}
-	return c.text
+	return remote(&orb8v1.Flow{Protocol: f.GetProtocol(), Remote: &orb8v1.Endpoint{Ip: r.GetIp(), Workload: r.GetWorkload()}}, "").text
 }
 
 // FlowKey tells a flow from others, also from a later one of the same addresses.

@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -125,5 +126,43 @@ func TestNothingLost(t *testing.T) {
 				t.Errorf("%q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestTogether: up to ten nodes are named, more are counted by what is said of them.
+func TestTogether(t *testing.T) {
+	var all []Said
+	for i := range 10 {
+		all = append(all, Said{fmt.Sprint("n", i), "no answer in time"})
+	}
+	got := Together(all, "node %s does not answer", "%d nodes do not answer")
+	if len(got) != 10 || got[9] != "node n9 does not answer: no answer in time" {
+		t.Errorf("%q", got)
+	}
+	all = append(all, Said{"n10", "connection refused"}, Said{"n11", "no answer in time"}, Said{"n12", "has no agent"}, Said{"n13", "connection refused"})
+	got = Together(all, "node %s does not answer", "%d nodes do not answer")
+	want := []string{
+		"11 nodes do not answer: no answer in time (n0, n1, n2 and 8 more)", "2 nodes do not answer: connection refused (n10, n13)",
+		"node n12 does not answer: has no agent",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	var statuses []*orb8v1.AgentStatus
+	for i := range 300 {
+		s := status()
+		s.NodeName = fmt.Sprint("n", i)
+		if i%2 == 0 {
+			s.Probes = s.Probes[:1]
+		}
+		statuses = append(statuses, s)
+	}
+	var b bytes.Buffer
+	h := Header{What: "network flows", Source: "300 nodes of context prod", Statuses: statuses}
+	if err := h.Write(&b, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if b.Len() > 1200 || strings.Contains(b.String(), "n7,") || !strings.Contains(b.String(), "on 150 nodes (n1, n3, n5 and 147 more): probe packet off") {
+		t.Errorf("%d bytes: %s", b.Len(), b.String())
 	}
 }

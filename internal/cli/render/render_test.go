@@ -196,6 +196,10 @@ func status() *orb8v1.AgentStatus {
 			{Name: "dns", State: orb8v1.ProbeState_PROBE_STATE_FALLBACK, Reason: "another probe does its work"},
 			{},
 		},
+		Cost: &orb8v1.AgentCost{
+			CpuNs: int64(93 * time.Second), RecentCpuNs: int64(240 * time.Millisecond), RecentNs: int64(time.Minute),
+			ResidentBytes: 41 << 20, AnonymousBytes: 9 << 20,
+		},
 		Losses: []*orb8v1.LossCount{
 			{Stage: "tcp_ring_full", Meaning: "final records of TCP connections that did not fit into the ring buffer"},
 			{Stage: "subscriber_slow", Count: 42, Meaning: "events that a client did not take in time"},
@@ -259,6 +263,35 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", tt.status, got, tt.want)
 		}
 	}
+	// A wrong address says nothing of this host.
+	got := verdict(Options{}, []doctor.Finding{{Name: "kernel", Status: doctor.OK}, {Name: "agent", Status: doctor.Fail}})
+	if want := "this host has what orb8 needs; what is wrong is the agent that was asked"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestProgramsCost says what is known of it.
+func TestProgramsCost(t *testing.T) {
+	for _, tt := range []struct {
+		cost *orb8v1.AgentCost
+		want string
+	}{
+		{&orb8v1.AgentCost{}, "not measured: sysctl -w kernel.bpf_stats_enabled=1 does"},
+		{&orb8v1.AgentCost{ProgramsMeasured: true}, "have not run since that is measured"},
+		{&orb8v1.AgentCost{ProgramsRuns: 9, ProgramsNs: int64(3 * time.Second)}, "3s while that was measured; it is not now"},
+		{&orb8v1.AgentCost{
+			ProgramsMeasured: true, ProgramsRuns: 1_000_000, ProgramsNs: 85_000_000, RecentProgramsNs: 72_000_000, RecentNs: int64(time.Minute),
+		}, "0.12 % of a processor, 85 ns a run"},
+	} {
+		if got := programsCost(tt.cost); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+	for part, want := range map[int64]string{0: "0.00 %", 1: "0.10 %", 55: "5.5 %", 123: "12 %", 4000: "400 %"} {
+		if got := share(part, 1000); got != want {
+			t.Errorf("%d of 1000: %q, want %q", part, got, want)
+		}
+	}
 }
 
 func TestHeader(t *testing.T) {
@@ -278,6 +311,13 @@ func TestHeader(t *testing.T) {
 	}
 	if got, want := b.String(), "network flows · agent x\n"; got != want {
 		t.Errorf("bare header %q, want %q", got, want)
+	}
+	b.Reset()
+	if err := (Header{What: "w", Source: "s", Statuses: []*orb8v1.AgentStatus{status()}, Probes: []string{"packet"}}).Write(&b, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(b.String(), "tcp") || !strings.Contains(b.String(), "probe packet off") {
+		t.Errorf("of the packet probe alone: %s", b.String())
 	}
 }
 
@@ -340,5 +380,22 @@ func BenchmarkSummary(b *testing.B) {
 		Local: &orb8v1.Endpoint{Ip: "10.0.0.1", Port: 1}, Remote: &orb8v1.Endpoint{Ip: "10.0.0.2", Port: 2}}}}
 	for b.Loop() {
 		s.Add(ev)
+	}
+}
+
+// TestSummaryCountsShortConnections: one that was opened and closed within a sample has one
+// event, and was opened all the same.
+func TestSummaryCountsShortConnections(t *testing.T) {
+	s := NewSummary()
+	step := func(e orb8v1.ConnectionEvent, opened bool) {
+		s.Add(&orb8v1.Event{Event: &orb8v1.Event_Connection{Connection: &orb8v1.Connection{Event: e, Opened: opened, Flow: &orb8v1.Flow{}}}})
+	}
+	step(orb8v1.ConnectionEvent_CONNECTION_EVENT_OPENED, true)
+	step(orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED, false)
+	step(orb8v1.ConnectionEvent_CONNECTION_EVENT_CLOSED, true)
+	step(orb8v1.ConnectionEvent_CONNECTION_EVENT_FAILED, false)
+	var b bytes.Buffer
+	if err := s.Write(&b, Options{}, time.Second); err != nil || !strings.Contains(b.String(), "connections: 2 opened, 2 closed, 1 failed") {
+		t.Errorf("%s, %v", b.String(), err)
 	}
 }

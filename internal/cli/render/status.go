@@ -64,7 +64,7 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 		{"cgroups", orNone(s.GetCgroupRoot())},
 	}
 	if c := s.GetCost(); c != nil {
-		facts = append(facts, fact{"cost", cost(c)}, fact{"", programsCost(c)})
+		facts = append(facts, costFacts(c)...)
 	}
 	lines := []string{pad("health", 8, false) + "  " + o.paint(health.style, health.text)}
 	for _, f := range facts {
@@ -75,30 +75,31 @@ func statusFacts(o Options, source string, s *orb8v1.AgentStatus) []string {
 
 type fact struct{ name, value string }
 
-// cost is what the agent's process takes.
-func cost(c *orb8v1.AgentCost) string {
-	text := Bytes(c.GetResidentBytes()) + " of memory"
+// costFacts are what the agent takes of its node.
+func costFacts(c *orb8v1.AgentCost) []fact {
+	cpu := Span(time.Duration(c.GetCpuNs())) + " in all"
+	if c.GetRecentNs() > 0 {
+		cpu = fmt.Sprintf("%s of a processor over the last %s; %s", share(c.GetRecentCpuNs(), c.GetRecentNs()),
+			Span(time.Duration(c.GetRecentNs()).Round(time.Second)), cpu)
+	}
+	memory := Bytes(c.GetResidentBytes())
 	if c.GetAnonymousBytes() > 0 {
-		text += ", " + Bytes(c.GetAnonymousBytes()) + " of it its own"
+		memory += ", " + Bytes(c.GetAnonymousBytes()) + " of it anonymous"
 	}
-	if c.GetRecentNs() <= 0 {
-		return text
-	}
-	return fmt.Sprintf("%s of a processor over the last %s, %s; ", share(c.GetRecentCpuNs(), c.GetRecentNs()),
-		Span(time.Duration(c.GetRecentNs()).Round(time.Second)), text) + Span(time.Duration(c.GetCpuNs())) + " of processor time in all"
+	return []fact{{"cpu", cpu}, {"memory", memory}, {"programs", programsCost(c)}}
 }
 
 // programsCost is what the agent's programs take in the kernel.
 func programsCost(c *orb8v1.AgentCost) string {
 	switch {
 	case !c.GetProgramsMeasured() && c.GetProgramsRuns() == 0:
-		return "what its programs take in the kernel is not measured: sysctl -w kernel.bpf_stats_enabled=1 does"
+		return "not measured: sysctl -w kernel.bpf_stats_enabled=1 does"
 	case !c.GetProgramsMeasured():
-		return fmt.Sprintf("its programs took %s in the kernel while that was measured; it is not now", Span(time.Duration(c.GetProgramsNs())))
+		return Span(time.Duration(c.GetProgramsNs())) + " while that was measured; it is not now"
 	case c.GetProgramsRuns() == 0:
-		return "its programs have not run in the kernel since that is measured"
+		return "have not run since that is measured"
 	}
-	return fmt.Sprintf("%s of a processor for its programs in the kernel, %d ns a run",
+	return fmt.Sprintf("%s of a processor, %d ns a run",
 		share(c.GetRecentProgramsNs(), c.GetRecentNs()), uint64(c.GetProgramsNs())/c.GetProgramsRuns())
 }
 

@@ -16,12 +16,12 @@ func TestTypes(t *testing.T) {
 	tcp := func(event flow.Event, change func(*flow.Record)) *flow.Record {
 		r := fullRecord()
 		r.TCP = flow.TCPInfo{}
-		r.Event, r.TCP.Valid = event, true
+		r.Event, r.TCP.Valid, r.Connected = event, true, false
 		change(r)
 		return r
 	}
 	datagrams := fullRecord()
-	datagrams.TCP = flow.TCPInfo{}
+	datagrams.TCP, datagrams.Connected = flow.TCPInfo{}, false
 	datagrams.Event = flow.EventClose
 	for name, c := range map[string]struct {
 		r    *flow.Record
