@@ -206,9 +206,6 @@ func manyProtobuf(t testing.TB, n int, asked *atomic.Int32) func(w http.Response
 // chart allows, by one list; an agent with less says so, keeps its own node's pods and does
 // not ask again.
 func TestSixtyThousandPods(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
 	const n = 60_000
 	for _, tt := range []struct {
 		name  string
