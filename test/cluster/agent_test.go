@@ -398,6 +398,9 @@ func (l *lab) startAPIServer(t *testing.T) {
 		_, err := l.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
 		return err
 	})
+	for _, node := range l.nodes {
+		l.untilWell(t, node)
+	}
 }
 
 // agentOn is the agent on a node.
@@ -475,9 +478,10 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 }
 
 // untilWell waits until the agent on a node has nothing to say about the API server.
+// Its watches are tried again after a minute at the latest.
 func (l *lab) untilWell(t *testing.T, node string) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, 90*time.Second, func() error {
 		text, err := l.degraded(t.Context(), node)
 		if err == nil && text != "" {
 			err = errors.New(text)
@@ -487,10 +491,10 @@ func (l *lab) untilWell(t *testing.T, node string) {
 }
 
 // untilNamed waits until the client's row has the name of its pod. The watches are
-// tried again after 15 s at the latest.
+// tried again after a minute at the latest.
 func (l *lab) untilNamed(t *testing.T, cl *pod, res result) {
 	t.Helper()
-	l.untilRows(t, 40*time.Second, func(all []*orb8v1.Event) error {
+	l.untilRows(t, 90*time.Second, func(all []*orb8v1.Event) error {
 		rows, err := find(all, "TCP", func(f *orb8v1.Flow) bool { return isFrom(f, res) })
 		if err == nil && rows[0].GetFlow().GetLocal().GetWorkload().GetPodName() != cl.Name {
 			err = fmt.Errorf("not named yet: %s", line(rows[0]))
@@ -505,7 +509,7 @@ func (l *lab) wasNameless(t *testing.T, node string, res result) {
 	t.Helper()
 	var told []*orb8v1.Event
 	eventually(t, 20*time.Second, func() error {
-		out, err := l.cli(t.Context(), "trace", "network", "--node", node, "--since", "2m", "--protocol", "tcp", "-o", "json")
+		out, err := l.cli(t.Context(), "trace", "network", "--node", node, "--since", "5m", "--protocol", "tcp", "-o", "json")
 		if err != nil {
 			return err
 		}

@@ -93,12 +93,12 @@ func (l *lab) serviceRoutes() []route {
 	c1, c2, hosts := l.client1, l.client2, l.nodes
 	// The node that takes the connection puts its own address in front: towards
 	// another node the one that it is known by, towards its own pods that of their
-	// bridge, which nobody is known by.
+	// bridge, which is the node's too.
 	return []route{
 		{"ClusterIP, same node", c1, service("near"), with(l.near.identity(), "near"), l.near, c1.identity(), false},
 		{"ClusterIP, other node", c1, service("far"), with(l.far.identity(), "far"), l.far, c1.identity(), false},
 		{"ClusterIP, client on the other node", c2, service("near"), with(l.near.identity(), "near"), l.near, c2.identity(), false},
-		{"NodePort of the backend's node", c1, nodePort(hosts[len(hosts)-1]), with(l.far.identity(), "far"), l.far, identity{}, true},
+		{"NodePort of the backend's node", c1, nodePort(hosts[len(hosts)-1]), with(l.far.identity(), "far"), l.far, nodeIdentity(hosts[len(hosts)-1]), true},
 		{"NodePort of the client's node", c1, nodePort(hosts[0]), with(l.far.identity(), "far"), l.far, nodeIdentity(hosts[0]), true},
 		{"external IP", c1, fixed(external4, external6), with(l.far.identity(), "open"), l.far, nodeIdentity(hosts[0]), true},
 		{"load balancer", c1, fixed(balancer4, balancer6), with(l.far.identity(), "open"), l.far, nodeIdentity(hosts[0]), true},

@@ -1914,7 +1914,8 @@ type KubernetesStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False outside Kubernetes; then all else is empty.
 	Enabled bool `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
-	// The agent's own node's pods have been read.
+	// The agent's own node's pods, and what it watches of others, Services and nodes, have
+	// been read once.
 	Synced bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
 	// What is missing or wrong and what to do about it; empty if nothing is.
 	Degraded string `protobuf:"bytes,3,opt,name=degraded,proto3" json:"degraded,omitempty"`

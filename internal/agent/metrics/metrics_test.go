@@ -343,6 +343,28 @@ func TestSweepSparesWhatMovesMeanwhile(t *testing.T) {
 	}
 }
 
+// The series of a workload stay while one of its pods is there, whichever it is (finding C7).
+func TestSweepSparesTheOtherPod(t *testing.T) {
+	m := NewWorkloads(false, 100, new(loss.Counters))
+	send := func(cgroup uint64, at int64) {
+		r := flowtest.Record(flow.EventUpdate, flowtest.UDP(1, 0, 0), flow.Counters{TxBytes: 1})
+		r.Owner = &workload.Identity{Kind: "Deployment", Name: "web", Pod: fmt.Sprint("web-", cgroup), CgroupID: cgroup}
+		r.Time = flowtest.Second(at)
+		m.Observe(r)
+	}
+	send(7, 0)
+	send(8, 1)
+	sweep := func(at int64, alive ...uint64) {
+		m.Sweep(time.Unix(0, flowtest.Second(at)), time.Minute, func(c uint64) bool { return slices.Contains(alive, c) })
+	}
+	if sweep(100, 7); len(shown(m)) != 1 {
+		t.Error("the series went with the pod that was met last")
+	}
+	if sweep(200, 8); len(shown(m)) != 0 {
+		t.Error("a cgroup that was gone is there again")
+	}
+}
+
 // Counters of a workload that comes back go on from where they were: a job that runs every
 // few minutes, or a command, is counted whole by rate() and increase().
 func TestCountersGoOn(t *testing.T) {

@@ -186,8 +186,8 @@ type series struct {
 	cells  [numCells]*cell
 	// more are the cells of families that single kinds of records have.
 	more map[moreKey]*cell
-	// cgroup is that of the identity seen last.
-	cgroup uint64
+	// cgroups are those of the workload's identities, some of them if there are many.
+	cgroups []uint64
 	// transient workloads, those named by a command, have no end of their own.
 	transient bool
 	// touched is when something was counted last, in Unix nanoseconds.
@@ -204,6 +204,16 @@ func newOther() *series {
 		s.cells[i] = newCell(i)
 	}
 	return s
+}
+
+// maxCgroups is how many cgroups of a workload keep its series.
+const maxCgroups = 64
+
+// in notes a cgroup of the workload. One that is gone makes room when series are swept.
+func (s *series) in(cgroup uint64) {
+	if cgroup != 0 && len(s.cgroups) < maxCgroups && !slices.Contains(s.cgroups, cgroup) {
+		s.cgroups = append(s.cgroups, cgroup)
+	}
 }
 
 // moreKey is a family and the value of its label.

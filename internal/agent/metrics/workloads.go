@@ -206,7 +206,7 @@ func (m *Workloads) find(id *workload.Identity) *series {
 		}
 	}
 	if s != m.other {
-		s.cgroup = id.CgroupID
+		s.in(id.CgroupID)
 	}
 	if len(m.byIdentity) >= maxIdentities {
 		clear(m.byIdentity)
@@ -321,15 +321,20 @@ func (m *Workloads) SetMax(n int) {
 func (m *Workloads) Sweep(now time.Time, keep time.Duration, alive func(cgroup uint64) bool) {
 	before := now.Add(-keep).UnixNano()
 	silent := m.silentSince(before)
-	gone := make(map[*series]bool)
-	for s, cgroup := range silent {
+	gone, left := make(map[*series]bool), make(map[*series][]uint64)
+	for s, cgroups := range silent {
 		// A look at the file system, so not under the lock.
-		if cgroup == 0 || !alive(cgroup) {
+		if left[s] = slices.DeleteFunc(cgroups, func(c uint64) bool { return !alive(c) }); len(left[s]) == 0 {
 			gone[s] = true
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for s, cgroups := range left {
+		if s.touched <= before {
+			s.cgroups = cgroups
+		}
+	}
 	for s := range gone {
 		if s.touched > before {
 			delete(gone, s)
@@ -347,19 +352,19 @@ func (m *Workloads) Sweep(now time.Time, keep time.Duration, alive func(cgroup u
 	m.readmit(gone)
 }
 
-// silentSince returns the series without a record after before, each with the
-// cgroup that keeps it, or 0 if none does.
-func (m *Workloads) silentSince(before int64) map[*series]uint64 {
+// silentSince returns the series without a record after before, each with the cgroups that
+// keep it, of which a command has none.
+func (m *Workloads) silentSince(before int64) map[*series][]uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	silent := make(map[*series]uint64)
+	silent := make(map[*series][]uint64)
 	for _, s := range m.byLabels {
 		if s.touched > before {
 			continue
 		}
-		silent[s] = s.cgroup
-		if s.transient {
-			silent[s] = 0
+		silent[s] = nil
+		if !s.transient {
+			silent[s] = slices.Clone(s.cgroups)
 		}
 	}
 	return silent

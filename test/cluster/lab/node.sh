@@ -117,6 +117,8 @@ start)
 	start_proxy "${3:-iptables}"
 	kubectl wait --for=condition=Ready "node/$name" --timeout=60s >/dev/null || die "$name is not ready; see $logs"
 	kubectl label node "$name" "topology.kubernetes.io/zone=zone-$number" >/dev/null
+	kubectl patch node "$name" -p "{\"spec\":{\"podCIDR\":\"10.245.$number.0/24\",
+		\"podCIDRs\":[\"10.245.$number.0/24\",\"fd00:10:245:$number::/64\"]}}" >/dev/null
 	;;
 stop)
 	end_all

@@ -41,7 +41,7 @@ func main() {
 	}
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "less than 20 s, for a first look: figures are rough")
-	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, starts, calls, pass, compare, processes, cost")
+	flag.StringVar(&o.only, "only", "", "only these parts, separated by commas: agent, dns, starts, calls, node, pass, compare, processes, cost")
 	flag.StringVar(&o.binary, "orb8", "bin/orb8", "the `binary` whose agent is measured")
 	flag.StringVar(&o.docs, "write-docs", "", "write the report to `file` too")
 	flag.Parse()
@@ -79,6 +79,7 @@ func run(ctx context.Context, o options) error {
 		{"dns", measureDNS},
 		{"starts", measureStarts},
 		{"calls", measureCalls},
+		{"node", measureNode},
 		{"pass,compare,processes,cost", measureProbes},
 	} {
 		if !wanted(o.only, part.name) {
@@ -125,7 +126,7 @@ func newReport(o options) *report {
 	return r
 }
 
-const allParts = "agent,dns,starts,calls,pass,compare,processes,cost"
+const allParts = "agent,dns,starts,calls,node,pass,compare,processes,cost"
 
 func checkParts(only string) error {
 	for part := range strings.SplitSeq(only, ",") {

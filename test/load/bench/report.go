@@ -36,6 +36,7 @@ type report struct {
 	processes       []figures
 	starts          []startLoad
 	calls           []callLoad
+	nodes           []nodeLoad
 }
 
 func (r *report) markdown() string {
@@ -53,6 +54,7 @@ func (r *report) markdown() string {
 	r.writeDNS(&b)
 	r.writeStarts(&b)
 	r.writeCalls(&b)
+	r.writeNode(&b)
 	b.WriteString("\n" + method)
 	r.writeMachine(&b)
 	if strings.TrimSpace(remarks) != "" {
@@ -98,6 +100,10 @@ func (r *report) results() []result {
 		{
 			what:   fmt.Sprintf("agent, share of a core with %d idle connections", r.idleConnections),
 			target: target{limit: 0.5, format: "%.2f %%"}, values: r.idle,
+		},
+		{
+			what:   fmt.Sprintf("agent and programs under a mixed load, share of a node of %d cores", nodeCores),
+			target: target{limit: 1, format: "%.2f %%"}, values: r.nodeShare(),
 		},
 		{what: "agent, resident at 10,000 flows", target: target{limit: 64, format: "%.1f MiB"}, values: r.resident()},
 		{what: "one pass over 10,000 sockets, all changed", target: target{limit: 10, format: "%.2f ms"}, values: r.pass(func(t passTimes) []float64 { return t.changed })},
