@@ -72,51 +72,51 @@ func newClimber(client metadata.Interface, now func() time.Time, learned func())
 	}
 }
 
-// top names the owner of all of a pod, as far as it is known now. It does not
-// block.
-func (c *climber) top(p *Pod) (kind, name string) {
+// top names the owner of all of a pod, as far as it is known now; pending says that more
+// is being asked. It does not block.
+func (c *climber) top(p *Pod) (kind, name string, pending bool) {
 	ref := controller(p)
 	if ref.Kind == "" {
-		return KindPod, p.Name
+		return KindPod, p.Name, false
 	}
 	for range maxLevels {
 		if owners[ref.groupKind()] == "" {
-			return ref.Kind, ref.Name
+			break
 		}
-		above, ok := c.above(child{p.Namespace, ref})
-		if !ok {
+		above, known, pending := c.above(child{p.Namespace, ref})
+		if !known {
 			ref = guessAbove(ref, p.Labels)
-			return ref.Kind, ref.Name
+			return ref.Kind, ref.Name, pending
 		}
 		if !counts(ref, above) {
-			return ref.Kind, ref.Name
+			break
 		}
 		ref = above
 	}
-	return ref.Kind, ref.Name
+	return ref.Kind, ref.Name, false
 }
 
-// above returns the owner of an object, empty if it has none, or false if it is
-// not known: then it is asked for.
-func (c *climber) above(of child) (Ref, bool) {
+// above returns the owner of an object, empty if it has none. If it is not known, it is asked
+// for, and pending unless it could not be had a moment ago.
+func (c *climber) above(of child) (above Ref, known, pending bool) {
 	if c.client == nil {
-		return Ref{}, false
+		return Ref{}, false, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	o, ok := c.known[of]
-	if ok && (!o.failed || c.now().Before(o.retry)) {
-		return o.ref, !o.failed
+	o, answered := c.known[of]
+	if answered && (!o.failed || c.now().Before(o.retry)) {
+		return o.ref, !o.failed, false
 	}
 	if _, asked := c.pending[of]; asked {
-		return Ref{}, false
+		return Ref{}, false, !answered
 	}
 	select {
 	case c.queue <- of:
 		c.pending[of] = struct{}{}
 	default: // asked again with the next look at the pods
 	}
-	return Ref{}, false
+	return Ref{}, false, !answered
 }
 
 // run answers what is asked for, until ctx ends.

@@ -360,7 +360,10 @@ func TestPeersClimb(t *testing.T) {
 	} {
 		eventually(t, addr+" is of "+want, func() bool {
 			id, ok := c.Peer(peer(addr))
-			return ok && id.Kind+" "+id.Name == want
+			if ok && id.Kind+" "+id.Name != want && !id.OwnerPending {
+				t.Errorf("%s is of %s %s for certain, want %s", addr, id.Kind, id.Name, want)
+			}
+			return ok && id.Kind+" "+id.Name == want && !id.OwnerPending
 		})
 	}
 	// An event of the pod does not take it back.

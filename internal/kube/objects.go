@@ -39,6 +39,8 @@ type Pod struct {
 	// Kind and Workload name the owner of all. Where Kind is empty the Store
 	// guesses both from Controller and Labels.
 	Kind, Workload string
+	// OwnerPending: these are a guess, and what they are is being asked.
+	OwnerPending bool
 	// Started is when the kubelet took the pod, in Unix nanoseconds.
 	Started int64
 	// Finished: all containers ended for good, at Ended (Unix nanoseconds, 0 if

@@ -128,6 +128,7 @@ func TestPeerDetails(t *testing.T) {
 	want := &workload.Identity{
 		Namespace: "shop", Service: "db", Pod: "db-0", Kind: "StatefulSet", Name: "db", PodUID: "uid-db-0",
 		Node: "b", Zone: "z2", Labels: map[string]string{"app": "db"},
+		OwnerPending: true, // a StatefulSet may have one above
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Service with one endpoint (-want +got):\n%s", diff)
@@ -174,7 +175,7 @@ func TestServiceFollowsItsEndpoints(t *testing.T) {
 	s.UpsertPeer(late)
 	check("pod known", http, "svc web Deployment web")
 
-	s.RefreshOwners(func(*Pod) (string, string) { return "Rollout", "web" })
+	s.RefreshOwners(func(*Pod) (string, string, bool) { return "Rollout", "web", false })
 	check("owner of one became known", http, "svc web Service web")
 	slice("uid-web-1")
 	check("moved to one pod", http, "svc web pod web-1")

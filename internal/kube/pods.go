@@ -37,7 +37,9 @@ type pod struct {
 	// the own node's pods are.
 	controller *Ref
 	asked      atomic.Bool
-	id         atomic.Pointer[workload.Identity]
+	// pending: the owner is being asked for, or will be when somebody wants to know.
+	pending bool
+	id      atomic.Pointer[workload.Identity]
 }
 
 type ownPod struct {
@@ -141,9 +143,12 @@ func (s *Store) deletePeer(p *pod) {
 	}
 }
 
+// topOwner names the owner of all of a pod; pending says that it asks for more.
+type topOwner func(*Pod) (kind, name string, pending bool)
+
 // RefreshOwners asks top again for the owner of each pod of the own node, which
 // has come to know more. top must not call the Store.
-func (s *Store) RefreshOwners(top func(*Pod) (kind, name string)) {
+func (s *Store) RefreshOwners(top topOwner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed := false
@@ -164,12 +169,12 @@ func (s *Store) RefreshOwners(top func(*Pod) (kind, name string)) {
 }
 
 // owner asks top for a pod's owner; it reports changes.
-func (s *Store) owner(p *pod, controller Ref, top func(*Pod) (kind, name string)) bool {
-	kind, name := top(&Pod{UID: p.uid, Namespace: p.namespace, Name: p.name, Labels: p.labels, Controller: controller})
-	if kind == p.kind && name == p.workload {
+func (s *Store) owner(p *pod, controller Ref, top topOwner) bool {
+	kind, name, pending := top(&Pod{UID: p.uid, Namespace: p.namespace, Name: p.name, Labels: p.labels, Controller: controller})
+	if kind == p.kind && name == p.workload && pending == p.pending {
 		return false
 	}
-	p.kind, p.workload = s.shared.string(kind), s.shared.string(name)
+	p.kind, p.workload, p.pending = s.shared.string(kind), s.shared.string(name), pending
 	s.owners++
 	s.refresh(p)
 	return true
@@ -179,10 +184,15 @@ func (s *Store) owner(p *pod, controller Ref, top func(*Pod) (kind, name string)
 const maxClimbing = 4096
 
 // Climb looks for the owner of a pod elsewhere that was asked for, from now on.
-func (s *Store) Climb(p *pod, top func(*Pod) (kind, name string)) {
+func (s *Store) Climb(p *pod, top topOwner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pods[p.uid] != p || p.own != nil || p.controller == nil || len(s.climbing) >= maxClimbing {
+	if s.pods[p.uid] != p || p.own != nil || p.controller == nil {
+		return
+	}
+	if len(s.climbing) >= maxClimbing {
+		p.pending = false
+		s.refresh(p)
 		return
 	}
 	s.climbing[p.uid] = p
@@ -358,8 +368,12 @@ func (s *Store) above(p *pod, in *Pod) {
 	if p.controller == nil || *p.controller != in.Controller {
 		p.controller = s.shared.ref(in.Controller)
 	}
-	if s.climbing[p.uid] == p && in.Kind == "" {
-		in.Kind, in.Workload = p.kind, p.workload
+	switch {
+	case in.Kind != "":
+	case s.climbing[p.uid] == p:
+		in.Kind, in.Workload, in.OwnerPending = p.kind, p.workload, p.pending
+	default:
+		in.OwnerPending = true
 	}
 }
 
@@ -378,7 +392,7 @@ func (s *Store) update(p *pod, in *Pod) bool {
 	if kind == "" {
 		kind, name = Guess(in)
 	}
-	owner := kind != p.kind || name != p.workload
+	owner := kind != p.kind || name != p.workload || in.OwnerPending != p.pending
 	changed := owner || p.name != in.Name || p.namespace != in.Namespace || p.node != in.Node ||
 		p.qos != in.QoS || !maps.Equal(p.labels, in.Labels)
 	p.started, p.hostNetwork = in.Started, in.HostNetwork
@@ -388,7 +402,7 @@ func (s *Store) update(p *pod, in *Pod) bool {
 	if owner && p.kind != "" {
 		s.owners++
 	}
-	p.kind = s.shared.string(kind)
+	p.kind, p.pending = s.shared.string(kind), in.OwnerPending
 	p.name = strings.Clone(in.Name)
 	p.workload = p.name
 	if name != in.Name {

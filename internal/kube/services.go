@@ -315,6 +315,7 @@ func (s *Store) serve(svc *service, index int) *answer {
 			case first == nil:
 				first = p
 			case p != first:
+				s.wanted(p)
 				several = true
 				mixed = mixed || p.kind != first.kind || p.workload != first.workload || p.namespace != first.namespace
 			}
@@ -323,8 +324,9 @@ func (s *Store) serve(svc *service, index int) *answer {
 	if first == nil || mixed {
 		return a
 	}
-	a.id.Kind, a.id.Name = first.kind, first.workload
+	a.id.Kind, a.id.Name, a.id.OwnerPending = first.kind, first.workload, first.pending
 	if several {
+		s.wanted(first)
 		return a
 	}
 	a.pod, a.podID = first, s.identity(first)

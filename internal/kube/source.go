@@ -112,7 +112,7 @@ func ownFeed(node string, client rest.Interface, l *link, into *Store, c *climbe
 		link: l, client: client, resource: "pods", selector: "spec.nodeName=" + node, example: &corev1.Pod{},
 		trim: func(p *corev1.Pod) *Pod {
 			own := trimOwn(p)
-			own.Kind, own.Workload = c.top(own)
+			own.Kind, own.Workload, own.OwnerPending = c.top(own)
 			return own
 		},
 		upsert:  into.UpsertOwn,

@@ -289,6 +289,8 @@ func (s *Store) describe(p *pod) *workload.Identity {
 		Node:      p.node,
 		QoS:       p.qos,
 		Labels:    p.labels,
+
+		OwnerPending: p.pending,
 	}
 	if n := s.nodes[p.node]; n != nil {
 		id.Zone = n.zone

@@ -217,12 +217,13 @@ func (c *conversations) forget(e *end, at side) {
 // join looks for the other end of a conversation among those of this node.
 func (s *Stage) join(e *end, at side) {
 	if e.role == record.RoleClient {
-		if !nameless(e.peer) {
+		if !nameless(e.peer) && !e.peer.OwnerPending {
 			return
 		}
 		switch server := s.serverOf(e, at); {
 		case server == nil:
-		case viaService(e.peer):
+		case !nameless(e.peer) && e.peer.Pod != server.owner.Pod:
+		case e.peer != nil && e.peer.Service != "":
 			e.peer = s.pair(server.owner, e.peer)
 		default:
 			e.peer = server.owner
@@ -236,7 +237,7 @@ func (s *Stage) join(e *end, at side) {
 	if to := client.peer; to != nil && to.Service != "" {
 		e.owner = s.pair(e.owner, to)
 	}
-	if client.owner.Pod != "" && nameless(e.peer) {
+	if client.owner.Pod != "" && (nameless(e.peer) || e.peer.OwnerPending && e.peer.Pod == client.owner.Pod) {
 		e.peer = client.owner
 	}
 }

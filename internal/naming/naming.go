@@ -19,6 +19,9 @@ const (
 	// nameWait is how long a record waits for the name of its pod: the API
 	// server tells of a pod a little later than the kernel.
 	nameWait = 2 * time.Second
+	// ownerWait is how long a record waits for it to be known what an end's pod belongs
+	// to, while the API server is asked.
+	ownerWait = 500 * time.Millisecond
 	// executableWait is how long a record waits for it to be known what its process
 	// runs: the probe that tells of it hands over what happened every 100 ms.
 	executableWait = 250 * time.Millisecond
@@ -164,6 +167,9 @@ func (s *Stage) wait(h *record.Header) time.Duration {
 	if s.awaits(h) {
 		return nameWait
 	}
+	if s.cfg.Awaits != nil && (ownerPending(h.Owner) || ownerPending(h.Peer)) {
+		return ownerWait
+	}
 	if s.cfg.Awaits != nil && h.Role == record.RoleClient && viaService(h.Peer) {
 		if _, ok := sideOf(h); ok {
 			return joinWait
@@ -241,7 +247,7 @@ func (s *Stage) Oldest() (t int64, ok bool) {
 func (s *Stage) Refresh(h *record.Header) (changed bool) {
 	before := namesOf(h)
 	s.setExecutable(h)
-	if h.Owner != nil && h.Peer != nil && h.Peer.Pod != "" && !s.awaits(h) &&
+	if h.Owner != nil && h.Peer != nil && h.Peer.Pod != "" && !s.awaits(h) && !ownerPending(h.Owner) && !ownerPending(h.Peer) &&
 		(h.Role != record.RoleServer || h.Owner.Service != "") {
 		return namesOf(h) != before
 	}
@@ -332,11 +338,14 @@ func (s *Stage) identify(h *record.Header, e *end) {
 	if before != nil && before.Service != "" && before.Pod == h.Owner.Pod {
 		h.Owner = s.pair(h.Owner, before)
 	}
-	if h.Peer == nil && h.HasAddrs() {
-		h.Peer = s.cfg.Resolver.Remote(workload.Peer{
+	if (h.Peer == nil || h.Peer.OwnerPending) && h.HasAddrs() {
+		now := s.cfg.Resolver.Remote(workload.Peer{
 			Addr: h.Remote.IP(), Port: peerPort(h), Protocol: uint8(h.Protocol), Since: s.wall(h.First),
 			Namespace: h.Owner.Namespace, Cgroup: goes(h),
 		})
+		if h.Peer == nil || now != nil && samePod(now, h.Peer) {
+			h.Peer = now
+		}
 	}
 	h.Self = s.cfg.IsSelf != nil && s.cfg.IsSelf(h)
 	if at, ok := sideOf(h); ok && e != nil {
@@ -344,6 +353,13 @@ func (s *Stage) identify(h *record.Header, e *end) {
 		s.join(e, at)
 		h.Owner, h.Peer = e.owner, e.peer
 	}
+}
+
+func ownerPending(id *workload.Identity) bool { return id != nil && id.OwnerPending }
+
+// samePod reports whether two identities are of one pod or Service, whatever it belongs to.
+func samePod(a, b *workload.Identity) bool {
+	return a.Namespace == b.Namespace && a.Pod == b.Pod && a.PodUID == b.PodUID && a.Service == b.Service
 }
 
 // goes is the cgroup of a record whose owner goes to the peer, and has looked up where that

@@ -609,3 +609,59 @@ func TestExecutableIsWaitedFor(t *testing.T) {
 		t.Errorf("refreshed to %q", h.Executable)
 	}
 }
+
+// TestOwnerIsWaitedFor: what an end's pod belongs to is asked from the API server, and a record
+// waits for the answer, for a while. A row that left with a guess gets the answer later.
+func TestOwnerIsWaitedFor(t *testing.T) {
+	guess := &workload.Identity{Namespace: "shop", Pod: "web-1", PodUID: "1", Kind: "ReplicaSet", Name: "web-5d4f", OwnerPending: true}
+	answer := &workload.Identity{Namespace: "shop", Pod: "web-1", PodUID: "1", Kind: "Rollout", Name: "web"}
+	other := &workload.Identity{Namespace: "shop", Pod: "web-2", PodUID: "2", Kind: "Pod", Name: "web-2"}
+	client := netip.AddrPortFrom(clientIP, 40000)
+	open := func(t *testing.T) (b *nameBench, kinds func() []string) {
+		b = newNameBench()
+		b.local[1] = &workload.Identity{Namespace: "shop", Pod: "client", Kind: "Pod", Name: "client"}
+		b.remote[backendIP] = guess
+		b.Apply(tcpSample(1, record.RoleClient, client, netip.AddrPortFrom(backendIP, 80), 10))
+		if len(b.told) != 0 || b.Waiting() != 1 {
+			t.Fatalf("%d told, %d wait, want one that waits", len(b.told), b.Waiting())
+		}
+		return b, func() (kinds []string) {
+			for _, r := range b.rows() {
+				kinds = append(kinds, r.Peer.Kind)
+			}
+			return kinds
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		later *workload.Identity
+		want  string
+	}{{"known", answer, "Rollout"}, {"no answer", guess, "ReplicaSet"}, {"another's address by now", other, "ReplicaSet"}} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, kinds := open(t)
+			b.remote[backendIP] = tt.later
+			b.Flush(time.Now().Add(ownerWait + time.Millisecond))
+			if got := kinds(); len(b.told) != 1 || !slices.Equal(got, []string{tt.want}) {
+				t.Errorf("%d told, %q, want %s", len(b.told), got, tt.want)
+			}
+		})
+	}
+	t.Run("known late", func(t *testing.T) {
+		b, kinds := open(t)
+		b.Flush(time.Now().Add(ownerWait + time.Millisecond))
+		b.remote[backendIP] = answer
+		if got := kinds(); len(b.told) != 1 || !slices.Equal(got, []string{"Rollout"}) {
+			t.Errorf("%d told, %q, want the answer", len(b.told), got)
+		}
+	})
+	t.Run("an owner's own", func(t *testing.T) {
+		b := newNameBench()
+		b.local[1], b.remote[backendIP] = guess, other
+		b.Apply(tcpSample(1, record.RoleClient, client, netip.AddrPortFrom(backendIP, 80), 10))
+		b.local[1] = answer
+		b.Flush(time.Now())
+		if rows := b.rows(); len(b.told) != 1 || rows[0].Owner.Kind != "Rollout" {
+			t.Errorf("%d told, owner %s", len(b.told), rows[0].Owner.Kind)
+		}
+	})
+}

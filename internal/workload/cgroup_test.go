@@ -109,6 +109,8 @@ func TestParseCgroupContainers(t *testing.T) {
 		{"containerd, default namespace", "/default/" + id1, in(RuntimeContainerd)},
 		{"containerd, Kubernetes' namespace", "/k8s.io/" + id1, in(RuntimeContainerd)},
 		{"containerd, colon form", "/system.slice:cri-containerd:" + id1, in(RuntimeContainerd)},
+		{"a neighbour, seen from a cgroup namespace", "/../cri-containerd-" + id1 + ".scope", in(RuntimeContainerd)},
+		{"Docker beside the pod that runs it", "/docker/" + id1 + "/init.scope", in(RuntimeDocker)},
 		{"nerdctl", "/system.slice/nerdctl-" + id1 + ".scope", in(RuntimeContainerd)},
 		{"unknown parent", "/batch/job7/" + id1, in("")},
 		{"podman", "/machine.slice/libpod-" + id1 + ".scope", in(RuntimePodman)},

@@ -36,4 +36,6 @@ type Identity struct {
 	CgroupID uint64
 	// CgroupPath is below the cgroup2 root and begins with a slash.
 	CgroupPath string
+	// OwnerPending: Kind and Name are a guess, and what they are is being asked.
+	OwnerPending bool
 }

@@ -398,9 +398,6 @@ func (l *lab) startAPIServer(t *testing.T) {
 		_, err := l.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
 		return err
 	})
-	for _, node := range l.nodes {
-		l.untilWell(t, node)
-	}
 }
 
 // agentOn is the agent on a node.
@@ -469,7 +466,7 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 		return nil
 	})
 	l.expectBoth(t, cl, l.near, res, tx, rx)
-	l.untilWell(t, first)
+	l.untilWell(t)
 	l.awaitServices(t)
 	log, err := l.client.CoreV1().Pods(agent.Namespace).GetLogs(agent.Name, &corev1.PodLogOptions{}).DoRaw(t.Context())
 	if err != nil || !strings.Contains(string(log), "Kubernetes watch failed") {
@@ -477,16 +474,21 @@ func TestAgentStartsWithoutAPIServer(t *testing.T) {
 	}
 }
 
-// untilWell waits until the agent on a node has nothing to say about the API server.
-// Its watches are tried again after a minute at the latest.
-func (l *lab) untilWell(t *testing.T, node string) {
+// untilWell waits until the agents have nothing to say about the API server. Their watches
+// are tried again after a minute at the latest.
+func (l *lab) untilWell(t *testing.T) {
 	t.Helper()
 	eventually(t, 90*time.Second, func() error {
-		text, err := l.degraded(t.Context(), node)
-		if err == nil && text != "" {
-			err = errors.New(text)
+		for _, node := range l.nodes {
+			text, err := l.degraded(t.Context(), node)
+			if err != nil {
+				return err
+			}
+			if text != "" {
+				return fmt.Errorf("%s: %s", node, text)
+			}
 		}
-		return err
+		return nil
 	})
 }
 
@@ -539,6 +541,7 @@ func TestAPIServerRestart(t *testing.T) {
 	if l.lab == "" {
 		t.Skip("needs the cluster that test/cluster/run.sh makes")
 	}
+	l.untilWell(t)
 	during, duringTx, duringRx := l.transferTo(l.far, 60, "-chunk", "1000", "-pause", "100ms")
 	later, laterTx, laterRx := l.transferTo(l.near, 61, gated)
 	spec := l.once(l.nodes[0], during...)
@@ -563,6 +566,7 @@ func TestAPIServerRestart(t *testing.T) {
 	l.expectBoth(t, cl, l.far, duringRes, duringTx, duringRx)
 	l.expectBoth(t, cl, l.near, l.resultOf(t, cl.Name, "later"), laterTx, laterRx)
 	l.noRestarts(t)
+	l.untilWell(t)
 	l.awaitServices(t)
 }
 
