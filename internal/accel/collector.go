@@ -282,8 +282,9 @@ func (l *lane) done(o outcome, begun time.Time) time.Duration {
 		l.become(StateFailed, o.err.Error(), "")
 		return retryFailed
 	}
-	l.become(StateRunning, "", "")
+	// In this order: who fills in asks which devices those that have answered have.
 	l.c.take(l, o.samples)
+	l.become(StateRunning, "", "")
 	return max(time.Until(begun.Add(l.c.cfg.Interval())), 0)
 }
 

@@ -164,6 +164,31 @@ func TestCollectorFills(t *testing.T) {
 	})
 }
 
+// A source counts as one that has answered only when its devices are known, or a second
+// source could take them for its own in between.
+func TestCollectorAnswersWithDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c *Collector
+		reports := 0
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		c = NewCollector(Config{
+			Sources: []Source{{Backend: &scripted{name: "nvml", read: always(nil)}}}, Interval: func() time.Duration { return time.Second },
+			Owner: func(uint32) (*workload.Identity, string) { return nil, "" },
+			Report: func([]Report) {
+				reports++
+				if c.Answered() {
+					t.Error("answered before its devices were known")
+				}
+			},
+		})
+		c.Run(ctx)
+		if reports != 1 || !c.Answered() {
+			t.Errorf("%d reports, answered: %t", reports, c.Answered())
+		}
+	})
+}
+
 // Without the host's processes a holder is not called idle, since it cannot be known
 // whose those on its device are.
 func TestCollectorHiddenPIDs(t *testing.T) {
