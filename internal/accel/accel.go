@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
 // Vendors of devices, as in the label vendor.
@@ -124,6 +126,8 @@ type Sample struct {
 	// driver does not say.
 	Window time.Duration
 	Values Values
+	// Momentary: Utilization is as at Time, or a little before, and no mean over Window.
+	Momentary bool
 	// ClockEvents are the reasons for which the clocks are held back now.
 	ClockEvents []string
 	// Processes that have the device open. ProcessesKnown: these are all, and whose
@@ -132,6 +136,8 @@ type Sample struct {
 	ProcessesKnown bool
 	// Errors since the previous sample.
 	Errors []DeviceError
+	// Lost: the device was there and does not answer any more; it has no values.
+	Lost bool
 }
 
 // Process uses a device.
@@ -159,6 +165,9 @@ type DeviceError struct {
 	PID uint32
 	// Message is the driver's text, or empty.
 	Message string
+	// Owner is whom it is about; nil until a Ledger has looked for it, and where it is not
+	// known.
+	Owner *workload.Identity
 }
 
 // Backend reads the devices of one kind. Its methods are called by one goroutine

@@ -5,6 +5,7 @@ package accel
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
@@ -71,6 +72,9 @@ type Share struct {
 type Report struct {
 	Sample
 	Shares []Share
+	// HoldersAt is when it was last asked who holds which device; zero where that is not
+	// known.
+	HoldersAt time.Time
 }
 
 // Attribute divides a sample among the holders of its device and the owners of
@@ -92,6 +96,7 @@ func Attribute(s Sample, holders []Holder, owner func(pid uint32) *workload.Iden
 		d.use(p, owner(p.PID))
 	}
 	slices.SortFunc(d.shares, func(a, b Share) int { return compareOwners(a.Owner, b.Owner) })
+	d.mean()
 	if d.alone() {
 		d.giveAll()
 	} else {
@@ -99,6 +104,19 @@ func Attribute(s Sample, holders []Holder, owner func(pid uint32) *workload.Iden
 	}
 	d.idle()
 	return Report{Sample: s, Shares: d.finish()}
+}
+
+// mean has what the processes did, over the window, take the place of a moment of the device,
+// where that of each is known.
+func (d *division) mean() {
+	s := d.sample
+	if !s.Momentary || !s.ProcessesKnown || len(s.Processes) == 0 {
+		return
+	}
+	total, known := sum(s.Processes, func(p *Process) Value { return p.Utilization })
+	if known == len(s.Processes) {
+		s.Values[Utilization], s.Momentary = Of(min(total, 1), PerProcess), false
+	}
 }
 
 // ownerKey tells owners apart: pods by name, all else by what they are called.
@@ -192,9 +210,9 @@ func (d *division) giveAll() {
 	}
 	s.Part = Of(1, Exclusive)
 	d.divideMemory()
-	// Without processes to go by, all memory in use is the holder's.
-	if used := d.sample.Values[MemoryUsed]; used.Known() && !s.Values[MemoryUsed].Known() && !d.sample.ProcessesKnown {
-		s.Values[MemoryUsed] = Of(used.V, Exclusive)
+	// Without processes to go by, all memory in use is the holder's, but for the driver's.
+	if used := d.sample.Values[MemoryUsed]; used.Known() && !s.Values[MemoryUsed].Known() {
+		s.Values[MemoryUsed] = Of(max(used.V-d.sample.Values[MemoryReserved].V, 0), Exclusive)
 	}
 }
 
@@ -213,11 +231,11 @@ func (d *division) all(yield func(*Share) bool) {
 	yield(&d.nobody)
 }
 
-// sum adds up a value of processes; absent if none of them has it.
-func sum(processes []Process, of func(*Process) Value) (total float64, known bool) {
+// sum adds up a value of processes. known is how many of them have it.
+func sum(processes []Process, of func(*Process) Value) (total float64, known int) {
 	for i := range processes {
 		if v := of(&processes[i]); v.Known() {
-			total, known = total+v.V, true
+			total, known = total+v.V, known+1
 		}
 	}
 	return total, known
@@ -228,7 +246,8 @@ func (d *division) divideMemory() {
 	whole := 0.0
 	for s := range d.all {
 		v, known := sum(s.Processes, func(p *Process) Value { return p.Memory })
-		if known || d.sample.ProcessesKnown && len(s.Processes) == 0 {
+		// The sum of some of its processes is not what it has.
+		if known == len(s.Processes) && (known > 0 || d.sample.ProcessesKnown) {
 			s.Values[MemoryUsed] = Of(v, PerProcess)
 			whole += v
 		}
@@ -246,9 +265,9 @@ func (d *division) divideActivity() {
 	whole, some := 0.0, false
 	for s := range d.all {
 		v, known := sum(s.Processes, func(p *Process) Value { return p.Utilization })
-		if known || d.sample.ProcessesKnown && len(s.Processes) == 0 {
+		if known == len(s.Processes) && (known > 0 || d.sample.ProcessesKnown) {
 			s.Values[Utilization] = Of(v, PerProcess)
-			whole, some = whole+v, some || known
+			whole, some = whole+v, some || known > 0
 		}
 	}
 	if !some && (!util.Known() || util.V > 0) {
@@ -257,8 +276,12 @@ func (d *division) divideActivity() {
 		d.nobody.Values[Utilization] = Value{}
 		return
 	}
-	// The samples of processes and that of the device cover slightly different
-	// times: the device's is the measure.
+	// What processes did is a mean over the window, of which a moment is no measure; it is
+	// no less than what is known of some of them.
+	if d.sample.Momentary && util.Known() && whole > util.V {
+		util.V = min(whole, 1)
+		d.sample.Values[Utilization] = util
+	}
 	limit := util.Or(Of(1, PerProcess)).V
 	scale := 1.0
 	if whole > limit {
@@ -273,7 +296,7 @@ func (d *division) divideActivity() {
 			continue
 		}
 		v.V *= scale
-		if util.Known() && util.V > 0 {
+		if util.Known() && util.V > 0 && !d.sample.Momentary {
 			s.Part = Of(v.V/util.V, Estimated)
 		}
 		if s.Part.Known() && power.Known() {
@@ -286,6 +309,9 @@ func (d *division) idle() {
 	for i := range d.shares {
 		s := &d.shares[i]
 		util := s.Values[Utilization]
+		if sm := s.Values[SMActive]; d.sample.Momentary && sm.Known() {
+			util.V = max(util.V, sm.V) // the mean is that at least
+		}
 		switch {
 		case !s.Held:
 		case d.sample.ProcessesKnown && len(s.Processes) == 0:
@@ -312,7 +338,7 @@ func (d *division) finish() []Share {
 	if !something {
 		return d.shares
 	}
-	if util := d.sample.Values[Utilization]; util.Known() && util.V > 0 && rest.Values[Utilization].Known() {
+	if util := d.sample.Values[Utilization]; util.Known() && util.V > 0 && !d.sample.Momentary && rest.Values[Utilization].Known() {
 		rest.Part = Of(rest.Values[Utilization].V/util.V, Remainder)
 	}
 	return append(d.shares, rest)

@@ -38,6 +38,20 @@ func gpuSample(util, memory, power float64, processes ...Process) Sample {
 	return s
 }
 
+// moment is a GPU whose utilization is one of the moment, with work on its multiprocessors over
+// the window.
+func moment(util, power float64, processes ...Process) Sample {
+	s := gpuSample(util, 40, power, processes...)
+	s.Momentary = true
+	s.Values[SMActive], s.Values[TensorActive] = Of(0.3, GPM), Of(0.5, GPM)
+	return s
+}
+
+func reserved(s Sample, v float64) Sample {
+	s.Values[MemoryReserved] = Of(v, Driver)
+	return s
+}
+
 func held(name string, shared bool) Holder {
 	return Holder{Owner: pod(name), Container: "main", Resource: "nvidia.com/gpu", Shared: shared, Source: "device_plugin"}
 }
@@ -152,6 +166,50 @@ func TestAttribute(t *testing.T) {
 				{"", "0.5 (remainder)", "30 (remainder)", "100 (remainder)", "0.25 (remainder)", Busy},
 			},
 		},
+		"a moment of idleness, and processes that ran": { // over the time before it
+			moment(0, 300, process(100, 10, 0.4), process(200, 20, 0.4)), []Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "0.4 (process)", "10 (process)", "150 (estimated)", "-", Busy},
+				{"b", "0.4 (process)", "20 (process)", "150 (estimated)", "-", Busy},
+				{"", "0 (remainder)", "10 (remainder)", "0 (remainder)", "0.5 (remainder)", Busy},
+			},
+		},
+		"a moment of work, and processes that ran little": {
+			moment(1, 300, process(100, 10, 0.1), process(200, 20, 0.1)), []Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "0.1 (process)", "10 (process)", "150 (estimated)", "-", Busy},
+				{"b", "0.1 (process)", "20 (process)", "150 (estimated)", "-", Busy},
+				{"", "0 (remainder)", "10 (remainder)", "0 (remainder)", "0.5 (remainder)", Busy},
+			},
+		},
+		"a moment, and of one process it is not known": {
+			moment(0, 300, process(100, 10, 0.4), Process{PID: 200}), []Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "0.4 (process)", "10 (process)", "-", "-", Busy},
+				{"b", "-", "-", "-", "-", Busy},
+				{"", "0 (remainder)", "30 (remainder)", "300 (remainder)", "0.5 (remainder)", Busy},
+			},
+		},
+		"a moment of idleness of a holder whose multiprocessors had work": {
+			moment(0, 300, Process{PID: 100, Memory: Of(40, PerProcess)}), []Holder{held("a", false)},
+			[]summary{{"a", "0 (exclusive)", "40 (process)", "300 (exclusive)", "0.5 (exclusive)", Busy}},
+		},
+		"one holder, and the memory of a process is not told": {
+			reserved(gpuSample(0.5, 1200, 300, Process{PID: 100}, process(100, 30, 0.5)), 200), []Holder{held("a", false)},
+			[]summary{
+				{"a", "0.5 (exclusive)", "1000 (exclusive)", "300 (exclusive)", "0.25 (exclusive)", Busy},
+				{"", "0 (remainder)", "200 (remainder)", "0 (remainder)", "0 (remainder)", Busy},
+			},
+		},
+		"two holders, and the memory of a process is not told": {
+			gpuSample(0.5, 40, 300, Process{PID: 100, Utilization: Of(0.25, PerProcess)}, process(100, 30, 0.25), process(200, 5, 0)),
+			[]Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "0.5 (process)", "-", "300 (estimated)", "-", Busy},
+				{"b", "0 (process)", "5 (process)", "0 (estimated)", "-", ContextOnly},
+				{"", "0 (remainder)", "35 (remainder)", "0 (remainder)", "0.25 (remainder)", Busy},
+			},
+		},
 		"nobody is there": {gpuSample(0, 0, 0), nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -177,8 +235,8 @@ func TestPartsAddUp(t *testing.T) {
 		}
 		return Of(r.Float64()*max, Driver)
 	}
-	for range 20_000 {
-		s := Sample{Device: &Device{ID: "GPU-1"}, Time: time.Unix(1000, 0), ProcessesKnown: r.IntN(4) > 0}
+	for range 100_000 {
+		s := Sample{Device: &Device{ID: "GPU-1"}, Time: time.Unix(1000, 0), ProcessesKnown: r.IntN(4) > 0, Momentary: r.IntN(2) > 0}
 		for m := range s.Values {
 			s.Values[m] = maybe(1)
 		}

@@ -345,7 +345,25 @@ func (c *Collector) attribute(s Sample, holders []Holder) Report {
 		p := &s.Processes[i]
 		owners[p.PID], p.Command = c.cfg.Owner(p.PID)
 	}
+	hideBehindServer(&s)
 	return Attribute(s, holders, func(pid uint32) *workload.Identity { return owners[pid] })
+}
+
+// mpsServer is the process by which the clients of CUDA's Multi-Process Service use a device.
+const mpsServer = "nvidia-cuda-mps-server"
+
+// hideBehindServer takes the activity from the processes of a device that is shared by MPS: the
+// driver tells of the server's, or of none, and what of it was for which client nobody knows.
+func hideBehindServer(s *Sample) {
+	// The kernel cuts names of commands.
+	if !slices.ContainsFunc(s.Processes, func(p Process) bool {
+		return len(p.Command) >= 15 && strings.HasPrefix(mpsServer, p.Command)
+	}) {
+		return
+	}
+	for i := range s.Processes {
+		s.Processes[i].Utilization = Value{}
+	}
 }
 
 // keep stores samples that fill in, and returns those of devices that no other
@@ -375,8 +393,14 @@ func (c *Collector) fillAll(samples []Sample) {
 // complete adds the values that s lacks and another source has.
 func (c *Collector) complete(s *Sample) {
 	f, ok := c.fill[fillKey(s.Device)]
-	if !ok || s.Time.Sub(f.Time) > fillAge {
+	if !ok || s.Lost || s.Time.Sub(f.Time) > fillAge {
 		return
+	}
+	if s.Momentary && f.Values[Utilization].Known() && !f.Momentary {
+		s.Values[Utilization], s.Momentary = f.Values[Utilization], false // a mean is worth more
+	}
+	if !s.Values[Utilization].Known() {
+		s.Momentary = f.Momentary
 	}
 	for m := range s.Values {
 		s.Values[m] = s.Values[m].Or(f.Values[m])

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/Ignoramuss/orb8/internal/workload"
 )
 
@@ -185,6 +187,37 @@ func TestCollectorAnswersWithDevices(t *testing.T) {
 		c.Run(ctx)
 		if reports != 1 || !c.Answered() {
 			t.Errorf("%d reports, answered: %t", reports, c.Answered())
+		}
+	})
+}
+
+// Under MPS the driver tells what the server did, which is its clients' doing: whose, nobody
+// knows. They are not idle.
+func TestCollectorMPS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &scripted{name: "nvml", read: func(context.Context) ([]Sample, error) {
+			return []Sample{gpuSample(0.8, 40, 300, process(50, 1, 0.8), process(100, 10, 0), process(200, 20, 0))}, nil
+		}}
+		var got []Report
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		NewCollector(Config{
+			Sources: []Source{{Backend: b}}, Interval: func() time.Duration { return time.Second },
+			Holders: func(*Device) []Holder { return []Holder{held("a", true), held("b", true)} },
+			Owner: func(pid uint32) (*workload.Identity, string) {
+				if pid == 50 {
+					return nil, "nvidia-cuda-mps"
+				}
+				return ownerOf(pid), "python"
+			},
+			Report: func(r []Report) { got = append(got, r...) },
+		}).Run(ctx)
+		want := []summary{
+			{"a", "-", "10 (process)", "-", "-", Busy}, {"b", "-", "20 (process)", "-", "-", Busy},
+			{"", "0.8 (remainder)", "10 (remainder)", "300 (remainder)", "0.4 (remainder)", Busy},
+		}
+		if diff := cmp.Diff(want, summarize(got[0].Shares)); diff != "" {
+			t.Errorf("shares (-want +got):\n%s", diff)
 		}
 	})
 }

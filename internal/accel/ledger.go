@@ -34,24 +34,25 @@ type Account struct {
 	Last Share
 	// Held and Used are times for which the device was held, and used.
 	Held, Used time.Duration
-	// Unallocated is the time of use by an owner that did not hold it.
-	Unallocated time.Duration
+	// Unallocated is the time of use by an owner that did not hold it. It grows only where it
+	// is known who holds what, and was asked since the owner was first seen there; without
+	// HoldersKnown it says nothing.
+	Unallocated  time.Duration
+	HoldersKnown bool
 	// Idle has the times for which it was held and idle, by reason.
 	Idle map[Idle]time.Duration
 	// IdleSince is when it became idle; zero if it is not.
 	IdleSince time.Time
 	// Counters has a value for each metric of Counted that the device has, since
 	// the owner was first seen there. The method is Estimated if any part was.
-	Counters Values
-	seen     time.Time
+	Counters    Values
+	first, seen time.Time
 }
 
-// ErrorRecord is an error of a device with the owner that it was about.
+// ErrorRecord is an error of a device.
 type ErrorRecord struct {
 	DeviceError
 	Device *Device
-	// Owner is nil where it is not known.
-	Owner *workload.Identity
 }
 
 // ErrorCount counts the errors of one code on one device.
@@ -60,6 +61,14 @@ type ErrorCount struct {
 	Owner  *workload.Identity
 	Code   uint64
 	Count  uint64
+}
+
+// DeviceErrors are the errors of one device, whoever they were about.
+type DeviceErrors struct {
+	Device *Device
+	Count  uint64
+	// Last is the latest one, or nil.
+	Last *ErrorRecord
 }
 
 // Ledger adds up what reports tell: who had which device for how long, in vain or
@@ -85,7 +94,20 @@ type errorKey struct {
 type deviceState struct {
 	last   Report
 	recent []ErrorRecord
+	errors uint64
+	// gone are the owners of processes that ended lately, and of those of the last report.
+	gone map[uint32]departed
 }
+
+// departed is a process that is not on a device any more.
+type departed struct {
+	owner *workload.Identity
+	at    time.Time
+}
+
+// keepDeparted is how long the owner of a process that has ended is remembered for the errors
+// that it caused: the driver tells of them when the process is gone already.
+const keepDeparted = time.Minute
 
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
@@ -108,12 +130,36 @@ func (l *Ledger) Add(r *Report) {
 	l.count(d, r, passed)
 	for i := range r.Shares {
 		s := &r.Shares[i]
-		l.account(r, s.Owner).add(s, r.Time, passed)
+		l.account(r, s.Owner).add(s, r.Time, passed, r.HoldersAt)
 	}
-	for _, e := range r.Errors {
+	for i := range r.Errors {
+		e := &r.Errors[i]
+		e.Owner = d.blame(r, e.PID)
 		l.addError(d, r, e)
 	}
+	d.remember(r)
 	d.last = *r
+}
+
+// remember keeps whose the processes of a report are.
+func (d *deviceState) remember(r *Report) {
+	for pid, g := range d.gone {
+		if r.Time.Sub(g.at) > keepDeparted {
+			delete(d.gone, pid)
+		}
+	}
+	for i := range r.Shares {
+		s := &r.Shares[i]
+		if s.Owner == nil {
+			continue
+		}
+		for _, p := range s.Processes {
+			if d.gone == nil {
+				d.gone = make(map[uint32]departed)
+			}
+			d.gone[p.PID] = departed{s.Owner, r.Time}
+		}
+	}
 }
 
 // since returns the time between the last report and r, 0 if it cannot be
@@ -184,17 +230,18 @@ func (l *Ledger) account(r *Report, owner *workload.Identity) *Account {
 
 // add accounts for the time before a report: as the report finds things, so they
 // are taken to have been since the one before.
-func (a *Account) add(s *Share, now time.Time, passed time.Duration) {
+func (a *Account) add(s *Share, now time.Time, passed time.Duration, holdersAt time.Time) {
 	if a.seen.IsZero() {
-		passed = 0
+		passed, a.first = 0, now
 	}
 	a.seen, a.Last = now, *s
 	switch {
 	case s.Held:
 		a.Held += passed
-	case len(s.Processes) > 0:
+	case len(s.Processes) > 0 && holdersAt.After(a.first):
 		a.Unallocated += passed
 	}
+	a.HoldersKnown = a.HoldersKnown || !holdersAt.IsZero()
 	if util := s.Values[Utilization]; util.Known() && util.V > 0 {
 		a.Used += passed
 	}
@@ -208,8 +255,9 @@ func (a *Account) add(s *Share, now time.Time, passed time.Duration) {
 	}
 }
 
-func (l *Ledger) addError(d *deviceState, r *Report, e DeviceError) {
-	rec := ErrorRecord{DeviceError: e, Device: r.Device, Owner: Blame(r, e.PID)}
+func (l *Ledger) addError(d *deviceState, r *Report, e *DeviceError) {
+	d.errors++
+	rec := ErrorRecord{DeviceError: *e, Device: r.Device}
 	if len(d.recent) == maxErrors {
 		d.recent = slices.Delete(d.recent, 0, 1)
 	}
@@ -226,23 +274,25 @@ func (l *Ledger) addError(d *deviceState, r *Report, e DeviceError) {
 	c.Count++
 }
 
-// Blame finds whom an error is about: the process's owner, or the only one there
-// is; nil if that is not known.
-func Blame(r *Report, pid uint32) *workload.Identity {
+// blame finds whom an error is about: the owner of the process, which may have ended with it,
+// or the only owner that there is; nil if that is not known.
+func (d *deviceState) blame(r *Report, pid uint32) *workload.Identity {
 	var only *workload.Identity
 	owners := 0
 	for i := range r.Shares {
 		s := &r.Shares[i]
-		if s.Owner == nil {
-			continue
-		}
 		if pid != 0 && slices.ContainsFunc(s.Processes, func(p Process) bool { return p.PID == pid }) {
 			return s.Owner
 		}
-		only = s.Owner
-		owners++
+		if s.Owner != nil {
+			only = s.Owner
+			owners++
+		}
 	}
-	if owners == 1 && pid == 0 {
+	if g, ok := d.gone[pid]; ok && pid != 0 && r.Time.Sub(g.at) <= keepDeparted {
+		return g.owner
+	}
+	if owners == 1 {
 		return only
 	}
 	return nil
@@ -327,6 +377,22 @@ func (l *Ledger) ErrorCounts() []ErrorCount {
 	all := make([]ErrorCount, 0, len(l.errors))
 	for _, c := range l.errors {
 		all = append(all, *c)
+	}
+	return all
+}
+
+// DeviceErrors says how many errors each device has had since it was first seen.
+func (l *Ledger) DeviceErrors() []DeviceErrors {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]DeviceErrors, 0, len(l.devices))
+	for _, d := range l.devices {
+		e := DeviceErrors{Device: d.last.Device, Count: d.errors}
+		if n := len(d.recent); n > 0 {
+			last := d.recent[n-1]
+			e.Last = &last
+		}
+		all = append(all, e)
 	}
 	return all
 }

@@ -24,6 +24,7 @@ func (d *day) add(after time.Duration, joules float64, s Sample, holders ...Hold
 	s.Time = d.now
 	s.Values[Energy] = Of(d.energy, Driver)
 	r := Attribute(s, holders, ownerOf)
+	r.HoldersAt = d.now
 	d.Add(&r)
 }
 
@@ -151,5 +152,98 @@ func TestLedgerForgets(t *testing.T) {
 	d.Sweep(d.now.Add(time.Minute+1), time.Minute)
 	if len(d.Accounts()) != 0 || len(d.Reports()) != 0 {
 		t.Errorf("after a minute: %d accounts, %d devices", len(d.Accounts()), len(d.Reports()))
+	}
+}
+
+// TestLedgerBlames: most errors end the process that they are about, and the driver tells of
+// them when it is gone.
+func TestLedgerBlames(t *testing.T) {
+	failed := func(s Sample, pid uint32) Sample {
+		s.Errors = []DeviceError{{Time: s.Time, Code: 31, PID: pid}}
+		return s
+	}
+	a, b := process(100, 1, 0.5), process(200, 1, 0.5)
+	for name, tt := range map[string]struct {
+		holders       []Holder
+		before, after Sample
+		later         time.Duration
+		want          string
+	}{
+		"the only holder, whose process has gone":       {[]Holder{held("a", false)}, gpuSample(1, 10, 300, a), failed(gpuSample(0, 0, 60), 100), time.Second, "a"},
+		"the only holder, whose process was never seen": {[]Holder{held("a", false)}, gpuSample(0, 0, 60), failed(gpuSample(0, 0, 60), 150), time.Second, "a"},
+		"one of two, whose process has gone":            {nil, gpuSample(1, 10, 300, a, b), failed(gpuSample(1, 10, 300, a), 200), time.Second, "b"},
+		"one of two that nobody has seen":               {nil, gpuSample(1, 10, 300, a, b), failed(gpuSample(1, 10, 300, a, b), 150), time.Second, ""},
+		"long after the process has gone":               {nil, gpuSample(1, 10, 300, a, b), failed(gpuSample(1, 10, 300, a, process(300, 1, 0)), 200), 2 * keepDeparted, ""},
+		"a process of nobody's, beside the holder":      {[]Holder{held("a", false)}, gpuSample(1, 10, 300, a, process(7, 1, 0)), failed(gpuSample(1, 10, 300, a, process(7, 1, 0)), 7), time.Second, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDay()
+			d.add(0, 0, tt.before, tt.holders...)
+			d.add(tt.later, 0, tt.after, tt.holders...)
+			got := ""
+			if owner := d.Errors("GPU-1")[0].Owner; owner != nil {
+				got = owner.Pod
+			}
+			if got != tt.want {
+				t.Errorf("blamed on %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestLedgerDeviceErrors: a device's count is there before the first error, and stays when its
+// owner has gone.
+func TestLedgerDeviceErrors(t *testing.T) {
+	d := newDay()
+	count := func() uint64 {
+		all := d.DeviceErrors()
+		if len(all) != 1 || (all[0].Last != nil) != (all[0].Count > 0) {
+			t.Fatalf("devices %+v", all)
+		}
+		return all[0].Count
+	}
+	d.add(0, 0, gpuSample(1, 10, 300, process(100, 1, 0.5)))
+	if n := count(); n != 0 {
+		t.Errorf("%d at first", n)
+	}
+	for i := range 3 {
+		s := gpuSample(1, 10, 300, process(100, 1, 0.5))
+		s.Errors = []DeviceError{{Code: uint64(i)}}
+		d.add(time.Second, 0, s)
+	}
+	d.add(10*time.Minute, 0, gpuSample(0, 0, 60))
+	d.Sweep(d.now, time.Minute)
+	if n := count(); n != 3 || len(d.ErrorCounts()) != 0 {
+		t.Errorf("%d after the owner has gone, and %d by owner", n, len(d.ErrorCounts()))
+	}
+}
+
+// TestLedgerUnallocated: only where it is known who holds what has somebody the device without
+// holding it.
+func TestLedgerUnallocated(t *testing.T) {
+	begin := time.Unix(1000, 0)
+	for name, tt := range map[string]struct {
+		asked func(time.Time) time.Time
+		want  time.Duration
+		known bool
+	}{
+		"nobody tells":             {func(time.Time) time.Time { return time.Time{} }, 0, false},
+		"asked before it was seen": {func(time.Time) time.Time { return begin }, 0, true},
+		"asked each time":          {func(at time.Time) time.Time { return at }, 4 * time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := NewLedger()
+			for i := range 5 {
+				s := gpuSample(1, 10, 300, process(100, 1, 0.5))
+				s.Time = begin.Add(time.Duration(i) * time.Second)
+				r := Attribute(s, nil, ownerOf)
+				r.HoldersAt = tt.asked(s.Time)
+				l.Add(&r)
+			}
+			a, _ := l.Account(pod("a"), "GPU-1")
+			if a.Unallocated != tt.want || a.HoldersKnown != tt.known {
+				t.Errorf("%v, known: %t", a.Unallocated, a.HoldersKnown)
+			}
+		})
 	}
 }

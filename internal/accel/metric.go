@@ -30,8 +30,9 @@ const (
 	CopyUtilization
 	EncoderUtilization
 	DecoderUtilization
-	// MemoryUsed includes what the driver reserves.
+	// MemoryUsed includes what the driver reserves, MemoryReserved.
 	MemoryUsed
+	MemoryReserved
 	MemoryTotal
 	PowerUsage
 	PowerLimit
@@ -47,8 +48,12 @@ const (
 	PCIeReplays
 	NVLinkSent
 	NVLinkReceived
+	// ECCCorrected and ECCUncorrected are since the driver was loaded, the lifetime ones
+	// since the device was made.
 	ECCCorrected
 	ECCUncorrected
+	ECCCorrectedLifetime
+	ECCUncorrectedLifetime
 	RowsRemappedCorrectable
 	RowsRemappedUncorrectable
 	// RowRemapPending and RowRemapFailure are 0 or 1.
@@ -109,6 +114,7 @@ var about = [NumMetrics]About{
 	EncoderUtilization:        {"encoder_utilization", Ratio, Gauge, "Part of the time in which the video encoder worked"},
 	DecoderUtilization:        {"decoder_utilization", Ratio, Gauge, "Part of the time in which the video decoder worked"},
 	MemoryUsed:                {"memory_used", Bytes, Gauge, "Device memory in use, with what the driver reserves"},
+	MemoryReserved:            {"memory_reserved", Bytes, Gauge, "Device memory that the driver reserves for itself"},
 	MemoryTotal:               {"memory_total", Bytes, Gauge, "Device memory"},
 	PowerUsage:                {"power", Watts, Gauge, "Power drawn"},
 	PowerLimit:                {"power_limit", Watts, Gauge, "Power that the device may draw"},
@@ -122,8 +128,10 @@ var about = [NumMetrics]About{
 	PCIeReplays:               {"pcie_replays", Count, Counter, "PCIe packets that were sent again"},
 	NVLinkSent:                {"nvlink_sent", Bytes, Counter, "Bytes that the device sent over NVLink"},
 	NVLinkReceived:            {"nvlink_received", Bytes, Counter, "Bytes that the device received over NVLink"},
-	ECCCorrected:              {"ecc_corrected_errors", Count, Counter, "Memory errors that were corrected"},
-	ECCUncorrected:            {"ecc_uncorrected_errors", Count, Counter, "Memory errors that could not be corrected"},
+	ECCCorrected:              {"ecc_corrected_errors", Count, Counter, "Memory errors that were corrected, since the driver was loaded"},
+	ECCUncorrected:            {"ecc_uncorrected_errors", Count, Counter, "Memory errors that could not be corrected, since the driver was loaded"},
+	ECCCorrectedLifetime:      {"ecc_corrected_errors_lifetime", Count, Counter, "Memory errors that were corrected, since the device was made"},
+	ECCUncorrectedLifetime:    {"ecc_uncorrected_errors_lifetime", Count, Counter, "Memory errors that could not be corrected, since the device was made"},
 	RowsRemappedCorrectable:   {"rows_remapped_correctable", Count, Counter, "Memory rows replaced after correctable errors"},
 	RowsRemappedUncorrectable: {"rows_remapped_uncorrectable", Count, Counter, "Memory rows replaced after uncorrectable errors"},
 	RowRemapPending:           {"row_remap_pending", Count, Gauge, "1 if memory rows are to be replaced at the next reset"},

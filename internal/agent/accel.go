@@ -45,8 +45,10 @@ func (a *Agent) acceleratorInterval() time.Duration {
 
 // reportAccelerators takes what was read of some devices.
 func (a *Agent) reportAccelerators(reports []accel.Report) {
+	at := a.holdersAt()
 	for i := range reports {
 		r := &reports[i]
+		r.HoldersAt = at
 		a.setExecutables(r)
 		a.accel.ledger.Add(r)
 		a.lanes.Accelerators.Publish(r)
@@ -81,7 +83,7 @@ func (a *Agent) latestAccelerators(i *stream.Interest) []*orb8v1.Event {
 		ev := a.acceleratorEvent(&r, i.Filters)
 		for _, e := range a.accel.ledger.Errors(r.Device.ID) {
 			if accelerators.MatchesOwner(i.Filters, e.Owner, nil) {
-				ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, accelerators.Error(e.DeviceError, e.Owner))
+				ev.GetAccelerator().PastErrors = append(ev.GetAccelerator().PastErrors, accelerators.Error(e.DeviceError))
 			}
 		}
 		all = append(all, ev)
@@ -143,15 +145,12 @@ func (a *Agent) gpuFacts(now time.Time) *metrics.GPUFacts {
 		return nil
 	}
 	f := &metrics.GPUFacts{
-		Accounts: a.accel.ledger.Accounts(), Errors: a.accel.ledger.ErrorCounts(), Backends: a.accel.collector.Status(),
-		LastError: make(map[string]uint64), Kubelet: a.kubeletUp(now),
+		Accounts: a.accel.ledger.Accounts(), Errors: a.accel.ledger.ErrorCounts(), DeviceErrors: a.accel.ledger.DeviceErrors(), Backends: a.accel.collector.Status(),
+		Kubelet: a.kubeletUp(now),
 	}
 	for _, r := range a.accel.ledger.Reports() {
 		if now.Sub(r.Time) <= maxReportAge {
 			f.Reports = append(f.Reports, r)
-			if all := a.accel.ledger.Errors(r.Device.ID); len(all) > 0 {
-				f.LastError[r.Device.ID] = all[len(all)-1].Code
-			}
 		}
 	}
 	return f

@@ -35,11 +35,17 @@ func (a *Agent) kubeletUp(now time.Time) *bool {
 	return &up
 }
 
-// holdersKnown reports whether a workload that does not hold a device is known not to.
-func (a *Agent) holdersKnown() bool {
-	up := a.kubeletUp(time.Now())
-	return up != nil && *up
+// holdersAt is when the kubelet told who holds what; zero if that is not known.
+func (a *Agent) holdersAt() time.Time {
+	if up := a.kubeletUp(time.Now()); up == nil || !*up {
+		return time.Time{}
+	}
+	_, at, _ := a.deps.Kubelet.Holds()
+	return at
 }
+
+// holdersKnown reports whether a workload that does not hold a device is known not to.
+func (a *Agent) holdersKnown() bool { return !a.holdersAt().IsZero() }
 
 // allocatable reports whether the kubelet has a device to give.
 func (a *Agent) allocatable(d *accel.Device) bool {

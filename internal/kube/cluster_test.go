@@ -167,7 +167,12 @@ func TestClusterSurvivesRestart(t *testing.T) {
 			fill(a)
 			c := runCluster(t, a, Config{})
 			eventually(t, "synced", func() bool { return c.Status().Synced })
-			before, _ := c.Pod("c-web-1", "")
+			var before *workload.Identity
+			eventually(t, "the pod's owner", func() bool {
+				id, ok := c.Pod("c-web-1", "")
+				before = id
+				return ok && !id.OwnerPending
+			})
 
 			a.shut()
 			eventually(t, "degraded", func() bool { return strings.Contains(c.Status().Degraded, "cannot be reached since") })

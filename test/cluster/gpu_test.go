@@ -76,7 +76,7 @@ func (n *gpuNode) write(t *testing.T) {
 
 // run has a process on a GPU, with a number of bytes and a percentage.
 func (n *gpuNode) run(gpu, pid, bytes, percent int) {
-	n.procs[gpu] = append(n.procs[gpu], fmt.Sprintf("%d %d %d -1", pid, bytes, percent))
+	n.procs[gpu] = append(n.procs[gpu], fmt.Sprintf("%d %d %d 0", pid, bytes, percent))
 }
 
 // samples asks `orb8 gpus`, by GPU.

@@ -77,7 +77,7 @@ func agent(t *testing.T, dnsPort int) string {
 	for _, line := range []string{
 		"uuid GPU-11111111-2222-3333-4444-555555555555", "name NVIDIA H100", "minor 0", "bus 7", "util 80", "mem.used 1000", "mem.total 10000",
 		"power 350000", "energy 1000", "temp 50", "clockevents 0x4", "field138 7", "field139 8", "gpm 1", "gpm2 75", "gpm3 50", "gpm5 40", "gpm10 30",
-		fmt.Sprintf("proc0 %d 600 80 -1", os.Getpid()),
+		fmt.Sprintf("proc0 %d 600 80 0", os.Getpid()),
 	} {
 		state += "gpu0." + line + "\n"
 	}

@@ -40,7 +40,7 @@ export ORB8_FAKE_NVML=$work/state ORB8_FAKE_NVML_ONCE=1
 			'util 80' 'memutil 40' "mem.used $((20 << 30))" "mem.total $((80 << 30))" 'power 400000' 'powerlimit 700000' \
 			'energy 123456' 'temp 50' 'smclock 1980' 'memclock 2600' 'field82 60' 'field186 400000' 'field197 5000' \
 			'field198 6000' 'field138 7' 'field139 8' 'gpm 1' 'gpm2 75' 'gpm3 50' 'gpm5 40' 'gpm10 30' \
-			"proc0 $$ $((10 << 30)) 40 -1" "proc1 $PPID $((9 << 30)) 40 -1"
+			"proc0 $$ $((10 << 30)) 40 0" "proc1 $PPID $((9 << 30)) 40 0"
 	done
 } >"$work/state"
 

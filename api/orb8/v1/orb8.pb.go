@@ -3825,7 +3825,10 @@ type AcceleratorSample struct {
 	// past the scheduler.
 	HoldersKnown bool `protobuf:"varint,8,opt,name=holders_known,json=holdersKnown,proto3" json:"holders_known,omitempty"`
 	// The kubelet could give the device, or a share of it, to pods.
-	Allocatable   bool `protobuf:"varint,9,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
+	Allocatable bool `protobuf:"varint,9,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
+	// The device was there and does not answer any more: it has fallen off the bus, or needs a
+	// reset. It has no values.
+	Lost          bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3919,6 +3922,13 @@ func (x *AcceleratorSample) GetHoldersKnown() bool {
 func (x *AcceleratorSample) GetAllocatable() bool {
 	if x != nil {
 		return x.Allocatable
+	}
+	return false
+}
+
+func (x *AcceleratorSample) GetLost() bool {
+	if x != nil {
+		return x.Lost
 	}
 	return false
 }
@@ -6414,7 +6424,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\"4\n" +
 	"\bProgress\x12(\n" +
-	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xfb\x03\n" +
+	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\x8f\x04\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
@@ -6425,7 +6435,9 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\vpast_errors\x18\a \x03(\v2\x19.orb8.v1.AcceleratorErrorR\n" +
 	"pastErrors\x12#\n" +
 	"\rholders_known\x18\b \x01(\bR\fholdersKnown\x12 \n" +
-	"\vallocatable\x18\t \x01(\bR\vallocatable\x1aO\n" +
+	"\vallocatable\x18\t \x01(\bR\vallocatable\x12\x12\n" +
+	"\x04lost\x18\n" +
+	" \x01(\bR\x04lost\x1aO\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
 	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\x92\x02\n" +

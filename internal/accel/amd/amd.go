@@ -90,6 +90,7 @@ func (b *Backend) sample(card, dir string, kfd *kfd) accel.Sample {
 	s := accel.Sample{Device: d, Time: b.cfg.Now()}
 	v := &s.Values
 	v[accel.Utilization] = sysfs.Percent(dir, "gpu_busy_percent")
+	s.Momentary = v[accel.Utilization].Known()
 	v[accel.CopyUtilization] = sysfs.Percent(dir, "mem_busy_percent")
 	v[accel.MemoryUsed] = sysfs.Number(1, dir, "mem_info_vram_used")
 	v[accel.MemoryTotal] = sysfs.Number(1, dir, "mem_info_vram_total")

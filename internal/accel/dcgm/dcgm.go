@@ -178,10 +178,11 @@ const (
 // of PCIe and NVLink are not among them: some versions call them counters.
 func fields() []field {
 	return []field{
-		{"DCGM_FI_DEV_GPU_UTIL_RATIO", accel.Utilization, 1},
-		{"DCGM_FI_DEV_GPU_UTIL", accel.Utilization, fromPercent},
+		// Of the two only the profiled one is a mean.
 		{"DCGM_FI_PROF_GR_ENGINE_UTIL_RATIO", accel.Utilization, 1},
 		{"DCGM_FI_PROF_GR_ENGINE_ACTIVE", accel.Utilization, 1},
+		{"DCGM_FI_DEV_GPU_UTIL_RATIO", accel.Utilization, 1},
+		{"DCGM_FI_DEV_GPU_UTIL", accel.Utilization, fromPercent},
 		{"DCGM_FI_DEV_MEMORY_UTIL_RATIO", accel.CopyUtilization, 1},
 		{"DCGM_FI_DEV_MEM_COPY_UTIL", accel.CopyUtilization, fromPercent},
 		{"DCGM_FI_DEV_ENC_UTIL_RATIO", accel.EncoderUtilization, 1},
@@ -219,6 +220,8 @@ func fields() []field {
 		{"DCGM_FI_DEV_PCIE_REPLAY_COUNTER", accel.PCIeReplays, 1},
 		{"DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", accel.ECCCorrected, 1},
 		{"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", accel.ECCUncorrected, 1},
+		{"DCGM_FI_DEV_ECC_SBE_AGG_TOTAL", accel.ECCCorrectedLifetime, 1},
+		{"DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", accel.ECCUncorrectedLifetime, 1},
 		{"DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedCorrectable, 1},
 		{"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedUncorrectable, 1},
 		{"DCGM_FI_DEV_ROW_REMAP_PENDING", accel.RowRemapPending, 1},
@@ -243,12 +246,21 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample
 	devices := make(map[string]*device)
 	now := b.cfg.Now()
 	each := func(name string, take func(*device, float64)) {
+		all := make(map[*device]*lines)
 		for _, m := range families[name].GetMetric() {
 			v := m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
 			if !(v >= 0) || v >= blank && isBlank(v) {
 				continue
 			}
 			if d := deviceOf(m, devices); d != nil {
+				if all[d] == nil {
+					all[d] = &lines{first: v}
+				}
+				all[d].add(m, v)
+			}
+		}
+		for d, l := range all {
+			if v, ok := l.value(); ok {
 				take(d, v)
 			}
 		}
@@ -262,6 +274,9 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample
 			v *= times
 			if f.metric.About().Unit == accel.Ratio {
 				v = min(v, 1)
+			}
+			if f.metric == accel.Utilization && !d.Values[f.metric].Known() {
+				d.Momentary = strings.HasPrefix(f.name, "DCGM_FI_DEV_")
 			}
 			d.Values[f.metric] = d.Values[f.metric].Or(accel.Of(v, accel.DCGM))
 		})
@@ -307,6 +322,33 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample
 	}
 	slices.SortFunc(all, func(a, b accel.Sample) int { return accel.CompareDevices(a.Device, b.Device) })
 	return all, nil
+}
+
+// lines are those of one device in one family: one, or one for each pod that shares it.
+type lines struct {
+	first, sum float64
+	n, vgpu    int
+	differ     bool
+}
+
+func (l *lines) add(m *dto.Metric, v float64) {
+	l.n++
+	l.sum += v
+	l.differ = l.differ || v != l.first
+	for _, label := range m.GetLabel() {
+		if label.GetName() == "vgpu" && label.GetValue() != "" {
+			l.vgpu++
+		}
+	}
+}
+
+// value is the device's. Exporters give each pod the device's value, newer ones each pod what is
+// its own; what differs otherwise says nothing of the device.
+func (l *lines) value() (float64, bool) {
+	if l.differ && l.vgpu == l.n {
+		return l.sum, true
+	}
+	return l.first, !l.differ
 }
 
 // isBlank reports whether v is one of DCGM's marks for no value: 0x7ffffff0 to f in
@@ -388,7 +430,7 @@ func (d *device) memory() {
 	if !d.total.Known() && d.used.Known() && d.free.Known() {
 		d.total = accel.Of(d.used.V+d.free.V+d.reserved.V, accel.DCGM)
 	}
-	d.Values[accel.MemoryTotal] = d.total
+	d.Values[accel.MemoryTotal], d.Values[accel.MemoryReserved] = d.total, d.reserved
 }
 
 // errors makes one of a latest XID that has changed: the exporter keeps it shown, so

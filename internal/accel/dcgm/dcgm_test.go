@@ -81,7 +81,7 @@ func TestOldNames(t *testing.T) {
 	wantValues := map[string]string{
 		"sm_clock_hertz": "1.35e+09 (dcgm)", "utilization_ratio": "0.87 (dcgm)", "energy_joules": "5000 (dcgm)",
 		"memory_used_bytes": "1.6777216e+09 (dcgm)", "memory_total_bytes": "8.55638016e+10 (dcgm)",
-		"tensor_active_ratio": "0.413242 (dcgm)",
+		"memory_reserved_bytes": "6.291456e+08 (dcgm)", "tensor_active_ratio": "0.413242 (dcgm)",
 	}
 	if diff := cmp.Diff(wantValues, acceltest.Values(&all[0].Values)); diff != "" {
 		t.Errorf("values (-want +got):\n%s", diff)
@@ -229,6 +229,44 @@ func TestHostileExporter(t *testing.T) {
 	}()
 	if _, err := New(Config{URL: "http://" + l.Addr().String()}).Read(testwait.Context(t)); err == nil || !strings.HasSuffix(err.Error(), "answers 500 Internal Server Error") {
 		t.Errorf("a status line of its own: %q", err)
+	}
+}
+
+// TestSharedGPU: exporters give each pod that shares a GPU the GPU's value, newer ones each its
+// own; what differs and is not by slot says nothing.
+func TestSharedGPU(t *testing.T) {
+	line := func(name, labels, value string) string {
+		return fmt.Sprintf("%s{gpu=\"0\",UUID=\"GPU-a\",%s} %s\n", name, labels, value)
+	}
+	for name, tt := range map[string]struct{ page, used, busy string }{
+		"each its own": {
+			line("DCGM_FI_DEV_FB_USED", `pod="a",vgpu="0"`, "1000") + line("DCGM_FI_DEV_FB_USED", `pod="b",vgpu="1"`, "2000") +
+				line("DCGM_FI_DEV_GPU_UTIL", `pod="a",vgpu="0"`, "60") + line("DCGM_FI_DEV_GPU_UTIL", `pod="b",vgpu="1"`, "50"),
+			"3.145728e+09 (dcgm)", "1 (dcgm)",
+		},
+		"each the same": {
+			line("DCGM_FI_DEV_FB_USED", `pod="a",vgpu="0"`, "1000") + line("DCGM_FI_DEV_FB_USED", `pod="b",vgpu="1"`, "1000") +
+				line("DCGM_FI_DEV_GPU_UTIL", `pod="a"`, "60") + line("DCGM_FI_DEV_GPU_UTIL", `pod="b"`, "60"),
+			"1.048576e+09 (dcgm)", "0.6 (dcgm)",
+		},
+		"different for no reason": {
+			line("DCGM_FI_DEV_FB_USED", `pod="a"`, "1000") + line("DCGM_FI_DEV_FB_USED", `pod="b"`, "2000") +
+				line("DCGM_FI_DEV_GPU_UTIL", `pod="a",vgpu="0"`, "60") + line("DCGM_FI_DEV_GPU_UTIL", `pod="b"`, "50") +
+				line("DCGM_FI_DEV_GPU_TEMP", `pod="b"`, "50"),
+			"-", "-",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, _ := exporter(t, tt.page)
+			all := read(t, New(Config{URL: url}))
+			if len(all) != 1 {
+				t.Fatalf("%d devices", len(all))
+			}
+			v := &all[0].Values
+			if used, busy := v[accel.MemoryUsed].String(), v[accel.Utilization].String(); used != tt.used || busy != tt.busy {
+				t.Errorf("used %s, busy %s, want %s and %s", used, busy, tt.used, tt.busy)
+			}
+		})
 	}
 }
 

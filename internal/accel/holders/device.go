@@ -121,6 +121,16 @@ func vendorOf(resource string) string {
 	return ""
 }
 
+// numbersDevices reports whether a resource's plain numbers are the devices' own. Those of
+// others may be anything: IOMMU groups, cores of which a device has several.
+func numbersDevices(resource string) bool {
+	switch strings.TrimSuffix(resource, ".shared") {
+	case "nvidia.com/gpu", "amd.com/gpu", "google.com/tpu", "aws.amazon.com/neuron", "aws.amazon.com/neurondevice":
+		return true
+	}
+	return false
+}
+
 // Parse reads the id that a device plugin gave a device of a resource, for
 // instance nvidia.com/gpu. replica is the number of a time-sliced share, empty if
 // there is none; shared reports whether others may be given the same device. What
@@ -133,8 +143,8 @@ func Parse(resource, id string) (d Device, replica string, shared bool) {
 	for _, f := range forms {
 		if g := f.pattern.FindStringSubmatch(whole); g != nil {
 			also := f.read(&d, g)
-			if strings.HasSuffix(resource, "/neuroncore") {
-				d.Index = -1 // numbers of cores, of which a device has several
+			if d.Index >= 0 && g[0] == g[1] && !numbersDevices(resource) {
+				d.Index, d.Raw = -1, id
 			}
 			return d, replica, shared || also
 		}
@@ -152,6 +162,11 @@ func FromAttributes(driver string, attributes map[string]string) (Device, bool) 
 		if address := strings.ToLower(attributes[name]); d.PCI == "" && pciForm.MatchString(address) {
 			d.PCI = address[len(address)-len("0000:00:00.0"):]
 		}
+	}
+	if attributes["type"] == "mig" && d.UUID == "" {
+		// Made when it is handed out: the address is that of the whole device, which is not
+		// what was given.
+		return Device{Vendor: d.Vendor, Minor: -1, Index: -1, Instance: -1}, false
 	}
 	if n, err := strconv.Atoi(attributes["minor"]); err == nil {
 		d.Minor = n

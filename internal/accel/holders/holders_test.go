@@ -70,7 +70,12 @@ func TestParse(t *testing.T) {
 		{"aws.amazon.com/neuron", "neuron5", with(func(d *Device) { d.Vendor, d.Index = accel.AWS, 5 }), "", false},
 		{"aws.amazon.com/neuroncore", "nc-5", with(func(d *Device) { d.Vendor = accel.AWS }), "", false},
 		{"aws.amazon.com/neuroncore", "5", with(func(d *Device) { d.Vendor = accel.AWS }), "", false},
-		{"rdma/hca", "7", with(func(d *Device) { d.Index = 7 }), "", false},
+		{"amd.com/gpu", "3", with(func(d *Device) { d.Vendor, d.Index = accel.AMD, 3 }), "", false},
+		// Numbers of other things: network cards, IOMMU groups.
+		{"rdma/hca", "7", none(), "", false},
+		{"nvidia.com/PGPU", "1", nvidia(func(*Device) {}), "", false},
+		{"nvidia.com/GA102GL_A10", "1", nvidia(func(*Device) {}), "", false},
+		{"amd.com/xilinx_u250", "0", with(func(d *Device) { d.Vendor = accel.AMD }), "", false},
 		{"nvidia.com/gpu", "99999999999999999999", nvidia(func(*Device) {}), "", false},
 		{"", "", none(), "", false},
 	} {
@@ -328,6 +333,11 @@ func TestFromAttributes(t *testing.T) {
 		{"gpu.nvidia.com", map[string]string{"type": "mig", "uuid": migA, "parentUUID": gpuA}, with(func(d *Device) {
 			d.Vendor, d.UUID, d.Raw = accel.NVIDIA, migA, migA
 		}), true},
+		// Made when it is handed out: which part it is, nobody knows yet; never all of the device.
+		{
+			"gpu.nvidia.com", map[string]string{"type": "mig", "parentUUID": gpuA, "pciBusID": "0000:3b:00.0", "profile": "1g.10gb", "index": "0"},
+			with(func(d *Device) { d.Vendor = accel.NVIDIA }), false,
+		},
 		{"gpu.amd.com", map[string]string{"pciAddr": "0000:3B:00.0"}, with(func(d *Device) { d.Vendor, d.PCI = accel.AMD, "0000:3b:00.0" }), true},
 		{"gpu.nvidia.com", map[string]string{"pciBusID": "00000000:3B:00.0"}, with(func(d *Device) { d.Vendor, d.PCI = accel.NVIDIA, "0000:3b:00.0" }), true},
 		{"tpu.google.com", map[string]string{"index": "1"}, with(func(d *Device) { d.Vendor, d.Index = accel.Google, 1 }), true},

@@ -15,6 +15,8 @@ type Config struct {
 	HostRoot string
 	// Library is the path of libnvidia-ml.so.1; looked for if empty.
 	Library string
+	// Sys is where sysfs is mounted, default /sys.
+	Sys string
 	// Kmsg is the kernel's log, default /dev/kmsg. "-" for none.
 	Kmsg string
 	// Log gets a line where something optional is missing. Default: none.
@@ -26,6 +28,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Kmsg == "" {
 		c.Kmsg = "/dev/kmsg"
+	}
+	if c.Sys == "" {
+		c.Sys = "/sys"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

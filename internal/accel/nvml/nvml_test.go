@@ -56,9 +56,9 @@ gpu0.gpm3 50
 gpu0.gpm5 140
 gpu0.gpm10 -3
 gpu0.gpm11 nan
-gpu0.proc0 1001 600 30 -1
-gpu0.proc1 1002 -1 50 -1
-gpu0.proc2 1003 10 150 -1
+gpu0.proc0 1001 600 30 0
+gpu0.proc1 1002 -1 50 0
+gpu0.proc2 1003 10 150 0
 gpu0.proc3 1004 10 20 1000
 gpu0.proc4 0 10 20 0
 `
@@ -112,11 +112,12 @@ func TestOneGPU(t *testing.T) {
 	}
 	want := map[string]string{
 		"utilization_ratio": "0.8 (driver)", "memory_busy_ratio": "0.4 (driver)",
-		"memory_used_bytes": "1200 (driver)", "memory_total_bytes": "10000 (driver)",
-		"power_watts": "355 (driver)", "power_limit_watts": "700 (driver)", "energy_joules": "123.456 (driver)",
+		"memory_used_bytes": "1200 (driver)", "memory_reserved_bytes": "200 (driver)", "memory_total_bytes": "10000 (driver)",
+		"power_watts": "350 (driver)", "power_limit_watts": "700 (driver)", "energy_joules": "123.456 (driver)",
 		"temperature_celsius": "61 (driver)", "memory_temperature_celsius": "70 (driver)",
 		"sm_clock_hertz": "1.98e+09 (driver)", "memory_clock_hertz": "3.201e+09 (driver)",
-		"ecc_corrected_errors": "3 (driver)", "ecc_uncorrected_errors": "1 (driver)",
+		"ecc_corrected_errors": "0 (driver)", "ecc_uncorrected_errors": "0 (driver)",
+		"ecc_corrected_errors_lifetime": "3 (driver)", "ecc_uncorrected_errors_lifetime": "1 (driver)",
 		"rows_remapped_correctable": "2 (driver)", "rows_remapped_uncorrectable": "0 (driver)",
 		"row_remap_pending": "1 (driver)", "row_remap_failure": "0 (driver)",
 		"pcie_sent_bytes": "5000 (driver)", "pcie_received_bytes": "6000 (driver)",
@@ -187,7 +188,7 @@ func TestEightGPUs(t *testing.T) {
 	var all strings.Builder
 	fmt.Fprintln(&all, "count 8")
 	for i := range 8 {
-		fmt.Fprintf(&all, "gpu%d.uuid GPU-%d\ngpu%d.util %d\ngpu%d.proc0 %d 10 %d -1\n", i, i, i, 10*i, i, 100+i, 10*i)
+		fmt.Fprintf(&all, "gpu%d.uuid GPU-%d\ngpu%d.util %d\ngpu%d.proc0 %d 10 %d 0\n", i, i, i, 10*i, i, 100+i, 10*i)
 	}
 	d.Set(all.String())
 	b := newBackend(t, d)
@@ -200,40 +201,69 @@ func TestEightGPUs(t *testing.T) {
 	}
 }
 
-// A device that is lost is left out, the others go on, and it is there again when
-// it is.
+// A device that is lost stays known as such, the others go on with the same handles, and it
+// is there again when it is.
 func TestLostGPU(t *testing.T) {
 	d := nvmltest.New(t)
 	const two = "count 2\ngpu0.uuid GPU-0\ngpu0.util 1\ngpu0.gpm 1\ngpu1.uuid GPU-1\ngpu1.util 2\ngpu1.gpm 1\n"
-	ids := func(all []accel.Sample) (ids []string) {
+	states := func(all []accel.Sample) (states []string) {
 		for _, s := range all {
-			ids = append(ids, s.Device.ID)
+			state := s.Device.ID
+			if s.Lost {
+				state += " lost"
+				if got := acceltest.Values(&s.Values); len(got) != 0 {
+					t.Errorf("%s has %v", state, got)
+				}
+			}
+			states = append(states, state)
 		}
-		return ids
+		return states
 	}
-	b := newBackend(t, d)
+	now := time.Now()
+	b := newBackend(t, d, func(c *Config) { c.Now = func() time.Time { return now }; c.Sys = t.TempDir() })
+	begun := func() int { return d.Inits() }
 	for step, c := range []struct {
 		state string
+		after time.Duration
 		want  []string
+		begun int
 	}{
-		{two, []string{"GPU-0", "GPU-1"}},
-		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
-		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
-		{strings.Replace(two, "count 2", "count 1", 1), []string{"GPU-0"}},
-		{two, []string{"GPU-0", "GPU-1"}},
-		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
-		{two + "gpu0.lost 1\n", []string{"GPU-1"}},
-		{two, []string{"GPU-1"}},
-		{"", []string{"GPU-0", "GPU-1"}}, // after a while
+		{two, 0, []string{"GPU-0", "GPU-1"}, 1},
+		{two + "gpu0.lost 1\n", time.Second, []string{"GPU-0 lost", "GPU-1"}, 1},
+		{two + "gpu0.lost 1\n", time.Minute, []string{"GPU-0 lost", "GPU-1"}, 1},
+		{two, time.Second, []string{"GPU-0 lost", "GPU-1"}, 1}, // not looked for yet
+		{two, retryLost, []string{"GPU-0", "GPU-1"}, 1},
+		// NVML lists it no more: the count is what is there.
+		{strings.Replace(two, "count 2", "count 1", 1), time.Second, []string{"GPU-0", "GPU-1 lost"}, 2},
+		{strings.Replace(two, "count 2", "count 1", 1) + "gpu1.lost 1\n", time.Hour, []string{"GPU-0", "GPU-1 lost"}, 3},
+		{two, time.Second, []string{"GPU-0", "GPU-1"}, 4},
+		{two + "gpu1.lost 1\n", time.Second, []string{"GPU-0", "GPU-1 lost"}, 4},
+		{two + "gpu1.lost 1\n", beginAnew + time.Second, []string{"GPU-0", "GPU-1 lost"}, 5},
+		{strings.Replace(two, "count 2", "count 1", 1), keepLost + time.Second, []string{"GPU-0"}, 6},
 	} {
-		if c.state == "" {
-			b.listed = b.listed.Add(-2 * retryMissing)
-		} else {
-			d.Set(c.state)
+		d.Set(c.state)
+		now = now.Add(c.after)
+		if diff := cmp.Diff(c.want, states(read(t, b))); diff != "" || begun() != c.begun {
+			t.Errorf("step %d: begun %d times, want %d (-want +got):\n%s", step, begun(), c.begun, diff)
 		}
-		if diff := cmp.Diff(c.want, ids(read(t, b))); diff != "" {
-			t.Errorf("step %d (-want +got):\n%s", step, diff)
-		}
+	}
+}
+
+// A device that another driver has been given is not lost.
+func TestGPUGivenAway(t *testing.T) {
+	d := nvmltest.New(t)
+	const two = "count 2\ngpu0.uuid GPU-0\ngpu0.bus 1\ngpu1.uuid GPU-1\ngpu1.bus 2\n"
+	sys := t.TempDir()
+	dir := filepath.Join(sys, "bus/pci/devices/0000:02:00.0")
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Symlink("../../../bus/pci/drivers/vfio-pci", filepath.Join(dir, "driver"))); err != nil {
+		t.Fatal(err)
+	}
+	d.Set(two)
+	b := newBackend(t, d, func(c *Config) { c.Sys = sys })
+	read(t, b)
+	d.Set(strings.Replace(two, "count 2", "count 1", 1))
+	if all := read(t, b); len(all) != 1 {
+		t.Errorf("%d devices, want the one that is left", len(all))
 	}
 }
 
@@ -246,7 +276,7 @@ gpu0.bus 1
 gpu0.mig 1
 gpu0.gpm 1
 gpu0.power 300000
-gpu0.proc0 1 1 1 -1
+gpu0.proc0 1 1 1 0
 gpu0.mig0.uuid MIG-a
 gpu0.mig0.name NVIDIA H100 80GB HBM3 MIG 1g.10gb
 gpu0.mig0.mem.used 100
@@ -372,10 +402,11 @@ func FuzzParseXID(f *testing.F) {
 	f.Add("6,2,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=1001, name=python, MMU fault\n SUBSYSTEM=pci\n")
 	f.Add("NVRM: Xid (PCI:0001:ff:1f.1): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
 	f.Add("NVRM: Xid (PCI:0000:3b:00): 43")
+	f.Add("6,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05 GPU-CI:00): 31, pid=77, name=python, Ch 00000008")
 	f.Fuzz(func(t *testing.T, record string) {
-		pci, e, ok := parseXID(record)
-		if ok && (pci == "" || e.Message == "" || len(e.Message) > maxMessage) {
-			t.Errorf("%q: %q %+v", record, pci, e)
+		at, e, ok := parseXID(record)
+		if ok && (at.pci == "" || at.instance < -1 || e.Message == "" || len(e.Message) > maxMessage) {
+			t.Errorf("%q: %+v %+v", record, at, e)
 		}
 	})
 }

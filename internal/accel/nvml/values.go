@@ -17,10 +17,14 @@ import (
 func driver(v float64) accel.Value { return accel.Of(v, accel.Driver) }
 
 // values reads what the driver says of the whole device.
-func (r *reader) values(h nvml.Device, s *accel.Sample) {
-	v := &s.Values
+func (r *reader) values(g *gpu, s *accel.Sample) {
+	h, v := g.handle, &s.Values
 	if u, ok := call(r, "nvmlDeviceGetUtilizationRates", h.GetUtilizationRates); ok && u.Gpu <= 100 && u.Memory <= 100 {
 		v[accel.Utilization], v[accel.CopyUtilization] = driver(float64(u.Gpu)/100), driver(float64(u.Memory)/100)
+		s.Momentary = true
+	}
+	if mean, ok := r.meanUtilization(g, s); ok {
+		v[accel.Utilization], s.Momentary = driver(mean), false
 	}
 	r.memory(h, s)
 	r.power(h, v)
@@ -40,6 +44,63 @@ func (r *reader) values(h nvml.Device, s *accel.Sample) {
 	}
 }
 
+// busy is what is kept of how busy a device and its processes were.
+type busy struct {
+	// since is when the last reading was, in the driver's microseconds; 0 before the first.
+	since uint64
+	// device is the stamp of the latest sample of the device, processes have the latest of
+	// each process.
+	device    uint64
+	processes map[uint32]ran
+}
+
+// ran is how much a process ran in its latest sample.
+type ran struct {
+	stamp uint64
+	part  float64
+}
+
+// sampled is how old the driver's latest sample of a process may be: it takes one of each
+// about once a second, at a time of its own.
+const sampled = 2 * time.Second
+
+// begin returns the time of the reading before in the driver's microseconds, 0 if there was
+// none; the clock may have been set back since.
+func (b *busy) begin(now uint64) uint64 {
+	if b.since > now {
+		*b = busy{}
+	}
+	return b.since
+}
+
+// meanUtilization is how busy the device was since the reading before, by the driver's samples.
+func (r *reader) meanUtilization(g *gpu, s *accel.Sample) (float64, bool) {
+	now := uint64(s.Time.UnixMicro())
+	before := g.busy.begin(now)
+	if before == 0 || r.lost || !r.b.lookup("nvmlDeviceGetSamples") {
+		return 0, false
+	}
+	kind, samples, ret := g.handle.GetSamples(nvml.GPU_UTILIZATION_SAMPLES, max(before, g.busy.device))
+	r.note("nvmlDeviceGetSamples", ret)
+	if !r.check(ret) {
+		return 0, false
+	}
+	sum, n := 0.0, 0
+	for i := range samples {
+		u, ok := number(&nvml.FieldValue{ValueType: uint32(kind), Value: samples[i].SampleValue})
+		if at := samples[i].TimeStamp; !ok || u < 0 || u > 100 || at <= before || at <= g.busy.device {
+			continue
+		}
+		sum, n = sum+u, n+1
+	}
+	for i := range samples {
+		if at := samples[i].TimeStamp; at <= now {
+			g.busy.device = max(g.busy.device, at)
+		}
+	}
+	return sum / float64(max(n, 1)) / 100, n > 0
+}
+
 // notAvailable stands for a size that the driver does not tell.
 const notAvailable = math.MaxUint64
 
@@ -47,8 +108,9 @@ func (r *reader) memory(h nvml.Device, s *accel.Sample) {
 	used, total := uint64(notAvailable), uint64(notAvailable)
 	if m, ok := r.memoryV2(h); ok {
 		used, total = m.Used, m.Total
-		if used != notAvailable && m.Reserved != notAvailable {
+		if used != notAvailable && m.Reserved != notAvailable && m.Reserved <= total {
 			used += m.Reserved
+			s.Values[accel.MemoryReserved] = driver(float64(m.Reserved))
 		}
 	} else if m, ok := call(r, "nvmlDeviceGetMemoryInfo", h.GetMemoryInfo); ok {
 		used, total = m.Used, m.Total
@@ -121,12 +183,18 @@ func (r *reader) health(h nvml.Device, v *accel.Values) {
 	if n, ok := call(r, "nvmlDeviceGetPcieReplayCounter", h.GetPcieReplayCounter); ok {
 		v[accel.PCIeReplays] = driver(float64(n))
 	}
-	for m, kind := range map[accel.Metric]nvml.MemoryErrorType{
-		accel.ECCCorrected: nvml.MEMORY_ERROR_TYPE_CORRECTED, accel.ECCUncorrected: nvml.MEMORY_ERROR_TYPE_UNCORRECTED,
+	for _, e := range []struct {
+		metric accel.Metric
+		kind   nvml.MemoryErrorType
+		over   nvml.EccCounterType
+	}{
+		{accel.ECCCorrected, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.VOLATILE_ECC},
+		{accel.ECCUncorrected, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC},
+		{accel.ECCCorrectedLifetime, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.AGGREGATE_ECC},
+		{accel.ECCUncorrectedLifetime, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.AGGREGATE_ECC},
 	} {
-		n, ok := call(r, "nvmlDeviceGetTotalEccErrors", func() (uint64, nvml.Return) { return h.GetTotalEccErrors(kind, nvml.AGGREGATE_ECC) })
-		if ok {
-			v[m] = driver(float64(n))
+		if n, ok := call(r, "nvmlDeviceGetTotalEccErrors", func() (uint64, nvml.Return) { return h.GetTotalEccErrors(e.kind, e.over) }); ok {
+			v[e.metric] = driver(float64(n))
 		}
 	}
 	if !r.b.lookup("nvmlDeviceGetRemappedRows") {
@@ -154,7 +222,7 @@ func (r *reader) fields(h nvml.Device, v *accel.Values) {
 		factor float64
 	}{
 		{accel.MemoryTemperature, nvml.FI_DEV_MEMORY_TEMP, 0, 1},
-		{accel.PowerUsage, nvml.FI_DEV_POWER_INSTANT, 0, 1e-3}, // mW, now and not on average
+		{accel.PowerUsage, nvml.FI_DEV_POWER_INSTANT, 0, 1e-3}, // mW; a moment, where there is no mean
 		{accel.PCIeSent, nvml.FI_DEV_PCIE_COUNT_TX_BYTES, 0, 1},
 		{accel.PCIeReceived, nvml.FI_DEV_PCIE_COUNT_RX_BYTES, 0, 1},
 		{accel.NVLinkSent, nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_TX, allLinks, 1024},
@@ -169,7 +237,7 @@ func (r *reader) fields(h nvml.Device, v *accel.Values) {
 	}
 	for i, w := range wanted {
 		if n, ok := number(&values[i]); ok && n >= 0 {
-			v[w.metric] = driver(n * w.factor)
+			v[w.metric] = v[w.metric].Or(driver(n * w.factor))
 		}
 	}
 }
@@ -198,18 +266,17 @@ func number(f *nvml.FieldValue) (float64, bool) {
 
 // list finds the processes on a device, or on a part of one.
 func (r *reader) list(h nvml.Device, s *accel.Sample) {
-	known := false
-	add := func(symbol string, graphics bool, get func() ([]nvml.ProcessInfo, nvml.Return)) {
+	add := func(symbol string, graphics bool, get func() ([]nvml.ProcessInfo, nvml.Return)) (ok bool) {
 		all, ok := call(r, symbol, get)
-		known = known || ok
 		for _, p := range all {
 			r.add(s, p, graphics)
 		}
+		return ok
 	}
-	add("nvmlDeviceGetComputeRunningProcesses", false, h.GetComputeRunningProcesses)
+	// Who computes is what matters: without that list, nobody is known to do nothing.
+	s.ProcessesKnown = add("nvmlDeviceGetComputeRunningProcesses", false, h.GetComputeRunningProcesses)
 	add("nvmlDeviceGetMPSComputeRunningProcesses", false, h.GetMPSComputeRunningProcesses)
 	add("nvmlDeviceGetGraphicsRunningProcesses", true, h.GetGraphicsRunningProcesses)
-	s.ProcessesKnown = known
 }
 
 // add adds a process, once: one that draws and computes is in both lists.
@@ -230,41 +297,74 @@ func (r *reader) add(s *accel.Sample, p nvml.ProcessInfo, graphics bool) {
 	s.Processes = append(s.Processes, accel.Process{PID: p.Pid, Graphics: graphics, Memory: memory})
 }
 
-// processes lists them with what part of the time each ran: the mean of the
-// driver's samples since the last reading. Samples that are older, or of more than
-// all of the time, are of no use; drivers have been seen to give both.
+// processes lists them with what part of the time each ran: the mean of the driver's samples
+// since the reading before. Samples of more than all of the time are of no use; drivers have
+// been seen to give them.
 func (r *reader) processes(h nvml.Device, g *gpu, s *accel.Sample) {
 	r.list(h, s)
-	since := g.seen
-	samples, _ := call(r, "nvmlDeviceGetProcessUtilization", func() ([]nvml.ProcessUtilizationSample, nvml.Return) {
-		return h.GetProcessUtilization(since)
-	})
-	type mean struct{ sum, n float64 }
-	means := make(map[uint32]mean)
-	for _, u := range samples {
-		if u.TimeStamp <= since || u.SmUtil > 100 || u.Pid == 0 {
-			continue
-		}
-		g.seen = max(g.seen, u.TimeStamp)
-		m := means[u.Pid]
-		means[u.Pid] = mean{m.sum + float64(u.SmUtil)/100, m.n + 1}
-	}
-	if since == 0 {
-		return // all that the driver remembers: of no known window
-	}
-	if !r.b.lookup("nvmlDeviceGetProcessUtilization") {
+	before := g.busy.begin(uint64(s.Time.UnixMicro()))
+	g.busy.since = uint64(s.Time.UnixMicro())
+	if r.lost || !r.b.lookup("nvmlDeviceGetProcessUtilization") {
 		return
+	}
+	// A little further back than the reading before, so that each process has one.
+	from := uint64(0)
+	if back := uint64(sampled.Microseconds()); before > back {
+		from = before - back
+	}
+	samples, ret := h.GetProcessUtilization(from)
+	r.note("nvmlDeviceGetProcessUtilization", ret)
+	if ret != nvml.ERROR_NOT_FOUND && !r.check(ret) {
+		return
+	}
+	now := uint64(r.b.cfg.Now().UnixMicro())
+	means, latest := r.means(g, samples, before, now)
+	g.busy.processes = latest
+	if before == 0 {
+		return // all that the driver remembers: of no known window
 	}
 	for i := range s.Processes {
 		p := &s.Processes[i]
-		m := means[p.PID]
-		switch {
-		case m.n > 0:
-			p.Utilization = accel.Of(m.sum/m.n, accel.PerProcess)
-		case len(means) > 0 || s.Values[accel.Utilization].Known() && s.Values[accel.Utilization].V == 0:
-			p.Utilization = accel.Of(0, accel.PerProcess) // it did not run
+		part, ok := means[p.PID]
+		if !ok {
+			// Without a sample it did not run, or its latest one is not due yet.
+			if last, had := latest[p.PID]; had && now-min(last.stamp, now) <= uint64(sampled.Microseconds()) {
+				part = last.part
+			}
+		}
+		p.Utilization = accel.Of(part, accel.PerProcess)
+	}
+}
+
+// means are those of each process's samples since the reading before; latest has the latest
+// sample of each.
+func (r *reader) means(g *gpu, samples []nvml.ProcessUtilizationSample, before, now uint64) (means map[uint32]float64, latest map[uint32]ran) {
+	type sum struct{ sum, n float64 }
+	sums := make(map[uint32]sum)
+	latest = make(map[uint32]ran)
+	for pid, last := range g.busy.processes {
+		if now-min(last.stamp, now) <= uint64(sampled.Microseconds()) {
+			latest[pid] = last
 		}
 	}
+	for _, u := range samples {
+		if u.SmUtil > 100 || u.Pid == 0 || u.TimeStamp == 0 || u.TimeStamp > now {
+			continue
+		}
+		part := float64(u.SmUtil) / 100
+		if u.TimeStamp > before && u.TimeStamp > g.busy.processes[u.Pid].stamp {
+			m := sums[u.Pid]
+			sums[u.Pid] = sum{m.sum + part, m.n + 1}
+		}
+		if u.TimeStamp > latest[u.Pid].stamp {
+			latest[u.Pid] = ran{u.TimeStamp, part}
+		}
+	}
+	means = make(map[uint32]float64, len(sums))
+	for pid, m := range sums {
+		means[pid] = m.sum / m.n
+	}
+	return means, latest
 }
 
 // gpm keeps the earlier of the two samples that ratios are made from.
@@ -277,6 +377,7 @@ type gpm struct {
 // ratios that GPM has in percent.
 func ratios() map[nvml.GpmMetricId]accel.Metric {
 	return map[nvml.GpmMetricId]accel.Metric{
+		nvml.GPM_METRIC_GRAPHICS_UTIL:   accel.Utilization,
 		nvml.GPM_METRIC_SM_UTIL:         accel.SMActive,
 		nvml.GPM_METRIC_SM_OCCUPANCY:    accel.SMOccupancy,
 		nvml.GPM_METRIC_ANY_TENSOR_UTIL: accel.TensorActive,
@@ -321,7 +422,9 @@ func (g *gpm) read(s *accel.Sample, get func(nvml.GpmSample) nvml.Return) {
 	for i := range want.NumMetrics {
 		m := &want.Metrics[i]
 		if nvml.Return(m.NvmlReturn) == nvml.SUCCESS && !math.IsNaN(m.Value) {
-			s.Values[ratios()[nvml.GpmMetricId(m.MetricId)]] = accel.Of(min(max(m.Value/100, 0), 1), accel.GPM)
+			metric := ratios()[nvml.GpmMetricId(m.MetricId)]
+			s.Values[metric] = accel.Of(min(max(m.Value/100, 0), 1), accel.GPM)
+			s.Momentary = s.Momentary && metric != accel.Utilization
 		}
 	}
 }

@@ -6,6 +6,7 @@ package nvml
 
 import (
 	"errors"
+	"math"
 	"os"
 	"regexp"
 	"strconv"
@@ -33,15 +34,15 @@ const (
 type errorLog struct {
 	b      *Backend
 	events nvml.EventSet // nil where there are none
-	kmsg   *os.File      // nil where it cannot be read
-	// single has the errors that only one of the two has told of, so far.
-	single map[errorKey]told
+	lately map[errorKey]*counted
 }
 
-// told is by whom and when an error was told of.
-type told struct {
-	by source
-	at time.Time
+// counted is how often each of the two has told of an error lately: it happened as often as
+// the one that told of it more often says.
+type counted struct {
+	by        [numSources]int
+	delivered int
+	at        time.Time
 }
 
 type source int
@@ -49,6 +50,7 @@ type source int
 const (
 	byKernel source = iota
 	byDriver
+	numSources
 )
 
 type errorKey struct {
@@ -57,17 +59,29 @@ type errorKey struct {
 }
 
 func newErrorLog(b *Backend) *errorLog {
-	l := &errorLog{b: b, single: make(map[errorKey]told)}
+	l := &errorLog{b: b, lately: make(map[errorKey]*counted)}
 	if b.lookup("nvmlEventSetCreate") && b.lookup("nvmlDeviceRegisterEvents") && b.lookup("nvmlEventSetWait") {
 		if set, ret := b.lib.EventSetCreate(); ret == nvml.SUCCESS {
 			l.events = set
 			for _, g := range b.gpus {
-				_ = g.handle.RegisterEvents(nvml.EventTypeXidCriticalError, set) // the kernel's log has them too
+				l.register(g)
 			}
 		}
 	}
-	if b.cfg.Kmsg == "-" {
-		return l
+	return l
+}
+
+func (l *errorLog) register(g *gpu) {
+	if l.events != nil {
+		_ = g.handle.RegisterEvents(nvml.EventTypeXidCriticalError, l.events) // the kernel's log has them too
+	}
+}
+
+// openKmsg opens the kernel's log at its end, once: it is read on while NVML is begun anew, for
+// what led to that is in it.
+func (b *Backend) openKmsg() {
+	if b.kmsg != nil || b.cfg.Kmsg == "-" {
+		return
 	}
 	f, err := os.OpenFile(b.cfg.Kmsg, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err == nil {
@@ -75,10 +89,9 @@ func newErrorLog(b *Backend) *errorLog {
 	}
 	if err != nil {
 		b.cfg.Log.Info("errors of GPUs come without the kernel's messages", "err", err)
-		return l
+		return
 	}
-	l.kmsg = f
-	return l
+	b.kmsg = f
 }
 
 func (l *errorLog) close() {
@@ -88,36 +101,37 @@ func (l *errorLog) close() {
 	if l.events != nil {
 		_ = l.events.Free()
 	}
-	if l.kmsg != nil {
-		_ = l.kmsg.Close()
-	}
 }
 
 // deliver adds what has happened to the samples of the devices. The kernel's log
 // goes first: it says more.
 func (l *errorLog) deliver(samples []accel.Sample) {
-	byPCI := make(map[string]*accel.Sample)
-	for i := range samples {
-		if samples[i].Device.Parent == "" {
-			byPCI[samples[i].Device.PCI] = &samples[i]
+	now := l.b.cfg.Now()
+	for key, c := range l.lately {
+		if now.Sub(c.at) >= sameWithin {
+			delete(l.lately, key)
 		}
 	}
-	now := l.b.cfg.Now()
-	add := func(pci string, e accel.DeviceError, by source) {
-		key := errorKey{pci, e.Code}
-		if last, ok := l.single[key]; ok && last.by != by && now.Sub(last.at) < sameWithin {
-			delete(l.single, key) // both have told of it now
-			return
+	add := func(at place, e accel.DeviceError, by source) {
+		key := errorKey{at.pci, e.Code}
+		c := l.lately[key]
+		if c == nil {
+			c = new(counted)
+			l.lately[key] = c
 		}
-		l.single[key] = told{by, now}
-		if s := byPCI[pci]; s != nil {
+		c.at = now
+		if c.by[by]++; c.by[by] <= c.delivered {
+			return // the other one has told of it
+		}
+		c.delivered++
+		if s := at.in(samples); s != nil {
 			e.Time = now
 			s.Errors = append(s.Errors, e)
 		}
 	}
-	for _, line := range l.lines() {
-		if pci, e, ok := parseXID(line); ok {
-			add(pci, e, byKernel)
+	for _, line := range l.b.kmsgLines() {
+		if at, e, ok := parseXID(line); ok {
+			add(at, e, byKernel)
 		}
 	}
 	for range maxLines {
@@ -127,10 +141,41 @@ func (l *errorLog) deliver(samples []accel.Sample) {
 		}
 		for _, g := range l.b.gpus {
 			if g.handle == e.Device {
-				add(g.device.PCI, accel.DeviceError{Code: e.EventData}, byDriver)
+				at := place{g.device.PCI, -1}
+				if e.GpuInstanceId != noInstance {
+					at.instance = int(e.GpuInstanceId)
+				}
+				add(at, accel.DeviceError{Code: e.EventData}, byDriver)
 			}
 		}
 	}
+}
+
+// noInstance stands for an event of the whole device.
+const noInstance = math.MaxUint32
+
+// place is where an error was: a device, or the GPU instance on it, else -1.
+type place struct {
+	pci      string
+	instance int
+}
+
+// in finds the sample of the part, or of the device where there is no such part.
+func (at place) in(samples []accel.Sample) *accel.Sample {
+	var found *accel.Sample
+	for i := range samples {
+		d := samples[i].Device
+		switch {
+		case d.PCI != at.pci:
+		case d.Parent == "":
+			if found == nil {
+				found = &samples[i]
+			}
+		case at.instance >= 0 && d.Instance == at.instance:
+			return &samples[i]
+		}
+	}
+	return found
 }
 
 func (l *errorLog) event() (nvml.EventData, bool) {
@@ -141,13 +186,13 @@ func (l *errorLog) event() (nvml.EventData, bool) {
 	return e, ret == nvml.SUCCESS
 }
 
-// lines reads what the kernel's log has got. Each read returns one record.
-func (l *errorLog) lines() []string {
-	if l.kmsg == nil {
+// kmsgLines reads what the kernel's log has got. Each read returns one record.
+func (b *Backend) kmsgLines() []string {
+	if b.kmsg == nil {
 		return nil
 	}
 	var all []string
-	raw, err := l.kmsg.SyscallConn()
+	raw, err := b.kmsg.SyscallConn()
 	if err != nil {
 		return nil
 	}
@@ -167,31 +212,42 @@ func (l *errorLog) lines() []string {
 	return all
 }
 
-// xidLine is what the driver writes for an XID.
-var xidLine = regexp.MustCompile(`NVRM: Xid \(PCI:([0-9a-fA-F]+):([0-9a-fA-F]+):([0-9a-fA-F]+)(?:\.[0-9a-fA-F]+)?\): (\d+)(?:, (.*))?`)
+// xidLine is what the driver writes for an XID: with the GPU instance and compute instance
+// behind the address where MIG is on.
+var xidLine = regexp.MustCompile(`NVRM: Xid \(PCI:([0-9a-fA-F]+):([0-9a-fA-F]+):([0-9a-fA-F]+)(?:\.[0-9a-fA-F]+)?([^()]*)\): (\d+)(?:, (.*))?`)
+
+var xidInstance = regexp.MustCompile(`GPU-I:(\d+)`)
 
 var xidPID = regexp.MustCompile(`pid='?(\d+)'?`)
 
 // parseXID reads a record of the kernel's log.
-func parseXID(record string) (pci string, e accel.DeviceError, ok bool) {
+func parseXID(record string) (at place, e accel.DeviceError, ok bool) {
 	line, _, _ := strings.Cut(record, "\n")
 	m := xidLine.FindStringSubmatch(line)
 	if m == nil {
-		return "", e, false
+		return at, e, false
 	}
-	var at [3]uint64
-	for i := range at {
+	var pci [3]uint64
+	for i := range pci {
 		n, err := strconv.ParseUint(m[i+1], 16, 32)
 		if err != nil {
-			return "", e, false
+			return at, e, false
 		}
-		at[i] = n
+		pci[i] = n
 	}
-	code, err := strconv.ParseUint(m[4], 10, 32)
+	at = place{pciAddress(pci[0], pci[1], pci[2]), -1}
+	if instance := xidInstance.FindStringSubmatch(m[4]); instance != nil {
+		n, err := strconv.ParseUint(instance[1], 10, 16)
+		if err != nil {
+			return at, e, false
+		}
+		at.instance = int(n)
+	}
+	code, err := strconv.ParseUint(m[5], 10, 32)
 	if err != nil {
-		return "", e, false
+		return at, e, false
 	}
-	e.Code, e.Message = code, m[5]
+	e.Code, e.Message = code, m[6]
 	if pid := xidPID.FindStringSubmatch(e.Message); pid != nil {
 		n, _ := strconv.ParseUint(pid[1], 10, 32) // 0 if it is none
 		e.PID = uint32(n)
@@ -200,7 +256,7 @@ func parseXID(record string) (pci string, e accel.DeviceError, ok bool) {
 		e.Message = e.Message[:maxMessage]
 	}
 	if e.Message == "" {
-		e.Message = "Xid " + m[4]
+		e.Message = "Xid " + m[5]
 	}
-	return pciAddress(at[0], at[1], at[2]), e, true
+	return at, e, true
 }

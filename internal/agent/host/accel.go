@@ -161,5 +161,6 @@ func exporters(cluster *kube.Cluster, namespace string) (urls, passed []string) 
 
 // isExporter goes by the labels of NVIDIA's GPU operator and of the exporter's chart.
 func isExporter(labels map[string]string) bool {
-	return labels["app"] == "nvidia-dcgm-exporter" || labels["app.kubernetes.io/name"] == "dcgm-exporter" || labels["app.kubernetes.io/name"] == "nvidia-dcgm-exporter"
+	return labels["app"] == "nvidia-dcgm-exporter" || labels["app.kubernetes.io/name"] == "dcgm-exporter" || labels["app.kubernetes.io/name"] == "nvidia-dcgm-exporter" ||
+		labels["app.kubernetes.io/name"] == "gke-managed-dcgm-exporter"
 }

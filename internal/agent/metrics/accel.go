@@ -17,9 +17,9 @@ type GPUFacts struct {
 	Reports  []accel.Report
 	Accounts []accel.Account
 	Errors   []accel.ErrorCount
-	Backends []accel.Status
-	// LastError is the code of each device's latest error.
-	LastError map[string]uint64
+	// DeviceErrors counts those of each device, whoever they were about.
+	DeviceErrors []accel.DeviceErrors
+	Backends     []accel.Status
 	// Kubelet is nil where no kubelet is asked.
 	Kubelet *bool
 }
@@ -78,6 +78,12 @@ func (s scrape) accelerators(f *GPUFacts) {
 	for i := range f.Reports {
 		g.device(&f.Reports[i])
 	}
+	for _, e := range f.DeviceErrors {
+		g.add(gpuDeviceErrors, float64(e.Count), deviceLabels(e.Device))
+		if e.Last != nil {
+			g.add(gpuLastError, float64(e.Last.Time.UnixMilli())/1000, shareLabels(e.Device, e.Last.Owner, strconv.FormatUint(e.Last.Code, 10)))
+		}
+	}
 	for i := range f.Accounts {
 		g.account(&f.Accounts[i])
 	}
@@ -103,6 +109,7 @@ func (s scrape) accelerators(f *GPUFacts) {
 func (g *gpuScrape) device(r *accel.Report) {
 	d := r.Device
 	g.set(gpuInfo, deviceLabels(d, d.PCI, d.Driver, d.Parent, d.Profile))
+	g.add(gpuLost, truth(r.Lost), deviceLabels(d))
 	for m := range accel.NumMetrics {
 		if v := r.Values[m]; v.Known() {
 			g.add(gpuDevice+familyID(m), v.V, deviceLabels(d, v.Method.String()))
@@ -146,7 +153,9 @@ func (g *gpuScrape) account(a *accel.Account) {
 	}
 	g.add(gpuHeldSeconds, a.Held.Seconds(), shareLabels(a.Device, a.Owner))
 	g.add(gpuUsedSeconds, a.Used.Seconds(), shareLabels(a.Device, a.Owner))
-	g.add(gpuUnallocatedSeconds, a.Unallocated.Seconds(), shareLabels(a.Device, a.Owner))
+	if a.HoldersKnown {
+		g.add(gpuUnallocatedSeconds, a.Unallocated.Seconds(), shareLabels(a.Device, a.Owner))
+	}
 	if a.Held == 0 {
 		return
 	}

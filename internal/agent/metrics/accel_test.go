@@ -36,7 +36,7 @@ func gpuLedger(begin time.Time) *accel.Ledger {
 		s.Values[accel.Temperature] = accel.Of(60, accel.Driver)
 		s.ClockEvents = []string{"sw_power_cap"}
 		if i == 1 {
-			s.Errors = []accel.DeviceError{{Code: 31, PID: 11}}
+			s.Errors = []accel.DeviceError{{Code: 31, PID: 11, Time: time.UnixMilli(1500)}}
 		}
 		s.Processes = []accel.Process{
 			{PID: 11, Memory: accel.Of(256<<20, accel.PerProcess), Utilization: accel.Of(0.25, accel.PerProcess)},
@@ -45,10 +45,12 @@ func gpuLedger(begin time.Time) *accel.Ledger {
 		r := accel.Attribute(s, []accel.Holder{
 			{Owner: train, Container: "a", Resource: "nvidia.com/gpu.shared", Shared: true, Source: "device_plugin"},
 		}, func(pid uint32) *workload.Identity { return map[uint32]*workload.Identity{11: train, 12: infer}[pid] })
+		r.HoldersAt = s.Time
 		l.Add(&r)
 		s = accel.Sample{Device: whole, Time: s.Time, ProcessesKnown: true}
 		s.Values[accel.Utilization], s.Values[accel.MemoryUsed] = accel.Of(0, accel.Driver), accel.Of(1<<20, accel.Driver)
 		r = accel.Attribute(s, []accel.Holder{{Owner: train, Container: "a", Resource: "nvidia.com/gpu", Source: "device_plugin"}}, nil)
+		r.HoldersAt = s.Time
 		l.Add(&r)
 	}
 	return l
@@ -58,8 +60,8 @@ func factsOf(l *accel.Ledger) *GPUFacts {
 	up := true
 	f := &GPUFacts{
 		Reports: l.Reports(), Accounts: l.Accounts(), Errors: l.ErrorCounts(),
-		Backends:  []accel.Status{{Name: "nvml", State: accel.StateStuck, Devices: 2, Reads: 3, Failed: 1, Skipped: 4, ReadTime: time.Second}},
-		LastError: map[string]uint64{"GPU-a": 31}, Kubelet: &up,
+		Backends:     []accel.Status{{Name: "nvml", State: accel.StateStuck, Devices: 2, Reads: 3, Failed: 1, Skipped: 4, ReadTime: time.Second}},
+		DeviceErrors: l.DeviceErrors(), Kubelet: &up,
 	}
 	return f
 }
@@ -112,6 +114,13 @@ orb8_gpu_workload_unallocated_seconds_total{gpu="1",` + b + `,` + train + `,` + 
 # HELP orb8_gpu_errors_total Errors that the driver reported (XIDs), with whom they were about where that is known.
 # TYPE orb8_gpu_errors_total counter
 orb8_gpu_errors_total{code="31",gpu="0",` + a + `,` + train + `,` + ids + `,` + job + `} 1
+# HELP orb8_gpu_device_errors_total Errors that the driver reported (XIDs) since the device was first seen, whoever they were about: 0 before the first.
+# TYPE orb8_gpu_device_errors_total counter
+orb8_gpu_device_errors_total{gpu="0",` + a + `,` + ids + `} 1
+orb8_gpu_device_errors_total{gpu="1",` + b + `,` + idsB + `} 0
+# HELP orb8_gpu_last_error_timestamp_seconds When the driver reported its latest error, in Unix time, with its code and whom it was about.
+# TYPE orb8_gpu_last_error_timestamp_seconds gauge
+orb8_gpu_last_error_timestamp_seconds{code="31",gpu="0",` + a + `,` + train + `,` + ids + `,` + job + `} 1.5
 # HELP orb8_gpu_backend_state 1 for the state of each way to read accelerators: running, off, failed or stuck.
 # TYPE orb8_gpu_backend_state gauge
 orb8_gpu_backend_state{backend="nvml",state="failed"} 0
@@ -121,7 +130,7 @@ orb8_gpu_backend_state{backend="nvml",state="stuck"} 1
 `
 	if err := testutil.CollectAndCompare(e, strings.NewReader(want), "orb8_gpu_utilization_ratio", "orb8_gpu_workload_utilization_ratio",
 		"orb8_gpu_workload_energy_joules_total", "orb8_gpu_workload_idle_seconds_total", "orb8_gpu_workload_unallocated_seconds_total",
-		"orb8_gpu_errors_total", "orb8_gpu_backend_state"); err != nil {
+		"orb8_gpu_errors_total", "orb8_gpu_device_errors_total", "orb8_gpu_last_error_timestamp_seconds", "orb8_gpu_backend_state"); err != nil {
 		t.Error(err)
 	}
 }

@@ -36,7 +36,7 @@ func dcgmMetrics() []dcgmMetric {
 		{"DCGM_FI_DEV_MEM_COPY_UTIL", accel.CopyUtilization, percent, "Time in which memory was read or written, in percent"},
 		{"DCGM_FI_DEV_ENC_UTIL", accel.EncoderUtilization, percent, "Utilization of the encoder, in percent"},
 		{"DCGM_FI_DEV_DEC_UTIL", accel.DecoderUtilization, percent, "Utilization of the decoder, in percent"},
-		{"DCGM_FI_DEV_FB_USED", accel.MemoryUsed, mebibytes, "Memory in use, in MiB"},
+		{"DCGM_FI_DEV_FB_RESERVED", accel.MemoryReserved, mebibytes, "Memory that the driver reserves, in MiB"},
 		{"DCGM_FI_DEV_FB_TOTAL", accel.MemoryTotal, mebibytes, "Memory, in MiB"},
 		{"DCGM_FI_DEV_POWER_USAGE", accel.PowerUsage, 1, "Power drawn, in W"},
 		{"DCGM_FI_DEV_POWER_MGMT_LIMIT", accel.PowerLimit, 1, "Power that may be drawn, in W"},
@@ -46,8 +46,10 @@ func dcgmMetrics() []dcgmMetric {
 		{"DCGM_FI_DEV_SM_CLOCK", accel.SMClock, megahertz, "Clock of the multiprocessors, in MHz"},
 		{"DCGM_FI_DEV_MEM_CLOCK", accel.MemoryClock, megahertz, "Clock of the memory, in MHz"},
 		{"DCGM_FI_DEV_PCIE_REPLAY_COUNTER", accel.PCIeReplays, 1, "PCIe packets that were sent again"},
-		{"DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", accel.ECCCorrected, 1, "Memory errors that were corrected"},
-		{"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", accel.ECCUncorrected, 1, "Memory errors that could not be corrected"},
+		{"DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", accel.ECCCorrected, 1, "Memory errors that were corrected, since the driver was loaded"},
+		{"DCGM_FI_DEV_ECC_SBE_AGG_TOTAL", accel.ECCCorrectedLifetime, 1, "Memory errors that were corrected, since the device was made"},
+		{"DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", accel.ECCUncorrected, 1, "Memory errors that could not be corrected, since the driver was loaded"},
+		{"DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", accel.ECCUncorrectedLifetime, 1, "Memory errors that could not be corrected, since the device was made"},
 		{"DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedCorrectable, 1, "Memory rows replaced after correctable errors"},
 		{"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedUncorrectable, 1, "Memory rows replaced after uncorrectable errors"},
 		{"DCGM_FI_DEV_ROW_REMAP_FAILURE", accel.RowRemapFailure, 1, "1 if memory rows could not be replaced"},
@@ -63,6 +65,7 @@ func dcgmMetrics() []dcgmMetric {
 }
 
 const (
+	dcgmUsed = "DCGM_FI_DEV_FB_USED"
 	dcgmFree = "DCGM_FI_DEV_FB_FREE"
 	dcgmXID  = "DCGM_FI_DEV_XID_ERRORS"
 )
@@ -89,6 +92,7 @@ func NewDCGM(node string, gpus func() *GPUFacts) *DCGM {
 	for _, m := range dcgmMetrics() {
 		add(m.name, m.help)
 	}
+	add(dcgmUsed, "Memory in use, without what the driver reserves, in MiB")
 	add(dcgmFree, "Memory not in use, in MiB")
 	add(dcgmXID, "The latest XID; orb8_gpu_errors_total counts them")
 	return e
@@ -111,9 +115,15 @@ func (e *DCGM) Collect(ch chan<- prometheus.Metric) {
 	for i := range f.Reports {
 		models[f.Reports[i].Device.ID] = f.Reports[i].Device.Model
 	}
+	last := make(map[string]uint64)
+	for _, e := range f.DeviceErrors {
+		if e.Last != nil {
+			last[e.Device.ID] = e.Last.Code
+		}
+	}
 	for i := range f.Reports {
 		if r := &f.Reports[i]; r.Device.Vendor == accel.NVIDIA {
-			e.report(ch, r, models, f.LastError[r.Device.ID])
+			e.report(ch, r, models, last[r.Device.ID])
 		}
 	}
 }
@@ -154,11 +164,29 @@ func (e *DCGM) report(ch chan<- prometheus.Metric, r *accel.Report, models map[s
 			emit(m.name, v.V*m.times, alone)
 		}
 	}
+	e.used(r, alone, emit)
 	if total, used := r.Values[accel.MemoryTotal], r.Values[accel.MemoryUsed]; total.Known() && used.Known() {
 		emit(dcgmFree, (total.V-used.V)*mebibytes, alone)
 	}
 	if !part {
 		emit(dcgmXID, float64(xid), alone)
+	}
+}
+
+// used emits the memory in use. Ours includes what the driver reserves, DCGM's does not.
+func (e *DCGM) used(r *accel.Report, alone *accel.Share, emit func(string, float64, *accel.Share)) {
+	used, reserved := r.Values[accel.MemoryUsed], r.Values[accel.MemoryReserved].V
+	switch {
+	case !used.Known():
+	case alone == nil && len(r.Shares) > 0:
+		divide(r, accel.MemoryUsed, func(v float64, s *accel.Share) {
+			if s == nil {
+				v = max(v-reserved, 0)
+			}
+			emit(dcgmUsed, v*mebibytes, s)
+		})
+	default:
+		emit(dcgmUsed, max(used.V-reserved, 0)*mebibytes, alone)
 	}
 }
 

@@ -53,6 +53,9 @@ const (
 const (
 	gpuClockEvent familyID = gpuDeviceLast + 1 + iota
 	gpuErrors
+	gpuDeviceErrors
+	gpuLastError
+	gpuLost
 	gpuShare
 	gpuShareLast = gpuShare + familyID(accel.NumMetrics) - 1
 )
@@ -161,6 +164,9 @@ func families(pod bool) [numFamilies]Family {
 		gpuInfo:               {"orb8_gpu_info", "gauge", "", device("pci_address", "driver", "parent", "profile"), "Always 1; the labels describe the device. parent is the uuid of the device that this one is a part of, profile that of a MIG instance.", groupDevice},
 		gpuClockEvent:         {"orb8_gpu_clock_event", "gauge", "", device("reason"), "1 for each reason for which the clocks are held back now.", groupDevice},
 		gpuErrors:             {"orb8_gpu_errors_total", "counter", "errors", share("code"), "Errors that the driver reported (XIDs), with whom they were about where that is known.", groupDevice},
+		gpuDeviceErrors:       {"orb8_gpu_device_errors_total", "counter", "errors", device(), "Errors that the driver reported (XIDs) since the device was first seen, whoever they were about: 0 before the first.", groupDevice},
+		gpuLastError:          {"orb8_gpu_last_error_timestamp_seconds", "gauge", "seconds", share("code"), "When the driver reported its latest error, in Unix time, with its code and whom it was about.", groupDevice},
+		gpuLost:               {"orb8_gpu_lost", "gauge", "", device(), "1 if the device was there and does not answer any more, else 0.", groupDevice},
 		gpuProcesses:          {"orb8_gpu_workload_processes", "gauge", "processes", share(), "Processes that have the device open.", groupShare},
 		gpuHeld:               {"orb8_gpu_workload_held", "gauge", "", share("resource", "source", "shared"), "1 while the kubelet has the device handed out to the pod; source is device_plugin or dra, shared is true where others may have it as well.", groupShare},
 		gpuHeldSeconds:        {"orb8_gpu_workload_held_seconds_total", "counter", "seconds", share(), "Time for which the pod held the device.", groupShare},

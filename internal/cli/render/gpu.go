@@ -215,7 +215,11 @@ func shareWho(sh *orb8v1.AcceleratorShare) cell {
 func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now time.Time) cell {
 	var notes []string
 	style := styleNone
-	if x := xidNote(s, sh, now); x != "" {
+	if s.GetLost() {
+		notes, style = append(notes, "lost"), styleBad
+	}
+	x := xidNote(s, sh, now)
+	if x != "" {
 		notes, style = append(notes, x), styleBad
 	}
 	if w := sh.GetWorkload(); w != nil && s.GetHoldersKnown() && !sh.GetHeld() {
@@ -235,7 +239,8 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 	if sh.GetShared() {
 		notes = append(notes, "shared")
 	}
-	if s.GetAllocatable() && !slices.ContainsFunc(s.GetShares(), (*orb8v1.AcceleratorShare).GetHeld) {
+	// One that has failed is not there for the taking, whatever the kubelet thinks.
+	if s.GetAllocatable() && !s.GetLost() && x == "" && !slices.ContainsFunc(s.GetShares(), (*orb8v1.AcceleratorShare).GetHeld) {
 		notes = append(notes, "free")
 	}
 	if s.GetDevice().GetDivided() {
@@ -323,6 +328,9 @@ func compactShare(o Options, ev *orb8v1.Event, s *orb8v1.AcceleratorSample, sh *
 		if m := v[name]; m != nil {
 			words = append(words, fmt.Sprintf("%s=%g", name, m.GetValue()))
 		}
+	}
+	if s.GetLost() {
+		words = append(words, "lost=true")
 	}
 	if sh.GetIdle() != "" {
 		words = append(words, "idle="+word(sh.GetIdle()))

@@ -51,7 +51,7 @@ func Event(r *accel.Report, filters *filter.Set, node string, facts *Facts) *orb
 	some := *r
 	some.Errors = nil
 	for _, e := range r.Errors {
-		if MatchesOwner(filters, accel.Blame(r, e.PID), nil) {
+		if MatchesOwner(filters, e.Owner, nil) {
 			some.Errors = append(some.Errors, e)
 		}
 	}
@@ -80,13 +80,13 @@ func MatchesOwner(filters *filter.Set, owner *workload.Identity, processes []acc
 func event(r *accel.Report, shares []accel.Share, node string, facts *Facts) *orb8v1.Event {
 	sample := &orb8v1.AcceleratorSample{
 		Device: device(r.Device), WindowNs: int64(r.Window), Values: values(&r.Values),
-		ClockEvents: r.ClockEvents, HoldersKnown: facts.HoldersKnown, Allocatable: facts.Allocatable(r.Device),
+		Lost: r.Lost, ClockEvents: r.ClockEvents, HoldersKnown: facts.HoldersKnown, Allocatable: facts.Allocatable(r.Device),
 	}
 	for i := range shares {
 		sample.Shares = append(sample.Shares, share(r, &shares[i], facts))
 	}
 	for _, e := range r.Errors {
-		sample.Errors = append(sample.Errors, Error(e, accel.Blame(r, e.PID)))
+		sample.Errors = append(sample.Errors, Error(e))
 	}
 	return &orb8v1.Event{
 		TimeNs: r.Time.UnixNano(), NodeName: node, Event: &orb8v1.Event_Accelerator{Accelerator: sample},
@@ -94,10 +94,10 @@ func event(r *accel.Report, shares []accel.Share, node string, facts *Facts) *or
 }
 
 // Error is an error of a device as a message.
-func Error(e accel.DeviceError, owner *workload.Identity) *orb8v1.AcceleratorError {
+func Error(e accel.DeviceError) *orb8v1.AcceleratorError {
 	return &orb8v1.AcceleratorError{
 		Code: e.Code, Pid: e.PID, Message: strings.ToValidUTF8(e.Message, "\uFFFD"), TimeNs: e.Time.UnixNano(),
-		Workload: kind.Workload(owner),
+		Workload: kind.Workload(e.Owner),
 	}
 }
 

@@ -83,3 +83,13 @@ func (d *Driver) Open() int {
 	}
 	return n
 }
+
+// Inits is how often the library has been begun with.
+func (d *Driver) Inits() int {
+	d.t.Helper()
+	text, err := os.ReadFile(d.state + ".inits")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return len(text)
+}
