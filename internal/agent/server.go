@@ -330,6 +330,11 @@ func (s *server) begin(req *orb8v1.ObserveRequest, i *stream.Interest, h hub.His
 // goes on where a stream broke is told of what is missing, and who asks for all that is kept
 // has it.
 func (a *Agent) reachOf(req *orb8v1.ObserveRequest, h hub.History) *orb8v1.Event {
+	if began := a.started.UnixNano(); h.Since == 0 && req.GetResume() == nil && req.GetSinceNs() > 1 && req.GetSinceNs() < began {
+		ev := a.event(&orb8v1.Event{Event: &orb8v1.Event_HistoryReach{HistoryReach: &orb8v1.HistoryReach{SinceNs: began, AgentStarted: true}}})
+		ev.TimeNs = began
+		return ev
+	}
 	short := req.GetSinceNs() > 1 && req.GetSinceNs() < h.Since || req.GetLast() > 0 && len(h.Items) < int(req.GetLast())
 	if req.GetResume() != nil || h.Since == 0 || !short {
 		return nil

@@ -282,6 +282,10 @@ func brief(e *orb8v1.Event) string {
 func briefs(es []*orb8v1.Event) []string {
 	var s []string
 	for _, e := range es {
+		if e.GetHistoryReach() != nil {
+			s = append(s, "history")
+			continue
+		}
 		s = append(s, brief(e))
 	}
 	return s
@@ -342,7 +346,8 @@ func TestHistoryReach(t *testing.T) {
 		"all that is kept":          {&orb8v1.ObserveRequest{SinceNs: 1}, 0},
 		"the last that are kept":    {&orb8v1.ObserveRequest{Last: 2}, 0},
 		"more than the last":        {&orb8v1.ObserveRequest{Last: 3}, kept},
-		"of another kind":           {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1), Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS}}, 0},
+		"of another kind":           {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1), Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS}}, r.started.UnixNano()},
+		"since the agent began":     {&orb8v1.ObserveRequest{SinceNs: r.started.UnixNano(), Kinds: []orb8v1.EventKind{orb8v1.EventKind_EVENT_KIND_DNS}}, 0},
 		"nothing of the past":       {&orb8v1.ObserveRequest{Snapshot: true}, 0},
 		"goes on where it had been": {&orb8v1.ObserveRequest{SinceNs: flowtest.Second(1), Resume: &orb8v1.Resume{StartedNs: r.started.UnixNano(), After: 4}}, 0},
 	} {
@@ -422,7 +427,7 @@ func TestObserveOnce(t *testing.T) {
 		{"history", &orb8v1.ObserveRequest{Last: 10}, []string{"opened 1", "opened 2", "open 3"}},
 		{"history, flows", &orb8v1.ObserveRequest{Last: 10, Kinds: []orb8v1.EventKind{flows}}, []string{"open 1", "open 2", "open 3"}},
 		{"history, connections", &orb8v1.ObserveRequest{Last: 1, Kinds: []orb8v1.EventKind{conns}}, []string{"opened 2"}},
-		{"history since", &orb8v1.ObserveRequest{SinceNs: flowtest.Second(2)}, []string{"opened 2"}},
+		{"history since", &orb8v1.ObserveRequest{SinceNs: flowtest.Second(2)}, []string{"history", "opened 2"}}, // of before the agent began
 		{"snapshot before history", &orb8v1.ObserveRequest{Snapshot: true, Limit: 1, Last: 1}, []string{"open 3", "open 3"}},
 		{"filter", &orb8v1.ObserveRequest{Snapshot: true, Last: 9, Filters: []*orb8v1.Filter{{Ports: []uint32{2}}}}, []string{"open 2", "opened 2"}},
 	}

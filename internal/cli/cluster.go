@@ -9,10 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 
 	orb8v1 "github.com/Ignoramuss/orb8/api/orb8/v1"
 	"github.com/Ignoramuss/orb8/internal/cli/render"
@@ -68,7 +70,25 @@ type asker interface {
 type oneAgent struct{ orb8v1.OrbitAgentServiceClient }
 
 func (a oneAgent) Observe(ctx context.Context, r *orb8v1.ObserveRequest) (events, error) {
-	return a.OrbitAgentServiceClient.Observe(ctx, r)
+	if !r.GetFollow() || !sampled(r) {
+		return a.OrbitAgentServiceClient.Observe(ctx, r)
+	}
+	r = proto.CloneOf(r)
+	r.Progress = true
+	stream, err := a.OrbitAgentServiceClient.Observe(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Order(ctx, stream.Recv), nil
+}
+
+// sampled reports whether a request is for flows, some of which are told of by samples, after
+// what happened later.
+func sampled(r *orb8v1.ObserveRequest) bool {
+	flows := func(k orb8v1.EventKind) bool {
+		return k == orb8v1.EventKind_EVENT_KIND_FLOW || k == orb8v1.EventKind_EVENT_KIND_CONNECTION
+	}
+	return len(r.GetKinds()) == 0 || slices.ContainsFunc(r.GetKinds(), flows)
 }
 
 func (a oneAgent) Look(ctx context.Context) {

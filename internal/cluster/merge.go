@@ -219,6 +219,21 @@ func (m *merge) next(now time.Time, flush bool) (*orb8v1.Event, time.Duration) {
 	}
 }
 
+// wait waits until next may have another answer, d has passed, if it is not 0, or done.
+func (m *merge) wait(d time.Duration, done <-chan struct{}) {
+	var late <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-m.changed:
+	case <-done:
+	case <-late:
+	}
+}
+
 // missing reports whether an event may still come that ranks before another, and for how
 // long to wait for that. It is called with m.mu held.
 func (m *merge) missing(rank int64, now time.Time) (missing bool, window time.Duration) {

@@ -132,7 +132,7 @@ func (s *Stream) Recv() (*orb8v1.Event, error) {
 		case ended || done != nil:
 			s.over = s.end(done)
 		default:
-			s.wait(wait)
+			s.merge.wait(wait, s.ctx.Done())
 		}
 	}
 	s.cancel()
@@ -154,20 +154,6 @@ func (s *Stream) end(done error) error {
 		return done
 	}
 	return io.EOF
-}
-
-func (s *Stream) wait(d time.Duration) {
-	var late <-chan time.Time
-	if d > 0 {
-		t := time.NewTimer(d)
-		defer t.Stop()
-		late = t.C
-	}
-	select {
-	case <-s.merge.changed:
-	case <-s.ctx.Done():
-	case <-late:
-	}
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -3061,12 +3061,14 @@ func (*Event_SyscallTargets) isEvent_Event() {}
 func (*Event_HistoryReach) isEvent_Event() {}
 
 // HistoryReach comes before a past that is shorter than what was asked for: older events
-// are not kept any more (the agent's setting history).
+// are not kept any more (the agent's setting history), or the agent has not run for so long.
 type HistoryReach struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From when on all events are kept of the kinds that were asked for; of before then there
 	// may be some. 0: none are kept.
-	SinceNs       int64 `protobuf:"varint,1,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	SinceNs int64 `protobuf:"varint,1,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// The agent was started at that time.
+	AgentStarted  bool `protobuf:"varint,2,opt,name=agent_started,json=agentStarted,proto3" json:"agent_started,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3106,6 +3108,13 @@ func (x *HistoryReach) GetSinceNs() int64 {
 		return x.SinceNs
 	}
 	return 0
+}
+
+func (x *HistoryReach) GetAgentStarted() bool {
+	if x != nil {
+		return x.AgentStarted
+	}
+	return false
 }
 
 // ProcessEvent is a program that was started or a process that ended.
@@ -6352,9 +6361,10 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x0fsyscall_summary\x18\x16 \x01(\v2\x17.orb8.v1.SyscallSummaryH\x00R\x0esyscallSummary\x12B\n" +
 	"\x0fsyscall_targets\x18\x17 \x01(\v2\x17.orb8.v1.SyscallTargetsH\x00R\x0esyscallTargets\x12<\n" +
 	"\rhistory_reach\x18\x18 \x01(\v2\x15.orb8.v1.HistoryReachH\x00R\fhistoryReachB\a\n" +
-	"\x05event\")\n" +
+	"\x05event\"N\n" +
 	"\fHistoryReach\x12\x19\n" +
-	"\bsince_ns\x18\x01 \x01(\x03R\asinceNs\"\x87\x03\n" +
+	"\bsince_ns\x18\x01 \x01(\x03R\asinceNs\x12#\n" +
+	"\ragent_started\x18\x02 \x01(\bR\fagentStarted\"\x87\x03\n" +
 	"\fProcessEvent\x12(\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x14.orb8.v1.ProcessStepR\x04step\x12-\n" +
 	"\bworkload\x18\x02 \x01(\v2\x11.orb8.v1.WorkloadR\bworkload\x12.\n" +

@@ -452,3 +452,264 @@ func BenchmarkStandIn(b *testing.B) {
 		_, _ = backend.gpus[0].handle.GetTemperature(0)
 	}
 }
+
+// kmsgFile is a kernel's log for tests; add appends a line.
+func kmsgFile(t *testing.T) (path string, add func(string)) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "kmsg")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return path, func(line string) {
+		t.Helper()
+		if _, err := f.WriteString(line + "\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestXIDsCountedOnce: the driver's events and the kernel's log tell of the same errors. One
+// happened as often as the one that tells of it more often says.
+func TestXIDsCountedOnce(t *testing.T) {
+	const line = "6,2,2,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=1001, name=python, MMU fault"
+	for _, tt := range []struct {
+		lines, events int
+		later         bool // the events come with the next reading
+		want          []int
+	}{
+		{2, 2, false, []int{2, 0}},
+		{3, 1, false, []int{3, 0}},
+		{1, 3, false, []int{3, 0}},
+		{2, 2, true, []int{2, 0}},
+		{1, 3, true, []int{1, 2}},
+		{0, 2, false, []int{2, 0}},
+	} {
+		t.Run(fmt.Sprintf("%d lines, %d events, later %t", tt.lines, tt.events, tt.later), func(t *testing.T) {
+			d := nvmltest.New(t)
+			d.Set(one)
+			kmsg, add := kmsgFile(t)
+			b := newBackend(t, d, func(c *Config) { c.Kmsg = kmsg })
+			read(t, b)
+			for range tt.lines {
+				add(line)
+			}
+			events := one + strings.Repeat("xid 0 31\n", tt.events)
+			if !tt.later {
+				d.Set(events)
+			}
+			got := []int{len(read(t, b)[0].Errors)}
+			d.Set(events)
+			got = append(got, len(read(t, b)[0].Errors))
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("errors by reading (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestXIDsOfInstances: an error of a MIG instance is that one's, by the number of its GPU
+// instance.
+func TestXIDsOfInstances(t *testing.T) {
+	d := nvmltest.New(t)
+	const state = "count 1\ngpu0.uuid GPU-0\ngpu0.bus 59\ngpu0.mig 1\n" +
+		"gpu0.mig0.uuid MIG-a\ngpu0.mig0.gi 5\ngpu0.mig1.uuid MIG-b\ngpu0.mig1.gi 3\n"
+	d.Set(state)
+	kmsg, add := kmsgFile(t)
+	b := newBackend(t, d, func(c *Config) { c.Kmsg = kmsg })
+	read(t, b)
+	add("6,1,2,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05 GPU-CI:00): 31, pid=77, name=python, Ch 00000008")
+	add("6,1,3,-;NVRM: Xid (PCI:0000:3b:00): 48, pid='<unknown>', name=<unknown>, DBE")
+	d.Set(state + "xid 0 31 5 0\nxid 0 43 3 0\nxid 0 45 9 0\n")
+	got := make(map[string][]uint64)
+	for _, s := range read(t, b) {
+		for _, e := range s.Errors {
+			got[s.Device.ID] = append(got[s.Device.ID], e.Code)
+			if e.Code == 31 && e.PID != 77 {
+				t.Errorf("XID 31 of process %d", e.PID)
+			}
+		}
+	}
+	want := map[string][]uint64{"MIG-a": {31}, "MIG-b": {43}, "GPU-0": {48, 45}} // 45: of one that has gone
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestLostGPUsError: what led to the loss is told of in the same reading, and is that device's.
+func TestLostGPUsError(t *testing.T) {
+	d := nvmltest.New(t)
+	const two = "count 2\ngpu0.uuid GPU-0\ngpu0.bus 59\ngpu1.uuid GPU-1\ngpu1.bus 60\n"
+	d.Set(two)
+	kmsg, add := kmsgFile(t)
+	b := newBackend(t, d, func(c *Config) { c.Kmsg, c.Sys = kmsg, t.TempDir() })
+	read(t, b)
+	add("6,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
+	d.Set(two + "gpu0.lost 1\n")
+	all := read(t, b)
+	if len(all) != 2 || !all[0].Lost || len(all[0].Errors) != 1 || all[0].Errors[0].Code != 79 || all[1].Lost {
+		t.Errorf("%+v", all)
+	}
+	// NVML is begun anew, and the log is read on meanwhile.
+	add("6,1,2,-;NVRM: Xid (PCI:0000:3c:00): 31, pid=7, name=a, MMU fault")
+	d.Set(strings.Replace(two, "count 2", "count 1", 1) + "gpu1.lost 1\n")
+	n := 0
+	for _, s := range read(t, b) {
+		n += len(s.Errors)
+	}
+	if n != 1 {
+		t.Errorf("%d errors while NVML was begun anew, want 1", n)
+	}
+}
+
+// TestMeanUtilization: the device's value is the mean of the driver's samples since the reading
+// before, or of GPM, and a moment's only where there is neither.
+func TestMeanUtilization(t *testing.T) {
+	const gpu = "count 1\ngpu0.uuid GPU-0\ngpu0.util 0\n"
+	samples := "gpu0.utilsample0 90 100\ngpu0.utilsample1 60 0.02\ngpu0.utilsample2 30 0.01\ngpu0.utilsample3 0 0\n"
+	for name, tt := range map[string]struct {
+		state     string
+		want      string
+		momentary bool
+	}{
+		"samples":        {gpu + samples, "0.3 (driver)", false},
+		"none since":     {gpu + "gpu0.utilsample0 90 100\n", "0 (driver)", true},
+		"no samples":     {gpu, "0 (driver)", true},
+		"GPM":            {gpu + samples + "gpu0.gpm 1\ngpu0.gpm1 40\n", "0.4 (gpm)", false},
+		"GPM without it": {gpu + "gpu0.gpm 1\ngpu0.gpm2 40\n", "0 (driver)", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := nvmltest.New(t)
+			d.Set(tt.state)
+			b := newBackend(t, d)
+			if first := read(t, b)[0]; !first.Momentary {
+				t.Errorf("the first reading has a mean: %v", first.Values[accel.Utilization])
+			}
+			time.Sleep(gpmWindow + 10*time.Millisecond)
+			s := read(t, b)[0]
+			if got := s.Values[accel.Utilization].String(); got != tt.want || s.Momentary != tt.momentary {
+				t.Errorf("%s, of a moment: %t, want %s and %t", got, s.Momentary, tt.want, tt.momentary)
+			}
+		})
+	}
+}
+
+// TestMIGUtilization: NVML tells none of instances, GPM does.
+func TestMIGUtilization(t *testing.T) {
+	d := nvmltest.New(t)
+	d.Set("count 1\ngpu0.uuid GPU-0\ngpu0.mig 1\ngpu0.gpm 1\ngpu0.mig0.uuid MIG-a\ngpu0.mig0.gi 5\ngpu0.mig0.gpm1 0\ngpu0.mig0.gpm2 0\ngpu0.mig0.proc0 77 1000\n")
+	b := newBackend(t, d)
+	read(t, b)
+	time.Sleep(gpmWindow + 10*time.Millisecond)
+	if s := read(t, b)[1]; s.Values[accel.Utilization].String() != "0 (gpm)" || !s.ProcessesKnown || len(s.Processes) != 1 {
+		t.Errorf("%v, %+v", acceltest.Values(&s.Values), s.Processes)
+	}
+}
+
+// TestComputeInstances: what is told of a GPU instance is not told thrice where three compute
+// instances are in it.
+func TestComputeInstances(t *testing.T) {
+	d := nvmltest.New(t)
+	var state strings.Builder
+	state.WriteString("count 1\ngpu0.uuid GPU-0\ngpu0.mig 1\ngpu0.gpm 1\n")
+	for i := range 4 {
+		gi := 2
+		if i == 3 {
+			gi = 4
+		}
+		fmt.Fprintf(&state, "gpu0.mig%d.uuid MIG-%d\ngpu0.mig%d.gi %d\ngpu0.mig%d.ci %d\ngpu0.mig%d.mem.used 100\ngpu0.mig%d.mem.total 1000\ngpu0.mig%d.proc0 %d 10\n",
+			i, i, i, gi, i, i, i, i, i, 100+i)
+	}
+	d.Set(state.String())
+	all := read(t, newBackend(t, d))
+	if len(all) != 5 {
+		t.Fatalf("%d devices", len(all))
+	}
+	for i, s := range all[1:] {
+		alone := i == 3
+		if s.Values[accel.MemoryUsed].Known() != alone || len(s.Processes) != 1 || (len(s.Device.Limits) == 0) != alone {
+			t.Errorf("%s: %v, %+v, %q", s.Device.ID, acceltest.Values(&s.Values), s.Processes, s.Device.Limits)
+		}
+	}
+}
+
+// TestProcessSamples: the driver takes one of each process about once a second, at times of
+// their own. A process whose latest is not old keeps it; one without did not run.
+func TestProcessSamples(t *testing.T) {
+	const state = "count 1\ngpu0.uuid GPU-0\ngpu0.util 50\ngpu0.proc0 101 1\ngpu0.proc1 102 1\ngpu0.proc2 103 1\n"
+	d := nvmltest.New(t)
+	d.Set(state)
+	b := newBackend(t, d)
+	parts := func() (all []string) {
+		for _, p := range read(t, b)[0].Processes {
+			all = append(all, p.Utilization.String())
+		}
+		return all
+	}
+	if diff := cmp.Diff([]string{"-", "-", "-"}, parts()); diff != "" {
+		t.Errorf("at first (-want +got):\n%s", diff)
+	}
+	time.Sleep(50 * time.Millisecond)
+	// Of 101 two since then, of 102 one of before then, of 103 one that is too old.
+	d.Set(state + "gpu0.sample0 101 30 0.01\ngpu0.sample1 101 50 0\ngpu0.sample2 102 20 0.5\ngpu0.sample3 103 90 10\n")
+	if diff := cmp.Diff([]string{"0.4 (process)", "0.2 (process)", "0 (process)"}, parts()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	d.Set(state) // no samples at all: nobody ran, but for who has a fresh one
+	if diff := cmp.Diff([]string{"0.5 (process)", "0.2 (process)", "0 (process)"}, parts()); diff != "" {
+		t.Errorf("without samples (-want +got):\n%s", diff)
+	}
+	d.Set(state + "gpu0.error nvmlDeviceGetProcessUtilization 4\n")
+	if diff := cmp.Diff([]string{"-", "-", "-"}, parts()); diff != "" {
+		t.Errorf("refused (-want +got):\n%s", diff)
+	}
+}
+
+// TestClockSetBack: stamps are by the wall clock; when it is set back, samples go on to count.
+func TestClockSetBack(t *testing.T) {
+	ahead := time.Hour
+	d := nvmltest.New(t)
+	d.Set("count 1\ngpu0.uuid GPU-0\ngpu0.proc0 101 1 30 -3600\n")
+	b := newBackend(t, d, func(c *Config) { c.Now = func() time.Time { return time.Now().Add(ahead) } })
+	read(t, b)
+	read(t, b)
+	ahead = 0
+	d.Set("count 1\ngpu0.uuid GPU-0\ngpu0.proc0 101 1 30 0\n")
+	read(t, b)
+	if got := read(t, b)[0].Processes[0].Utilization.String(); got != "0.3 (process)" {
+		t.Errorf("after the clock was set back: %s", got)
+	}
+}
+
+// TestRefused: what the driver refuses is absent, and why is said with the device.
+func TestRefused(t *testing.T) {
+	const state = "count 1\ngpu0.uuid GPU-0\ngpu0.util 10\ngpu0.temp 50\ngpu0.proc0 101 1\ngpu0.gfx0 102 1\n"
+	d := nvmltest.New(t)
+	d.Set(state + "gpu0.error nvmlDeviceGetComputeRunningProcesses 4\ngpu0.error nvmlDeviceGetTemperature 16\n")
+	b := newBackend(t, d)
+	s := read(t, b)[0]
+	limits := strings.Join(s.Device.Limits, "\n")
+	if s.ProcessesKnown || s.Values[accel.Temperature].Known() || !strings.Contains(limits, "GetComputeRunningProcesses: no permission") ||
+		!strings.Contains(limits, "GetTemperature: GPU requires a reset") {
+		t.Errorf("known: %t, %v, %q", s.ProcessesKnown, acceltest.Values(&s.Values), s.Device.Limits)
+	}
+	d.Set(state)
+	s = read(t, b)[0]
+	if !s.ProcessesKnown || len(s.Processes) != 2 || strings.Contains(strings.Join(s.Device.Limits, ""), notRead) {
+		t.Errorf("afterwards: known: %t, %+v, %q", s.ProcessesKnown, s.Processes, s.Device.Limits)
+	}
+}
+
+// TestVolatileECC: errors since the driver was loaded are not those of the device's life.
+func TestVolatileECC(t *testing.T) {
+	d := nvmltest.New(t)
+	d.Set("count 1\ngpu0.uuid GPU-0\ngpu0.ecc.corrected 3\ngpu0.ecc.uncorrected 2\ngpu0.ecc.volatile.corrected 1\n")
+	want := map[string]string{
+		"ecc_corrected_errors": "1 (driver)", "ecc_uncorrected_errors": "0 (driver)",
+		"ecc_corrected_errors_lifetime": "3 (driver)", "ecc_uncorrected_errors_lifetime": "2 (driver)",
+	}
+	if diff := cmp.Diff(want, acceltest.Values(&read(t, newBackend(t, d))[0].Values)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/Ignoramuss/orb8/internal/accel/dcgm"
 	"github.com/Ignoramuss/orb8/internal/agent/config"
 	"github.com/Ignoramuss/orb8/internal/record"
 )
@@ -41,6 +42,7 @@ func newSelf(cfg config.Config) self {
 			s.ports[uint16(n)] = true
 		}
 	}
+	s.ports[dcgm.LocalPort] = true // an exporter that may not be there either
 	return s
 }
 

@@ -291,6 +291,9 @@ func reachText(o Options, ev *orb8v1.Event) string {
 	if since == 0 {
 		return "HISTORY" + on + " is not kept (the agent's setting history)"
 	}
+	if ev.GetHistoryReach().GetAgentStarted() {
+		return "HISTORY" + on + " reaches back to " + o.clock(since, "15:04:05") + " only: the agent was started then"
+	}
 	return "HISTORY" + on + " reaches back to " + o.clock(since, "15:04:05") + " only: older events are not kept any more (the agent's setting history)"
 }
 
