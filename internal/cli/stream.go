@@ -207,7 +207,7 @@ func (t *tracer) run(parent context.Context, req *orb8v1.ObserveRequest) error {
 		cancel()
 		return unlessDone(parent, explain("observe", t.src.name, err))
 	}
-	events, end := receive(ctx, stream)
+	events, end := receive(stream)
 	werr := t.write(events)
 	cancel()
 	for range events { // until the receiver has ended
@@ -227,9 +227,10 @@ func (t *tracer) run(parent context.Context, req *orb8v1.ObserveRequest) error {
 	return nil
 }
 
-// receive reads the stream in a goroutine, which ends with the stream or ctx,
-// closes the events and sends the reason.
-func receive(ctx context.Context, stream events) (<-chan *orb8v1.Event, <-chan error) {
+// receive reads the stream in a goroutine, which ends with the stream, closes the events and
+// sends the reason. The events must be read until they are closed: when the stream's context is
+// done, what it held back to order it still comes.
+func receive(stream events) (<-chan *orb8v1.Event, <-chan error) {
 	events, end := make(chan *orb8v1.Event, streamBuffer), make(chan error, 1)
 	go func() {
 		defer close(events)
@@ -239,12 +240,7 @@ func receive(ctx context.Context, stream events) (<-chan *orb8v1.Event, <-chan e
 				end <- err
 				return
 			}
-			select {
-			case events <- ev:
-			case <-ctx.Done():
-				end <- ctx.Err()
-				return
-			}
+			events <- ev
 		}
 	}()
 	return events, end
