@@ -30,7 +30,7 @@ func without() map[string]string {
 	return map[string]string{
 		"Between zones": "zones are Kubernetes'", "Across zones": "zones are Kubernetes'", "Names": "pods are Kubernetes'",
 		"Held in vain, devices": "nobody holds a device", "Held in vain, device-hours per hour": "nobody holds a device",
-		"Who holds what": "nobody holds a device", "Backends that do not answer": "all do",
+		"Who holds what": "nobody holds a device", "Used without being held": "nobody tells who holds one", "Backends that do not answer": "all do",
 	}
 }
 

@@ -186,7 +186,7 @@ func (l *errorLog) event() (nvml.EventData, bool) {
 	return e, ret == nvml.SUCCESS
 }
 
-// kmsgLines reads what the kernel's log has got. Each read returns one record.
+// kmsgLines reads what the kernel's log has got.
 func (b *Backend) kmsgLines() []string {
 	if b.kmsg == nil {
 		return nil
@@ -206,7 +206,11 @@ func (b *Backend) kmsgLines() []string {
 			if err != nil || n <= 0 {
 				return
 			}
-			all = append(all, string(buf[:n]))
+			for line := range strings.Lines(string(buf[:n])) {
+				if !strings.HasPrefix(line, " ") { // else it says more of the one before
+					all = append(all, line)
+				}
+			}
 		}
 	})
 	return all

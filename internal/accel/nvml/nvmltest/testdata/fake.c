@@ -5,10 +5,22 @@
  *
  *     count N                     GPUs
  *     gpuI.KEY VALUE              of GPU I; a missing key is "not supported"
- *     gpuI.procJ PID MEMORY UTIL AGE   AGE in seconds; -1 for a MEMORY that is not told
- *     gpuI.migJ.KEY VALUE         of its MIG instance J
+ *     gpuI.procJ PID MEMORY [UTIL AGE]  a process that computes, with a sample of its
+ *                                 utilization; -1 for a MEMORY that is not told
+ *     gpuI.gfxJ PID MEMORY        one that draws; gpuI.mpsJ: a client of MPS
+ *     gpuI.sampleJ PID UTIL AGE   one more sample of a process
+ *     gpuI.utilsampleJ UTIL AGE   a sample of the GPU
+ *     gpuI.fieldN VALUE           with a type behind it: double, uint, int, ulong, llong
+ *     gpuI.lost 1                 all calls say so
+ *     gpuI.error FUNCTION CODE    what that call returns; FUNCTION without its version
+ *     gpuI.migJ.KEY VALUE         of its MIG instance J: also proc, gfx, mps, error, gpm
+ *     gpuI.migJ.gi N              its GPU instance, else 7 - J; gpuI.migJ.ci N: compute instance
  *     hang FUNCTION               waits in FUNCTION until the line is gone
- *     xid GPU CODE                an event, delivered once per line number
+ *     xid GPU CODE [GI [CI]]      an event, delivered once per line number
+ *     module VERSION              of the driver's modules: another one than the library's
+ *                                 (-DVERSION) fails to begin
+ *
+ * AGE is in seconds, and may be a fraction or, after the clock was set back, negative.
  *
  * With -DOLD it lacks what older drivers lack.
  */
@@ -29,6 +41,9 @@
 #undef nvmlEventSetWait
 
 #define EXPORT __attribute__((visibility("default")))
+#ifndef VERSION
+#define VERSION "570.124.06"
+#endif
 #define MAX_GPUS 16
 #define MAX_PARTS 8
 
@@ -153,6 +168,38 @@ static nvmlReturn_t lost(nvmlDevice_t d)
 	return text_of(whole, "lost", value, sizeof(value)) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
 }
 
+/* refused is what a call returns whatever it asks: the device is lost, or a line says so. */
+static nvmlReturn_t refused(nvmlDevice_t d, const char *symbol)
+{
+	char key[64], value[128], function[96];
+	size_t length = strcspn(symbol, "_");
+	int code;
+
+	if (lost(d) != NVML_SUCCESS)
+		return NVML_ERROR_GPU_IS_LOST;
+	if (d.handle->part < 0)
+		snprintf(key, sizeof(key), "gpu%d.error", d.handle->gpu);
+	else
+		snprintf(key, sizeof(key), "gpu%d.mig%d.error", d.handle->gpu, d.handle->part);
+	for (int i = 0; find(key, i, value, sizeof(value)); i++)
+		if (sscanf(value, "%95s %d", function, &code) == 2 && strlen(function) == length &&
+		    !strncmp(function, symbol, length))
+			return (nvmlReturn_t)code;
+	return NVML_SUCCESS;
+}
+#define CHECK(d) do { nvmlReturn_t no = refused(d, __func__); if (no != NVML_SUCCESS) return no; } while (0)
+
+/* mig says whether MIG is on, where utilization, samples and processes' utilization are not
+ * supported, neither of the device nor of its parts. */
+static int mig(nvmlDevice_t d)
+{
+	struct nvmlDevice_st first = { d.handle->gpu, -1 };
+	nvmlDevice_t whole = { &first };
+	char value[32];
+
+	return d.handle->part >= 0 || (text_of(whole, "mig", value, sizeof(value)) && atoi(value));
+}
+
 static nvmlReturn_t number_of(nvmlDevice_t d, const char *name, unsigned long long *n)
 {
 	char value[64];
@@ -188,6 +235,8 @@ EXPORT nvmlReturn_t nvmlInit_v2(void)
 
 	if (find("init", 0, value, sizeof(value)))
 		return (nvmlReturn_t)atoi(value);
+	if (find("module", 0, value, sizeof(value)) && strcmp(value, VERSION))
+		return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
 	opened(&inits, 1);
 	note_init();
 	return NVML_SUCCESS;
@@ -212,7 +261,10 @@ EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *n)
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *d)
 {
-	if (i >= MAX_GPUS)
+	unsigned int n;
+
+	nvmlDeviceGetCount_v2(&n);
+	if (i >= MAX_GPUS || i >= n)
 		return NVML_ERROR_INVALID_ARGUMENT;
 	devices[i][0].gpu = (int)i;
 	devices[i][0].part = -1;
@@ -220,15 +272,35 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *
 	return NVML_SUCCESS;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *out, unsigned int size) { return string_of(d, "uuid", out, size); }
-EXPORT nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t d, char *out, unsigned int size) { return string_of(d, "name", out, size); }
-EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned int *n) { return u32_of(d, "minor", n); }
+/* A device is found by its UUID also if it is not among those that are counted: its handle says
+ * that it is lost. */
+EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *d)
+{
+	char key[32], value[128];
+
+	for (int i = 0; i < MAX_GPUS; i++) {
+		snprintf(key, sizeof(key), "gpu%d.uuid", i);
+		if (!find(key, 0, value, sizeof(value)) || strcmp(value, uuid))
+			continue;
+		devices[i][0].gpu = i;
+		devices[i][0].part = -1;
+		d->handle = &devices[i][0];
+		return refused(*d, __func__);
+	}
+	return NVML_ERROR_NOT_FOUND;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *out, unsigned int size) { CHECK(d); return string_of(d, "uuid", out, size); }
+EXPORT nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t d, char *out, unsigned int size) { CHECK(d); return string_of(d, "name", out, size); }
+EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned int *n) { CHECK(d); return u32_of(d, "minor", n); }
 
 EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, nvmlPciInfo_t *pci)
 {
-	unsigned int bus;
-	nvmlReturn_t ret = u32_of(d, "bus", &bus);
+	unsigned int bus = 0;
+	nvmlReturn_t ret;
 
+	CHECK(d);
+	ret = u32_of(d, "bus", &bus);
 	memset(pci, 0, sizeof(*pci));
 	pci->bus = bus;
 	return ret;
@@ -239,6 +311,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, nvmlUtilizatio
 	nvmlReturn_t ret;
 
 	hang("nvmlDeviceGetUtilizationRates");
+	CHECK(d);
+	if (mig(d))
+		return NVML_ERROR_NOT_SUPPORTED;
 	ret = u32_of(d, "util", &u->gpu);
 	u->memory = 0;
 	if (ret == NVML_SUCCESS)
@@ -248,36 +323,42 @@ EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, nvmlUtilizatio
 
 EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t d, nvmlMemory_t *m)
 {
-	nvmlReturn_t ret = number_of(d, "mem.used", &m->used);
+	nvmlReturn_t ret;
 
+	CHECK(d);
+	ret = number_of(d, "mem.used", &m->used);
 	if (ret == NVML_SUCCESS)
 		ret = number_of(d, "mem.total", &m->total);
 	m->free = m->total - m->used;
 	return ret;
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t d, unsigned int *mw) { return u32_of(d, "power", mw); }
-EXPORT nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t d, unsigned int *mw) { return u32_of(d, "powerlimit", mw); }
-EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t d, unsigned long long *mj) { return number_of(d, "energy", mj); }
+EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t d, unsigned int *mw) { CHECK(d); return u32_of(d, "power", mw); }
+EXPORT nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t d, unsigned int *mw) { CHECK(d); return u32_of(d, "powerlimit", mw); }
+EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t d, unsigned long long *mj) { CHECK(d); return number_of(d, "energy", mj); }
 EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t d, nvmlTemperatureSensors_t sensor, unsigned int *t)
 {
 	(void)sensor;
+	CHECK(d);
 	return u32_of(d, "temp", t);
 }
 EXPORT nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t d, nvmlClockType_t type, unsigned int *mhz)
 {
+	CHECK(d);
 	return u32_of(d, type == NVML_CLOCK_MEM ? "memclock" : "smclock", mhz);
 }
 EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t d, unsigned int *current, unsigned int *pending)
 {
-	nvmlReturn_t ret = u32_of(d, "mig", current);
+	nvmlReturn_t ret;
 
+	CHECK(d);
+	ret = u32_of(d, "mig", current);
 	*pending = *current;
 	return ret;
 }
 EXPORT nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t d, unsigned int *n)
 {
-	(void)d;
+	CHECK(d);
 	*n = MAX_PARTS;
 	return NVML_SUCCESS;
 }
@@ -285,6 +366,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t d, unsigned
 {
 	char value[128];
 
+	CHECK(d);
 	if (i >= MAX_PARTS)
 		return NVML_ERROR_INVALID_ARGUMENT;
 	part->handle = &devices[d.handle->gpu][i + 1];
@@ -292,61 +374,111 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t d, unsigned
 	part->handle->part = (int)i;
 	return text_of(*part, "uuid", value, sizeof(value)) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
+/* instance_of is the GPU instance of a part, which is not its index. */
+static unsigned int instance_of(nvmlDevice_t d)
+{
+	char value[32];
+
+	return text_of(d, "gi", value, sizeof(value)) ? (unsigned int)atoi(value) : (unsigned int)(MAX_PARTS - 1 - d.handle->part);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t d, unsigned int *id)
 {
-	*id = (unsigned int)d.handle->part;
+	CHECK(d);
+	if (d.handle->part < 0)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	*id = instance_of(d);
+	return NVML_SUCCESS;
+}
+EXPORT nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t d, unsigned int *id)
+{
+	char value[32];
+
+	CHECK(d);
+	if (d.handle->part < 0)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	*id = text_of(d, "ci", value, sizeof(value)) ? (unsigned int)atoi(value) : 0;
 	return NVML_SUCCESS;
 }
 
-/* The processes of a device, with the two calls that NVML wants: one for how many. */
-EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *n, nvmlProcessInfo_t *out)
+/* The processes of one list of a device, with the two calls that NVML wants: one for how many. */
+static nvmlReturn_t list(nvmlDevice_t d, const char *kind, unsigned int *n, nvmlProcessInfo_t *out)
 {
 	unsigned int room = *n, found = 0;
 	char name[32], value[128];
 
-	if (lost(d) != NVML_SUCCESS)
-		return NVML_ERROR_GPU_IS_LOST;
 	for (int j = 0; j < 32; j++) {
 		long long memory;
 		unsigned int pid;
 
-		snprintf(name, sizeof(name), "proc%d", j);
+		snprintf(name, sizeof(name), "%s%d", kind, j);
 		if (!text_of(d, name, value, sizeof(value)))
 			continue;
 		if (sscanf(value, "%u %lld", &pid, &memory) == 2 && found < room) {
 			memset(&out[found], 0, sizeof(out[found]));
 			out[found].pid = pid;
 			out[found].usedGpuMemory = (unsigned long long)memory;
+			out[found].gpuInstanceId = out[found].computeInstanceId = 0xFFFFFFFF;
 		}
 		found++;
 	}
 	*n = found;
 	return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
 }
+EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *n, nvmlProcessInfo_t *out)
+{
+	CHECK(d);
+	return list(d, "proc", n, out);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t d, unsigned int *n, nvmlProcessInfo_t *out)
+{
+	CHECK(d);
+	return list(d, "gfx", n, out);
+}
+EXPORT nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *n, nvmlProcessInfo_t *out)
+{
+	CHECK(d);
+	return list(d, "mps", n, out);
+}
 
+/* stamp is the time of a sample, in the driver's microseconds of the wall clock. */
+static unsigned long long stamp(double age)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (unsigned long long)((double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3 - age * 1e6);
+}
+
+/* Only samples that are newer than since, and NOT_FOUND if there is none. A process that did not
+ * run in the sample's time has none. */
 EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, nvmlProcessUtilizationSample_t *out, unsigned int *n,
 						    unsigned long long since)
 {
 	unsigned int room = out ? *n : 0, found = 0;
 	char name[32], value[128];
-	struct timespec now;
 
-	(void)since; /* drivers have been seen to give older ones too */
-	clock_gettime(CLOCK_REALTIME, &now);
-	for (int j = 0; j < 32; j++) {
+	CHECK(d);
+	if (mig(d))
+		return NVML_ERROR_NOT_SUPPORTED;
+	for (int j = 0; j < 64; j++) {
 		unsigned int pid, util;
 		long long memory;
 		double age;
 
-		snprintf(name, sizeof(name), "proc%d", j);
-		if (!text_of(d, name, value, sizeof(value)) ||
-		    sscanf(value, "%u %lld %u %lf", &pid, &memory, &util, &age) != 4)
+		snprintf(name, sizeof(name), j < 32 ? "proc%d" : "sample%d", j % 32);
+		if (!text_of(d, name, value, sizeof(value)))
+			continue;
+		if (j < 32 ? sscanf(value, "%u %lld %u %lf", &pid, &memory, &util, &age) != 4 :
+			     sscanf(value, "%u %u %lf", &pid, &util, &age) != 3)
+			continue;
+		if (stamp(age) <= since)
 			continue;
 		if (found < room) {
 			memset(&out[found], 0, sizeof(out[found]));
 			out[found].pid = pid;
 			out[found].smUtil = util;
-			out[found].timeStamp = (unsigned long long)((double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3 - age * 1e6);
+			out[found].timeStamp = stamp(age);
 		}
 		found++;
 	}
@@ -366,31 +498,37 @@ EXPORT nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set)
 EXPORT nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) { (void)set; opened(&sets, -1); return NVML_SUCCESS; }
 EXPORT nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t d, unsigned long long types, nvmlEventSet_t set)
 {
-	(void)d; (void)types; (void)set;
+	(void)types; (void)set;
+	CHECK(d);
 	return NVML_SUCCESS;
 }
 EXPORT nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int ms)
 {
 	char value[64];
-	unsigned int gpu;
+	/* 0xFFFFFFFF stands for an event of the whole device. */
+	unsigned int gpu, gi = 0xFFFFFFFF, ci = 0xFFFFFFFF;
 	unsigned long long code;
 
 	(void)ms;
-	if (!find("xid", set.handle->next, value, sizeof(value)) || sscanf(value, "%u %llu", &gpu, &code) != 2)
+	if (!find("xid", set.handle->next, value, sizeof(value)) || sscanf(value, "%u %llu %u %u", &gpu, &code, &gi, &ci) < 2)
 		return NVML_ERROR_TIMEOUT;
 	set.handle->next++;
 	memset(data, 0, sizeof(*data));
 	data->device.handle = &devices[gpu][0];
 	data->eventType = nvmlEventTypeXidCriticalError;
 	data->eventData = code;
+	data->gpuInstanceId = gi;
+	data->computeInstanceId = ci;
 	return NVML_SUCCESS;
 }
 
 #ifndef OLD
 EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m)
 {
-	nvmlReturn_t ret = number_of(d, "mem.used", &m->used);
+	nvmlReturn_t ret;
 
+	CHECK(d);
+	ret = number_of(d, "mem.used", &m->used);
 	if (ret == NVML_SUCCESS)
 		ret = number_of(d, "mem.total", &m->total);
 	if (number_of(d, "mem.reserved", &m->reserved) != NVML_SUCCESS)
@@ -400,36 +538,109 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *
 }
 EXPORT nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t d, unsigned long long *bits)
 {
+	CHECK(d);
 	return number_of(d, "clockevents", bits);
 }
 EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t d, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter,
 						unsigned long long *n)
 {
-	(void)counter;
-	return number_of(d, type == NVML_MEMORY_ERROR_TYPE_CORRECTED ? "ecc.corrected" : "ecc.uncorrected", n);
+	const char *kind = type == NVML_MEMORY_ERROR_TYPE_CORRECTED ? "corrected" : "uncorrected";
+	char key[64];
+	nvmlReturn_t ret;
+
+	CHECK(d);
+	snprintf(key, sizeof(key), "ecc.%s", kind);
+	ret = number_of(d, key, n);
+	if (ret != NVML_SUCCESS || counter == NVML_AGGREGATE_ECC)
+		return ret;
+	snprintf(key, sizeof(key), "ecc.volatile.%s", kind);
+	if (number_of(d, key, n) != NVML_SUCCESS)
+		*n = 0;
+	return NVML_SUCCESS;
 }
 EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t d, unsigned int *corrected, unsigned int *uncorrected,
 					      unsigned int *pending, unsigned int *failed)
 {
-	nvmlReturn_t ret = u32_of(d, "remap.corrected", corrected);
+	nvmlReturn_t ret;
 
+	CHECK(d);
+	ret = u32_of(d, "remap.corrected", corrected);
 	*uncorrected = *pending = *failed = 0;
-	if (ret == NVML_SUCCESS)
+	if (ret == NVML_SUCCESS) {
+		u32_of(d, "remap.uncorrected", uncorrected);
 		u32_of(d, "remap.pending", pending);
+		u32_of(d, "remap.failed", failed);
+	}
 	return ret;
 }
 EXPORT nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int n, nvmlFieldValue_t *values)
 {
+	CHECK(d);
 	for (int i = 0; i < n; i++) {
-		unsigned long long number = 0;
-		char name[32];
+		char name[32], text[64], type[16] = "";
 
 		snprintf(name, sizeof(name), "field%u", values[i].fieldId);
-		values[i].nvmlReturn = number_of(d, name, &number);
+		values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+		if (!text_of(d, name, text, sizeof(text)))
+			continue;
+		sscanf(text, "%*s %15s", type);
+		values[i].nvmlReturn = NVML_SUCCESS;
+		memset(&values[i].value, 0xff, sizeof(values[i].value)); /* what is not the value's is anything */
 		values[i].valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
-		values[i].value.ullVal = number;
+		if (!strcmp(type, "double")) {
+			values[i].valueType = NVML_VALUE_TYPE_DOUBLE;
+			values[i].value.dVal = strtod(text, NULL);
+		} else if (!strcmp(type, "uint")) {
+			values[i].valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+			values[i].value.uiVal = (unsigned int)strtoul(text, NULL, 0);
+		} else if (!strcmp(type, "int")) {
+			values[i].valueType = NVML_VALUE_TYPE_SIGNED_INT;
+			values[i].value.siVal = (int)strtol(text, NULL, 0);
+		} else if (!strcmp(type, "llong")) {
+			values[i].valueType = NVML_VALUE_TYPE_SIGNED_LONG_LONG;
+			values[i].value.sllVal = strtoll(text, NULL, 0);
+		} else if (!strcmp(type, "ulong")) {
+			values[i].valueType = NVML_VALUE_TYPE_UNSIGNED_LONG;
+			values[i].value.ulVal = strtoul(text, NULL, 0);
+		} else {
+			values[i].value.ullVal = strtoull(text, NULL, 0);
+		}
 	}
 	return NVML_SUCCESS;
+}
+
+/* The samples of the GPU's utilization that are newer than since; without a buffer how many. */
+EXPORT nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t d, nvmlSamplingType_t type, unsigned long long since,
+					 nvmlValueType_t *value_type, unsigned int *n, nvmlSample_t *out)
+{
+	unsigned int room = out ? *n : 64, found = 0, any = 0;
+	char name[32], value[128];
+
+	CHECK(d);
+	if (mig(d) || type != NVML_GPU_UTILIZATION_SAMPLES)
+		return NVML_ERROR_NOT_SUPPORTED;
+	*value_type = NVML_VALUE_TYPE_UNSIGNED_INT;
+	for (int j = 0; j < 64 && found < room; j++) {
+		unsigned int util;
+		double age;
+
+		snprintf(name, sizeof(name), "utilsample%d", j);
+		if (!text_of(d, name, value, sizeof(value)) || sscanf(value, "%u %lf", &util, &age) != 2)
+			continue;
+		any = 1;
+		if (stamp(age) <= since)
+			continue;
+		if (out) {
+			memset(&out[found], 0xff, sizeof(out[found]));
+			out[found].timeStamp = stamp(age);
+			out[found].sampleValue.uiVal = util;
+		}
+		found++;
+	}
+	*n = found;
+	if (!any)
+		return NVML_ERROR_NOT_SUPPORTED;
+	return found ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
 EXPORT nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t d, nvmlGpmSupport_t *s)
@@ -456,13 +667,23 @@ EXPORT nvmlReturn_t nvmlGpmSampleGet(nvmlDevice_t d, nvmlGpmSample_t s)
 }
 EXPORT nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t d, unsigned int instance, nvmlGpmSample_t s)
 {
+	nvmlDevice_t part;
+
 	clock_gettime(CLOCK_MONOTONIC, &s.handle->at);
-	s.handle->of.handle = &devices[d.handle->gpu][instance + 1];
-	return lost(d);
+	for (unsigned int i = 0; i < MAX_PARTS; i++)
+		if (nvmlDeviceGetMigDeviceHandleByIndex(d, i, &part) == NVML_SUCCESS && instance_of(part) == instance) {
+			s.handle->of = part;
+			return lost(d);
+		}
+	return NVML_ERROR_INVALID_ARGUMENT;
 }
 EXPORT nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *get)
 {
-	double apart = (double)(get->sample2.handle->at.tv_sec - get->sample1.handle->at.tv_sec) +
+	double apart;
+
+	if (get->version != NVML_GPM_METRICS_GET_VERSION || !get->sample1.handle || !get->sample2.handle)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	apart = (double)(get->sample2.handle->at.tv_sec - get->sample1.handle->at.tv_sec) +
 		       (double)(get->sample2.handle->at.tv_nsec - get->sample1.handle->at.tv_nsec) / 1e9;
 
 	if (apart < 0.1)
