@@ -31,7 +31,7 @@ func gpuLedger(begin time.Time) *accel.Ledger {
 	for i := range 3 {
 		s := accel.Sample{Device: shared, Time: begin.Add(time.Duration(i) * 5 * time.Second), ProcessesKnown: true}
 		s.Values[accel.Utilization], s.Values[accel.MemoryUsed] = accel.Of(1, accel.Driver), accel.Of(1<<30, accel.Driver)
-		s.Values[accel.MemoryTotal] = accel.Of(4<<30, accel.Driver)
+		s.Values[accel.MemoryTotal], s.Values[accel.MemoryReserved] = accel.Of(4<<30, accel.Driver), accel.Of(128<<20, accel.Driver)
 		s.Values[accel.PowerUsage], s.Values[accel.Energy] = accel.Of(400, accel.Driver), accel.Of(float64(1000*i), accel.Driver)
 		s.Values[accel.Temperature] = accel.Of(60, accel.Driver)
 		s.ClockEvents = []string{"sw_power_cap"}
@@ -211,7 +211,8 @@ DCGM_FI_DEV_XID_ERRORS{DCGM_FI_DRIVER_VERSION="",GPU_I_ID="",GPU_I_PROFILE="",Ho
 	}
 	sums := gathered(t, e, "UUID")
 	for name, want := range map[string]float64{
-		"DCGM_FI_DEV_FB_USED": 1024, "DCGM_FI_DEV_FB_FREE": 3072, "DCGM_FI_DEV_POWER_USAGE": 400,
+		// Ours includes what the driver reserves, DCGM's does not.
+		"DCGM_FI_DEV_FB_USED": 896, "DCGM_FI_DEV_FB_RESERVED": 128, "DCGM_FI_DEV_FB_FREE": 3072, "DCGM_FI_DEV_POWER_USAGE": 400,
 		"DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": 2e6, "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 1,
 	} {
 		if got := sums[name]["GPU-a"]; math.Abs(got-want) > 1e-9*want {
