@@ -138,6 +138,9 @@ type Sample struct {
 	Errors []DeviceError
 	// Lost: the device was there and does not answer any more; it has no values.
 	Lost bool
+	// Recovery is what the driver asks for; ResetRequired: it answers nothing else.
+	Recovery      Recovery
+	ResetRequired bool
 }
 
 // Process uses a device.

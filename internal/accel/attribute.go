@@ -270,9 +270,9 @@ func (d *division) divideActivity() {
 			whole, some = whole+v, some || known > 0
 		}
 	}
-	if !some && (!util.Known() || util.V > 0) {
+	if !some && (!util.Known() || util.V > 0 || d.sample.Momentary) {
 		// Nobody's activity is known: it stays nobody's. Who has no process there
-		// has none.
+		// has none. That nothing runs at a moment says nothing of the time before.
 		d.nobody.Values[Utilization] = Value{}
 		return
 	}
@@ -289,7 +289,7 @@ func (d *division) divideActivity() {
 	}
 	for s := range d.all {
 		v := &s.Values[Utilization]
-		if !v.Known() && util.Known() && util.V == 0 {
+		if !v.Known() && util.Known() && util.V == 0 && !d.sample.Momentary {
 			*v = Of(0, PerProcess)
 		}
 		if !v.Known() {

@@ -190,6 +190,14 @@ func TestAttribute(t *testing.T) {
 				{"", "0 (remainder)", "30 (remainder)", "300 (remainder)", "0.5 (remainder)", Busy},
 			},
 		},
+		"a moment of idleness, and of no process it is known": {
+			moment(0, 300, Process{PID: 100, Memory: Of(10, PerProcess)}, Process{PID: 200, Memory: Of(20, PerProcess)}),
+			[]Holder{held("a", true), held("b", true)},
+			[]summary{
+				{"a", "-", "10 (process)", "-", "-", Busy}, {"b", "-", "20 (process)", "-", "-", Busy},
+				{"", "0 (remainder)", "10 (remainder)", "300 (remainder)", "0.5 (remainder)", Busy},
+			},
+		},
 		"a moment of idleness of a holder whose multiprocessors had work": {
 			moment(0, 300, Process{PID: 100, Memory: Of(40, PerProcess)}), []Holder{held("a", false)},
 			[]summary{{"a", "0 (exclusive)", "40 (process)", "300 (exclusive)", "0.5 (exclusive)", Busy}},

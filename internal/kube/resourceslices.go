@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// sliceGap is the least time between two readings of the ResourceSlices.
+	// sliceGap is the least time between two readings of the ResourceSlices, sliceAge how old
+	// what is known may be: a device may be another one under the same name.
 	sliceGap     = 30 * time.Second
+	sliceAge     = time.Minute
 	sliceTimeout = 10 * time.Second
 	// maxSlices bounds one answer, in bytes.
 	maxSlices = 16 << 20
@@ -24,8 +26,9 @@ const (
 
 // ResourceSlices knows the devices that DRA drivers of the own node offer. It asks
 // the API server when it is asked for a device that it does not know, twice a
-// minute at most, and never where nobody uses DRA. It may be used from any
-// goroutine; only the one that asks the API server waits.
+// minute at most, or for one that it has known for a minute, and never where nobody
+// uses DRA. It may be used from any goroutine; only the one that asks the API server
+// waits.
 type ResourceSlices struct {
 	clients *Clients
 	node    string
@@ -53,14 +56,14 @@ func (r *ResourceSlices) Attributes(ctx context.Context, d ResourceDevice) (map[
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	found, ok, due := r.known(d)
-	if ok || !due {
+	if !due {
 		return found, ok
 	}
 	devices, err := r.list(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err = err; err != nil {
-		return nil, false // what was known stays
+		return found, ok // what was known stays
 	}
 	r.devices = devices
 	found, ok = r.devices[d]
@@ -71,13 +74,15 @@ func (r *ResourceSlices) Attributes(ctx context.Context, d ResourceDevice) (map[
 func (r *ResourceSlices) known(d ResourceDevice) (found map[string]string, ok, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if found, ok = r.devices[d]; ok {
-		return found, true, false
+	found, ok = r.devices[d]
+	after := sliceGap
+	if ok {
+		after = sliceAge
 	}
-	if due = r.read.IsZero() || r.now().Sub(r.read) >= sliceGap; due {
+	if due = r.read.IsZero() || r.now().Sub(r.read) >= after; due {
 		r.read = r.now()
 	}
-	return nil, false, due
+	return found, ok, due
 }
 
 // Err is why the last reading failed; nil if it did not.
@@ -122,7 +127,11 @@ func parseSlices(text []byte) (map[ResourceDevice]map[string]string, error) {
 		Items []struct {
 			Spec struct {
 				Driver string
-				Pool   struct{ Name string }
+				// Slices of an older generation than others of the pool have had their time.
+				Pool struct {
+					Name       string
+					Generation int64
+				}
 				// Devices of v1 have Attributes, those of v1beta1 Basic.
 				Devices []struct {
 					Name       string
@@ -135,8 +144,17 @@ func parseSlices(text []byte) (map[ResourceDevice]map[string]string, error) {
 	if err := json.Unmarshal(text, &list); err != nil {
 		return nil, fmt.Errorf("read resourceslices.resource.k8s.io: %w", err)
 	}
+	type pool struct{ driver, name string }
+	newest := make(map[pool]int64)
+	for _, slice := range list.Items {
+		p := pool{slice.Spec.Driver, slice.Spec.Pool.Name}
+		newest[p] = max(newest[p], slice.Spec.Pool.Generation)
+	}
 	all := make(map[ResourceDevice]map[string]string)
 	for _, slice := range list.Items {
+		if slice.Spec.Pool.Generation < newest[pool{slice.Spec.Driver, slice.Spec.Pool.Name}] {
+			continue
+		}
 		for _, d := range slice.Spec.Devices {
 			flat := make(map[string]string)
 			for _, from := range []attributes{d.Basic.Attributes, d.Attributes} {

@@ -76,6 +76,42 @@ func TestResourceSlices(t *testing.T) {
 	}
 }
 
+// TestResourceSlicesChange: a device made anew under the same name is another one, and of two
+// generations of a pool the newer one counts, in whatever order they come.
+func TestResourceSlicesChange(t *testing.T) {
+	a := newAPIServer(t)
+	const resource = "resourceslices.resource.k8s.io"
+	slice := func(name, uuid string, generation int) obj {
+		s := resourceSlice(name, "a", obj{"name": "mig-0", "attributes": obj{"uuid": obj{"string": uuid}}})
+		s["spec"].(obj)["pool"].(obj)["generation"] = generation
+		return s
+	}
+	a.put(resource, slice("one", "MIG-1", 1))
+	r, clock := newSlices(a)
+	uuid := func() string {
+		got, _ := r.Attributes(t.Context(), ResourceDevice{"gpu.nvidia.com", "a", "mig-0"})
+		return got["uuid"]
+	}
+	if got := uuid(); got != "MIG-1" {
+		t.Errorf("uuid %s", got)
+	}
+	a.put(resource, slice("one", "MIG-2", 2))
+	clock.set(59)
+	if got := uuid(); got != "MIG-1" || a.lists != 1 {
+		t.Errorf("within a minute: %s, %d lists", got, a.lists)
+	}
+	clock.set(61)
+	if got := uuid(); got != "MIG-2" || a.lists != 2 {
+		t.Errorf("a minute later: %s, %d lists", got, a.lists)
+	}
+	a.put(resource, slice("a-newer", "MIG-3", 3))
+	a.put(resource, slice("z-older", "MIG-0", 1))
+	clock.set(130)
+	if got := uuid(); got != "MIG-3" {
+		t.Errorf("of three generations: %s", got)
+	}
+}
+
 // While the API server is asked, what is known can be asked for.
 func TestResourceSlicesDoNotBlock(t *testing.T) {
 	a := newAPIServer(t)

@@ -3837,7 +3837,9 @@ type AcceleratorSample struct {
 	Allocatable bool `protobuf:"varint,9,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
 	// The device was there and does not answer any more: it has fallen off the bus, or needs a
 	// reset. It has no values.
-	Lost          bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	Lost bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	// What is to be done about the device.
+	Health        *AcceleratorHealth `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3942,6 +3944,77 @@ func (x *AcceleratorSample) GetLost() bool {
 	return false
 }
 
+func (x *AcceleratorSample) GetHealth() *AcceleratorHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+type AcceleratorHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ok, degraded (it goes on, with less than it could do or not for long), reset_needed,
+	// drain (its node is to be emptied) or replace.
+	Verdict string `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// Why, the worst first; none of a healthy device.
+	Causes []string `protobuf:"bytes,2,rep,name=causes,proto3" json:"causes,omitempty"`
+	// What to do about the worst of them.
+	Remedy        string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceleratorHealth) Reset() {
+	*x = AcceleratorHealth{}
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceleratorHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceleratorHealth) ProtoMessage() {}
+
+func (x *AcceleratorHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceleratorHealth.ProtoReflect.Descriptor instead.
+func (*AcceleratorHealth) Descriptor() ([]byte, []int) {
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *AcceleratorHealth) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *AcceleratorHealth) GetCauses() []string {
+	if x != nil {
+		return x.Causes
+	}
+	return nil
+}
+
+func (x *AcceleratorHealth) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type Accelerator struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// nvidia, amd, google or aws.
@@ -3967,7 +4040,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4052,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[26]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4065,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{26}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Accelerator) GetVendor() string {
@@ -4078,7 +4151,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4163,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[27]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4176,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{27}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Measurement) GetValue() float64 {
@@ -4143,7 +4216,7 @@ type AcceleratorShare struct {
 
 func (x *AcceleratorShare) Reset() {
 	*x = AcceleratorShare{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4228,7 @@ func (x *AcceleratorShare) String() string {
 func (*AcceleratorShare) ProtoMessage() {}
 
 func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[28]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4241,7 @@ func (x *AcceleratorShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorShare.ProtoReflect.Descriptor instead.
 func (*AcceleratorShare) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{28}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AcceleratorShare) GetWorkload() *Workload {
@@ -4239,7 +4312,7 @@ type AcceleratorProcess struct {
 
 func (x *AcceleratorProcess) Reset() {
 	*x = AcceleratorProcess{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4324,7 @@ func (x *AcceleratorProcess) String() string {
 func (*AcceleratorProcess) ProtoMessage() {}
 
 func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[29]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4337,7 @@ func (x *AcceleratorProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorProcess.ProtoReflect.Descriptor instead.
 func (*AcceleratorProcess) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{29}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AcceleratorProcess) GetProcess() *Process {
@@ -4311,7 +4384,7 @@ type AcceleratorError struct {
 
 func (x *AcceleratorError) Reset() {
 	*x = AcceleratorError{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4396,7 @@ func (x *AcceleratorError) String() string {
 func (*AcceleratorError) ProtoMessage() {}
 
 func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[30]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4409,7 @@ func (x *AcceleratorError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceleratorError.ProtoReflect.Descriptor instead.
 func (*AcceleratorError) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{30}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AcceleratorError) GetCode() uint64 {
@@ -4406,7 +4479,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4418,7 +4491,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[31]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4431,7 +4504,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{31}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Flow) GetEvent() FlowEvent {
@@ -4560,7 +4633,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4645,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[32]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4658,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{32}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Connection) GetEvent() ConnectionEvent {
@@ -4620,7 +4693,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4632,7 +4705,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[33]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4645,7 +4718,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{33}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -4698,7 +4771,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4710,7 +4783,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[34]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4723,7 +4796,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{34}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Workload) GetNamespace() string {
@@ -4836,7 +4909,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4848,7 +4921,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[35]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4861,7 +4934,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{35}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Counters) GetTxBytes() uint64 {
@@ -4906,7 +4979,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4918,7 +4991,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[36]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4931,7 +5004,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{36}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -4984,7 +5057,7 @@ type TcpInfo struct {
 
 func (x *TcpInfo) Reset() {
 	*x = TcpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4996,7 +5069,7 @@ func (x *TcpInfo) String() string {
 func (*TcpInfo) ProtoMessage() {}
 
 func (x *TcpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[37]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5009,7 +5082,7 @@ func (x *TcpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TcpInfo.ProtoReflect.Descriptor instead.
 func (*TcpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{37}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TcpInfo) GetState() TcpState {
@@ -5116,7 +5189,7 @@ type IcmpInfo struct {
 
 func (x *IcmpInfo) Reset() {
 	*x = IcmpInfo{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5128,7 +5201,7 @@ func (x *IcmpInfo) String() string {
 func (*IcmpInfo) ProtoMessage() {}
 
 func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[38]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5141,7 +5214,7 @@ func (x *IcmpInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IcmpInfo.ProtoReflect.Descriptor instead.
 func (*IcmpInfo) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{38}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *IcmpInfo) GetType() uint32 {
@@ -5181,7 +5254,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5193,7 +5266,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[39]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5206,7 +5279,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{39}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NodeStatus) GetNodeName() string {
@@ -5262,7 +5335,7 @@ type LostEvents struct {
 
 func (x *LostEvents) Reset() {
 	*x = LostEvents{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5347,7 @@ func (x *LostEvents) String() string {
 func (*LostEvents) ProtoMessage() {}
 
 func (x *LostEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[40]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5360,7 @@ func (x *LostEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostEvents.ProtoReflect.Descriptor instead.
 func (*LostEvents) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{40}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LostEvents) GetStage() string {
@@ -5339,7 +5412,7 @@ type Syscall struct {
 
 func (x *Syscall) Reset() {
 	*x = Syscall{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +5424,7 @@ func (x *Syscall) String() string {
 func (*Syscall) ProtoMessage() {}
 
 func (x *Syscall) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[41]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +5437,7 @@ func (x *Syscall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Syscall.ProtoReflect.Descriptor instead.
 func (*Syscall) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{41}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Syscall) GetWorkload() *Workload {
@@ -5488,7 +5561,7 @@ type SyscallSummary struct {
 
 func (x *SyscallSummary) Reset() {
 	*x = SyscallSummary{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5500,7 +5573,7 @@ func (x *SyscallSummary) String() string {
 func (*SyscallSummary) ProtoMessage() {}
 
 func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[42]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5513,7 +5586,7 @@ func (x *SyscallSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallSummary.ProtoReflect.Descriptor instead.
 func (*SyscallSummary) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{42}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SyscallSummary) GetWorkload() *Workload {
@@ -5556,7 +5629,7 @@ type SyscallTargets struct {
 
 func (x *SyscallTargets) Reset() {
 	*x = SyscallTargets{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5568,7 +5641,7 @@ func (x *SyscallTargets) String() string {
 func (*SyscallTargets) ProtoMessage() {}
 
 func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[43]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5581,7 +5654,7 @@ func (x *SyscallTargets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallTargets.ProtoReflect.Descriptor instead.
 func (*SyscallTargets) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{43}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyscallTargets) GetWorkloads() []*Workload {
@@ -5612,7 +5685,7 @@ type SyscallCount struct {
 
 func (x *SyscallCount) Reset() {
 	*x = SyscallCount{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5624,7 +5697,7 @@ func (x *SyscallCount) String() string {
 func (*SyscallCount) ProtoMessage() {}
 
 func (x *SyscallCount) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[44]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5637,7 +5710,7 @@ func (x *SyscallCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyscallCount.ProtoReflect.Descriptor instead.
 func (*SyscallCount) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{44}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SyscallCount) GetName() string {
@@ -5747,7 +5820,7 @@ type DnsExchange struct {
 
 func (x *DnsExchange) Reset() {
 	*x = DnsExchange{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5759,7 +5832,7 @@ func (x *DnsExchange) String() string {
 func (*DnsExchange) ProtoMessage() {}
 
 func (x *DnsExchange) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[45]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5772,7 +5845,7 @@ func (x *DnsExchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsExchange.ProtoReflect.Descriptor instead.
 func (*DnsExchange) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{45}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DnsExchange) GetOutcome() DnsOutcome {
@@ -5942,7 +6015,7 @@ type DnsAnswer struct {
 
 func (x *DnsAnswer) Reset() {
 	*x = DnsAnswer{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +6027,7 @@ func (x *DnsAnswer) String() string {
 func (*DnsAnswer) ProtoMessage() {}
 
 func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[46]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5967,7 +6040,7 @@ func (x *DnsAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsAnswer.ProtoReflect.Descriptor instead.
 func (*DnsAnswer) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{46}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DnsAnswer) GetName() string {
@@ -6033,7 +6106,7 @@ type DnsName struct {
 
 func (x *DnsName) Reset() {
 	*x = DnsName{}
-	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6045,7 +6118,7 @@ func (x *DnsName) String() string {
 func (*DnsName) ProtoMessage() {}
 
 func (x *DnsName) ProtoReflect() protoreflect.Message {
-	mi := &file_orb8_v1_orb8_proto_msgTypes[47]
+	mi := &file_orb8_v1_orb8_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6058,7 +6131,7 @@ func (x *DnsName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsName.ProtoReflect.Descriptor instead.
 func (*DnsName) Descriptor() ([]byte, []int) {
-	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{47}
+	return file_orb8_v1_orb8_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DnsName) GetWorkload() *Workload {
@@ -6434,7 +6507,7 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\"4\n" +
 	"\bProgress\x12(\n" +
-	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\x8f\x04\n" +
+	"\x10low_watermark_ns\x18\x01 \x01(\x03R\x0elowWatermarkNs\"\xc3\x04\n" +
 	"\x11AcceleratorSample\x12,\n" +
 	"\x06device\x18\x01 \x01(\v2\x14.orb8.v1.AcceleratorR\x06device\x12\x1b\n" +
 	"\twindow_ns\x18\x02 \x01(\x03R\bwindowNs\x12>\n" +
@@ -6447,10 +6520,15 @@ const file_orb8_v1_orb8_proto_rawDesc = "" +
 	"\rholders_known\x18\b \x01(\bR\fholdersKnown\x12 \n" +
 	"\vallocatable\x18\t \x01(\bR\vallocatable\x12\x12\n" +
 	"\x04lost\x18\n" +
-	" \x01(\bR\x04lost\x1aO\n" +
+	" \x01(\bR\x04lost\x122\n" +
+	"\x06health\x18\v \x01(\v2\x1a.orb8.v1.AcceleratorHealthR\x06health\x1aO\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
-	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"\x92\x02\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.orb8.v1.MeasurementR\x05value:\x028\x01\"]\n" +
+	"\x11AcceleratorHealth\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict\x12\x16\n" +
+	"\x06causes\x18\x02 \x03(\tR\x06causes\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x92\x02\n" +
 	"\vAccelerator\x12\x16\n" +
 	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -6792,7 +6870,7 @@ func file_orb8_v1_orb8_proto_rawDescGZIP() []byte {
 }
 
 var file_orb8_v1_orb8_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_orb8_v1_orb8_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_orb8_v1_orb8_proto_goTypes = []any{
 	(ProbeState)(0),             // 0: orb8.v1.ProbeState
 	(Sort)(0),                   // 1: orb8.v1.Sort
@@ -6834,46 +6912,47 @@ var file_orb8_v1_orb8_proto_goTypes = []any{
 	(*SyscallArgument)(nil),     // 37: orb8.v1.SyscallArgument
 	(*Progress)(nil),            // 38: orb8.v1.Progress
 	(*AcceleratorSample)(nil),   // 39: orb8.v1.AcceleratorSample
-	(*Accelerator)(nil),         // 40: orb8.v1.Accelerator
-	(*Measurement)(nil),         // 41: orb8.v1.Measurement
-	(*AcceleratorShare)(nil),    // 42: orb8.v1.AcceleratorShare
-	(*AcceleratorProcess)(nil),  // 43: orb8.v1.AcceleratorProcess
-	(*AcceleratorError)(nil),    // 44: orb8.v1.AcceleratorError
-	(*Flow)(nil),                // 45: orb8.v1.Flow
-	(*Connection)(nil),          // 46: orb8.v1.Connection
-	(*Endpoint)(nil),            // 47: orb8.v1.Endpoint
-	(*Workload)(nil),            // 48: orb8.v1.Workload
-	(*Counters)(nil),            // 49: orb8.v1.Counters
-	(*Process)(nil),             // 50: orb8.v1.Process
-	(*TcpInfo)(nil),             // 51: orb8.v1.TcpInfo
-	(*IcmpInfo)(nil),            // 52: orb8.v1.IcmpInfo
-	(*NodeStatus)(nil),          // 53: orb8.v1.NodeStatus
-	(*LostEvents)(nil),          // 54: orb8.v1.LostEvents
-	(*Syscall)(nil),             // 55: orb8.v1.Syscall
-	(*SyscallSummary)(nil),      // 56: orb8.v1.SyscallSummary
-	(*SyscallTargets)(nil),      // 57: orb8.v1.SyscallTargets
-	(*SyscallCount)(nil),        // 58: orb8.v1.SyscallCount
-	(*DnsExchange)(nil),         // 59: orb8.v1.DnsExchange
-	(*DnsAnswer)(nil),           // 60: orb8.v1.DnsAnswer
-	(*DnsName)(nil),             // 61: orb8.v1.DnsName
-	nil,                         // 62: orb8.v1.AcceleratorSample.ValuesEntry
-	nil,                         // 63: orb8.v1.AcceleratorShare.ValuesEntry
-	nil,                         // 64: orb8.v1.Workload.LabelsEntry
-	nil,                         // 65: orb8.v1.DnsName.RcodesEntry
-	nil,                         // 66: orb8.v1.DnsName.TypesEntry
+	(*AcceleratorHealth)(nil),   // 40: orb8.v1.AcceleratorHealth
+	(*Accelerator)(nil),         // 41: orb8.v1.Accelerator
+	(*Measurement)(nil),         // 42: orb8.v1.Measurement
+	(*AcceleratorShare)(nil),    // 43: orb8.v1.AcceleratorShare
+	(*AcceleratorProcess)(nil),  // 44: orb8.v1.AcceleratorProcess
+	(*AcceleratorError)(nil),    // 45: orb8.v1.AcceleratorError
+	(*Flow)(nil),                // 46: orb8.v1.Flow
+	(*Connection)(nil),          // 47: orb8.v1.Connection
+	(*Endpoint)(nil),            // 48: orb8.v1.Endpoint
+	(*Workload)(nil),            // 49: orb8.v1.Workload
+	(*Counters)(nil),            // 50: orb8.v1.Counters
+	(*Process)(nil),             // 51: orb8.v1.Process
+	(*TcpInfo)(nil),             // 52: orb8.v1.TcpInfo
+	(*IcmpInfo)(nil),            // 53: orb8.v1.IcmpInfo
+	(*NodeStatus)(nil),          // 54: orb8.v1.NodeStatus
+	(*LostEvents)(nil),          // 55: orb8.v1.LostEvents
+	(*Syscall)(nil),             // 56: orb8.v1.Syscall
+	(*SyscallSummary)(nil),      // 57: orb8.v1.SyscallSummary
+	(*SyscallTargets)(nil),      // 58: orb8.v1.SyscallTargets
+	(*SyscallCount)(nil),        // 59: orb8.v1.SyscallCount
+	(*DnsExchange)(nil),         // 60: orb8.v1.DnsExchange
+	(*DnsAnswer)(nil),           // 61: orb8.v1.DnsAnswer
+	(*DnsName)(nil),             // 62: orb8.v1.DnsName
+	nil,                         // 63: orb8.v1.AcceleratorSample.ValuesEntry
+	nil,                         // 64: orb8.v1.AcceleratorShare.ValuesEntry
+	nil,                         // 65: orb8.v1.Workload.LabelsEntry
+	nil,                         // 66: orb8.v1.DnsName.RcodesEntry
+	nil,                         // 67: orb8.v1.DnsName.TypesEntry
 }
 var file_orb8_v1_orb8_proto_depIdxs = []int32{
 	29,  // 0: orb8.v1.QueryFlowsRequest.filters:type_name -> orb8.v1.Filter
 	18,  // 1: orb8.v1.QueryFlowsResponse.flows:type_name -> orb8.v1.NetworkFlow
 	29,  // 2: orb8.v1.StreamEventsRequest.filters:type_name -> orb8.v1.Filter
-	48,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
-	48,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
+	49,  // 3: orb8.v1.NetworkFlow.workload:type_name -> orb8.v1.Workload
+	49,  // 4: orb8.v1.NetworkFlow.peer:type_name -> orb8.v1.Workload
 	8,   // 5: orb8.v1.NetworkFlow.role:type_name -> orb8.v1.Role
 	7,   // 6: orb8.v1.NetworkFlow.byte_unit:type_name -> orb8.v1.ByteUnit
-	50,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
-	51,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
-	48,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
-	48,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
+	51,  // 7: orb8.v1.NetworkFlow.process:type_name -> orb8.v1.Process
+	52,  // 8: orb8.v1.NetworkFlow.tcp:type_name -> orb8.v1.TcpInfo
+	49,  // 9: orb8.v1.NetworkEvent.workload:type_name -> orb8.v1.Workload
+	49,  // 10: orb8.v1.NetworkEvent.peer:type_name -> orb8.v1.Workload
 	24,  // 11: orb8.v1.AgentStatus.probes:type_name -> orb8.v1.ProbeStatus
 	25,  // 12: orb8.v1.AgentStatus.losses:type_name -> orb8.v1.LossCount
 	23,  // 13: orb8.v1.AgentStatus.kubernetes:type_name -> orb8.v1.KubernetesStatus
@@ -6888,91 +6967,92 @@ var file_orb8_v1_orb8_proto_depIdxs = []int32{
 	12,  // 22: orb8.v1.ObserveRequest.dns_view:type_name -> orb8.v1.DnsView
 	27,  // 23: orb8.v1.ObserveRequest.syscalls:type_name -> orb8.v1.SyscallTrace
 	3,   // 24: orb8.v1.ObserveRequest.process_steps:type_name -> orb8.v1.ProcessStep
-	45,  // 25: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
-	46,  // 26: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
-	53,  // 27: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
-	54,  // 28: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
+	46,  // 25: orb8.v1.Event.flow:type_name -> orb8.v1.Flow
+	47,  // 26: orb8.v1.Event.connection:type_name -> orb8.v1.Connection
+	54,  // 27: orb8.v1.Event.node_status:type_name -> orb8.v1.NodeStatus
+	55,  // 28: orb8.v1.Event.lost_events:type_name -> orb8.v1.LostEvents
 	39,  // 29: orb8.v1.Event.accelerator:type_name -> orb8.v1.AcceleratorSample
-	59,  // 30: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
+	60,  // 30: orb8.v1.Event.dns:type_name -> orb8.v1.DnsExchange
 	38,  // 31: orb8.v1.Event.progress:type_name -> orb8.v1.Progress
-	61,  // 32: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
+	62,  // 32: orb8.v1.Event.dns_name:type_name -> orb8.v1.DnsName
 	32,  // 33: orb8.v1.Event.process:type_name -> orb8.v1.ProcessEvent
 	36,  // 34: orb8.v1.Event.alert:type_name -> orb8.v1.Alert
-	55,  // 35: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
-	56,  // 36: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
-	57,  // 37: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
+	56,  // 35: orb8.v1.Event.syscall:type_name -> orb8.v1.Syscall
+	57,  // 36: orb8.v1.Event.syscall_summary:type_name -> orb8.v1.SyscallSummary
+	58,  // 37: orb8.v1.Event.syscall_targets:type_name -> orb8.v1.SyscallTargets
 	31,  // 38: orb8.v1.Event.history_reach:type_name -> orb8.v1.HistoryReach
 	3,   // 39: orb8.v1.ProcessEvent.step:type_name -> orb8.v1.ProcessStep
-	48,  // 40: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
+	49,  // 40: orb8.v1.ProcessEvent.workload:type_name -> orb8.v1.Workload
 	33,  // 41: orb8.v1.ProcessEvent.process:type_name -> orb8.v1.ProcessInfo
 	33,  // 42: orb8.v1.ProcessEvent.ancestors:type_name -> orb8.v1.ProcessInfo
 	34,  // 43: orb8.v1.ProcessInfo.executable:type_name -> orb8.v1.Executable
 	4,   // 44: orb8.v1.Alert.severity:type_name -> orb8.v1.Severity
-	48,  // 45: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
+	49,  // 45: orb8.v1.Alert.workload:type_name -> orb8.v1.Workload
 	33,  // 46: orb8.v1.Alert.process:type_name -> orb8.v1.ProcessInfo
 	33,  // 47: orb8.v1.Alert.ancestors:type_name -> orb8.v1.ProcessInfo
 	37,  // 48: orb8.v1.Alert.arguments:type_name -> orb8.v1.SyscallArgument
-	47,  // 49: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
-	40,  // 50: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
-	62,  // 51: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
-	42,  // 52: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
-	44,  // 53: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
-	44,  // 54: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
-	48,  // 55: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
-	43,  // 56: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
-	63,  // 57: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
-	50,  // 58: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
-	41,  // 59: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
-	41,  // 60: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
-	48,  // 61: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
-	5,   // 62: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
-	47,  // 63: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
-	47,  // 64: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
-	8,   // 65: orb8.v1.Flow.role:type_name -> orb8.v1.Role
-	7,   // 66: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
-	49,  // 67: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
-	49,  // 68: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
-	50,  // 69: orb8.v1.Flow.process:type_name -> orb8.v1.Process
-	51,  // 70: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
-	52,  // 71: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
-	6,   // 72: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
-	45,  // 73: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
-	48,  // 74: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
-	64,  // 75: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
-	9,   // 76: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
-	10,  // 77: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
-	11,  // 78: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
-	24,  // 79: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
-	48,  // 80: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
-	50,  // 81: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
-	37,  // 82: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
-	48,  // 83: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
-	58,  // 84: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
-	48,  // 85: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
-	13,  // 86: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
-	47,  // 87: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
-	47,  // 88: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
-	12,  // 89: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
-	50,  // 90: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
-	60,  // 91: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
-	48,  // 92: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
-	65,  // 93: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
-	66,  // 94: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
-	41,  // 95: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	41,  // 96: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
-	14,  // 97: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
-	16,  // 98: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
-	17,  // 99: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
-	26,  // 100: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
-	15,  // 101: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
-	19,  // 102: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
-	20,  // 103: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
-	30,  // 104: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
-	101, // [101:105] is the sub-list for method output_type
-	97,  // [97:101] is the sub-list for method input_type
-	97,  // [97:97] is the sub-list for extension type_name
-	97,  // [97:97] is the sub-list for extension extendee
-	0,   // [0:97] is the sub-list for field type_name
+	48,  // 49: orb8.v1.Alert.remote:type_name -> orb8.v1.Endpoint
+	41,  // 50: orb8.v1.AcceleratorSample.device:type_name -> orb8.v1.Accelerator
+	63,  // 51: orb8.v1.AcceleratorSample.values:type_name -> orb8.v1.AcceleratorSample.ValuesEntry
+	43,  // 52: orb8.v1.AcceleratorSample.shares:type_name -> orb8.v1.AcceleratorShare
+	45,  // 53: orb8.v1.AcceleratorSample.errors:type_name -> orb8.v1.AcceleratorError
+	45,  // 54: orb8.v1.AcceleratorSample.past_errors:type_name -> orb8.v1.AcceleratorError
+	40,  // 55: orb8.v1.AcceleratorSample.health:type_name -> orb8.v1.AcceleratorHealth
+	49,  // 56: orb8.v1.AcceleratorShare.workload:type_name -> orb8.v1.Workload
+	44,  // 57: orb8.v1.AcceleratorShare.processes:type_name -> orb8.v1.AcceleratorProcess
+	64,  // 58: orb8.v1.AcceleratorShare.values:type_name -> orb8.v1.AcceleratorShare.ValuesEntry
+	51,  // 59: orb8.v1.AcceleratorProcess.process:type_name -> orb8.v1.Process
+	42,  // 60: orb8.v1.AcceleratorProcess.memory_bytes:type_name -> orb8.v1.Measurement
+	42,  // 61: orb8.v1.AcceleratorProcess.utilization_ratio:type_name -> orb8.v1.Measurement
+	49,  // 62: orb8.v1.AcceleratorError.workload:type_name -> orb8.v1.Workload
+	5,   // 63: orb8.v1.Flow.event:type_name -> orb8.v1.FlowEvent
+	48,  // 64: orb8.v1.Flow.local:type_name -> orb8.v1.Endpoint
+	48,  // 65: orb8.v1.Flow.remote:type_name -> orb8.v1.Endpoint
+	8,   // 66: orb8.v1.Flow.role:type_name -> orb8.v1.Role
+	7,   // 67: orb8.v1.Flow.byte_unit:type_name -> orb8.v1.ByteUnit
+	50,  // 68: orb8.v1.Flow.total:type_name -> orb8.v1.Counters
+	50,  // 69: orb8.v1.Flow.delta:type_name -> orb8.v1.Counters
+	51,  // 70: orb8.v1.Flow.process:type_name -> orb8.v1.Process
+	52,  // 71: orb8.v1.Flow.tcp:type_name -> orb8.v1.TcpInfo
+	53,  // 72: orb8.v1.Flow.icmp:type_name -> orb8.v1.IcmpInfo
+	6,   // 73: orb8.v1.Connection.event:type_name -> orb8.v1.ConnectionEvent
+	46,  // 74: orb8.v1.Connection.flow:type_name -> orb8.v1.Flow
+	49,  // 75: orb8.v1.Endpoint.workload:type_name -> orb8.v1.Workload
+	65,  // 76: orb8.v1.Workload.labels:type_name -> orb8.v1.Workload.LabelsEntry
+	9,   // 77: orb8.v1.TcpInfo.state:type_name -> orb8.v1.TcpState
+	10,  // 78: orb8.v1.TcpInfo.end:type_name -> orb8.v1.TcpEnd
+	11,  // 79: orb8.v1.NodeStatus.state:type_name -> orb8.v1.NodeState
+	24,  // 80: orb8.v1.NodeStatus.probes:type_name -> orb8.v1.ProbeStatus
+	49,  // 81: orb8.v1.Syscall.workload:type_name -> orb8.v1.Workload
+	51,  // 82: orb8.v1.Syscall.process:type_name -> orb8.v1.Process
+	37,  // 83: orb8.v1.Syscall.arguments:type_name -> orb8.v1.SyscallArgument
+	49,  // 84: orb8.v1.SyscallSummary.workload:type_name -> orb8.v1.Workload
+	59,  // 85: orb8.v1.SyscallSummary.calls:type_name -> orb8.v1.SyscallCount
+	49,  // 86: orb8.v1.SyscallTargets.workloads:type_name -> orb8.v1.Workload
+	13,  // 87: orb8.v1.DnsExchange.outcome:type_name -> orb8.v1.DnsOutcome
+	48,  // 88: orb8.v1.DnsExchange.local:type_name -> orb8.v1.Endpoint
+	48,  // 89: orb8.v1.DnsExchange.remote:type_name -> orb8.v1.Endpoint
+	12,  // 90: orb8.v1.DnsExchange.view:type_name -> orb8.v1.DnsView
+	51,  // 91: orb8.v1.DnsExchange.process:type_name -> orb8.v1.Process
+	61,  // 92: orb8.v1.DnsExchange.answers:type_name -> orb8.v1.DnsAnswer
+	49,  // 93: orb8.v1.DnsName.workload:type_name -> orb8.v1.Workload
+	66,  // 94: orb8.v1.DnsName.rcodes:type_name -> orb8.v1.DnsName.RcodesEntry
+	67,  // 95: orb8.v1.DnsName.types:type_name -> orb8.v1.DnsName.TypesEntry
+	42,  // 96: orb8.v1.AcceleratorSample.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	42,  // 97: orb8.v1.AcceleratorShare.ValuesEntry.value:type_name -> orb8.v1.Measurement
+	14,  // 98: orb8.v1.OrbitAgentService.QueryFlows:input_type -> orb8.v1.QueryFlowsRequest
+	16,  // 99: orb8.v1.OrbitAgentService.StreamEvents:input_type -> orb8.v1.StreamEventsRequest
+	17,  // 100: orb8.v1.OrbitAgentService.GetStatus:input_type -> orb8.v1.GetStatusRequest
+	26,  // 101: orb8.v1.OrbitAgentService.Observe:input_type -> orb8.v1.ObserveRequest
+	15,  // 102: orb8.v1.OrbitAgentService.QueryFlows:output_type -> orb8.v1.QueryFlowsResponse
+	19,  // 103: orb8.v1.OrbitAgentService.StreamEvents:output_type -> orb8.v1.NetworkEvent
+	20,  // 104: orb8.v1.OrbitAgentService.GetStatus:output_type -> orb8.v1.AgentStatus
+	30,  // 105: orb8.v1.OrbitAgentService.Observe:output_type -> orb8.v1.Event
+	102, // [102:106] is the sub-list for method output_type
+	98,  // [98:102] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_orb8_v1_orb8_proto_init() }
@@ -7002,7 +7082,7 @@ func file_orb8_v1_orb8_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_orb8_v1_orb8_proto_rawDesc), len(file_orb8_v1_orb8_proto_rawDesc)),
 			NumEnums:      14,
-			NumMessages:   53,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,6 +57,8 @@ type Backend struct {
 	// field 203 was called so in some versions. Once seen above 1 they stay that.
 	percent map[string]bool
 	xids    map[string]float64
+	// counts are those of the page before, by device and XID; nil before the first.
+	counts map[string]float64
 }
 
 // New returns a backend that has not asked anything yet.
@@ -81,6 +84,7 @@ func (b *Backend) Close() error {
 	b.client.CloseIdleConnections()
 	b.found = ""
 	clear(b.xids)
+	b.counts = nil
 	return nil
 }
 
@@ -224,8 +228,11 @@ func fields() []field {
 		{"DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", accel.ECCUncorrectedLifetime, 1},
 		{"DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedCorrectable, 1},
 		{"DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", accel.RowsRemappedUncorrectable, 1},
+		{"DCGM_FI_DEV_ROW_REMAP_CORRECTABLE_TOTAL", accel.RowsRemappedCorrectable, 1},
+		{"DCGM_FI_DEV_ROW_REMAP_UNCORRECTABLE_TOTAL", accel.RowsRemappedUncorrectable, 1},
 		{"DCGM_FI_DEV_ROW_REMAP_PENDING", accel.RowRemapPending, 1},
 		{"DCGM_FI_DEV_ROW_REMAP_FAILURE", accel.RowRemapFailure, 1},
+		{"DCGM_FI_DEV_ROW_REMAP_FAILED", accel.RowRemapFailure, 1},
 	}
 }
 
@@ -300,6 +307,7 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample
 	for _, name := range []string{"DCGM_FI_DEV_XID_ERRORS", "DCGM_FI_DEV_XID_ERROR"} {
 		each(name, func(d *device, v float64) { d.xid = v })
 	}
+	counted := b.countXIDs(families, devices)
 	if len(devices) > maxDevices {
 		return nil, fmt.Errorf("read dcgm-exporter: %d devices, at most %d are believed", len(devices), maxDevices)
 	}
@@ -312,7 +320,7 @@ func (b *Backend) samples(families map[string]*dto.MetricFamily) ([]accel.Sample
 		d.Time = now
 		d.Device.Divided = divided[id]
 		d.memory()
-		b.errors(d)
+		b.latest(d, counted)
 		all = append(all, d.Sample)
 	}
 	for id := range b.xids {
@@ -404,7 +412,7 @@ func deviceOf(m *dto.Metric, devices map[string]*device) *device {
 	// Not every line has every label.
 	d := of.Device
 	d.Model, d.PCI = cmp.Or(d.Model, labels["modelname"]), cmp.Or(d.PCI, pciAddress(labels["pcibusid"]))
-	d.Driver = cmp.Or(d.Driver, labels["dcgmfidriverversion"], labels["driverversion"])
+	d.Driver = cmp.Or(d.Driver, labels["dcgmfidriverversion"], labels["dcgmfisystemdriverversion"], labels["driverversion"])
 	if n := -1; d.Minor < 0 {
 		if _, err := fmt.Sscanf(labels["device"], "nvidia%d", &n); err == nil {
 			d.Minor = n
@@ -433,12 +441,65 @@ func (d *device) memory() {
 	d.Values[accel.MemoryTotal], d.Values[accel.MemoryReserved] = d.total, d.reserved
 }
 
-// errors makes one of a latest XID that has changed: the exporter keeps it shown, so
-// that the first one may be of any age.
-func (b *Backend) errors(d *device) {
+// maxErrors bounds the errors of one device that one page tells of.
+const maxErrors = 64
+
+// countXIDs makes errors of the exporter's counters of XIDs, which tell of the same one twice;
+// false if the page has none. What they show at first may be of any age. One of them counts
+// for ever, the other what was within some minutes.
+func (b *Backend) countXIDs(families map[string]*dto.MetricFamily, devices map[string]*device) bool {
+	now, first := make(map[xidKey]float64), b.counts == nil
+	there := false
+	for _, name := range []string{"DCGM_EXP_XID_ERRORS_TOTAL", "DCGM_EXP_XID_ERRORS_COUNT"} {
+		if families[name] == nil || there {
+			continue
+		}
+		there = true
+		for _, m := range families[name].GetMetric() {
+			v := m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
+			d := deviceOf(m, devices)
+			code, err := strconv.ParseUint(labelOf(m, "xid"), 10, 32)
+			if d == nil || err != nil || code == 0 || !(v >= 0) {
+				continue
+			}
+			if at := (xidKey{d, code}); v > now[at] { // once for each pod that shares the device
+				now[at] = v
+			}
+		}
+	}
+	before := b.counts
+	b.counts = make(map[string]float64, len(now))
+	for at, v := range now {
+		id := fmt.Sprintf("%s %d", at.device.Device.ID, at.code)
+		b.counts[id] = v
+		for n := v - before[id]; !first && n >= 1 && len(at.device.Errors) < maxErrors; n-- {
+			at.device.Errors = append(at.device.Errors, accel.DeviceError{Time: b.cfg.Now(), Code: at.code})
+		}
+	}
+	return there
+}
+
+// xidKey is an XID of a device.
+type xidKey struct {
+	device *device
+	code   uint64
+}
+
+func labelOf(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+// latest makes an error of a latest XID that has changed, unless they are counted: the exporter
+// keeps it shown, so that the first one may be of any age.
+func (b *Backend) latest(d *device, counted bool) {
 	before, known := b.xids[d.Device.ID]
 	b.xids[d.Device.ID] = d.xid
-	if known && d.xid != before && d.xid > 0 {
+	if !counted && known && d.xid != before && d.xid > 0 {
 		d.Errors = []accel.DeviceError{{Time: d.Time, Code: uint64(d.xid)}}
 	}
 }

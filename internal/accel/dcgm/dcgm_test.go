@@ -232,6 +232,39 @@ func TestHostileExporter(t *testing.T) {
 	}
 }
 
+// TestCountedXIDs: an exporter that counts XIDs tells of the same one twice, which the latest one
+// does not; what it counts at first may be of any age.
+func TestCountedXIDs(t *testing.T) {
+	const gpu = "DCGM_FI_DEV_XID_ERRORS{gpu=\"0\",UUID=\"GPU-a\"} 31\n"
+	for _, name := range []string{"DCGM_EXP_XID_ERRORS_COUNT", "DCGM_EXP_XID_ERRORS_TOTAL"} {
+		count := func(pod, xid string, n int) string {
+			return fmt.Sprintf("%s{gpu=\"0\",UUID=\"GPU-a\",pod=%q,xid=%q} %d\n", name, pod, xid, n)
+		}
+		url, page := exporter(t, gpu+count("a", "13", 7))
+		b := New(Config{URL: url})
+		for step, tt := range []struct {
+			page string
+			want []uint64
+		}{
+			{gpu + count("a", "13", 7), nil},
+			{gpu + count("a", "13", 7) + count("a", "31", 1) + count("b", "31", 1), []uint64{31}},
+			{gpu + count("a", "13", 7) + count("a", "31", 2) + count("b", "31", 2), []uint64{31}},
+			{gpu + count("a", "13", 7) + count("a", "31", 0), nil},
+			{strings.Replace(gpu, "31", "79", 1) + count("a", "31", 0) + count("a", "79", 1), []uint64{79}},
+			{strings.Replace(gpu, "31", "79", 1), nil},
+		} {
+			page.Store(tt.page)
+			var got []uint64
+			for _, e := range read(t, b)[0].Errors {
+				got = append(got, e.Code)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("%s, step %d (-want +got):\n%s", name, step, diff)
+			}
+		}
+	}
+}
+
 // TestSharedGPU: exporters give each pod that shares a GPU the GPU's value, newer ones each its
 // own; what differs and is not by slot says nothing.
 func TestSharedGPU(t *testing.T) {

@@ -138,6 +138,7 @@ func (b *Backend) found(g *gpu, now time.Time) bool {
 		return false
 	}
 	g.lost = time.Time{}
+	b.errors.register(g)
 	return true
 }
 
@@ -420,6 +421,7 @@ func (r *reader) gpu(g *gpu) []accel.Sample {
 	if divided {
 		all = append(all, r.parts(g)...)
 	}
+	all[0].ResetRequired = len(r.refused[nvml.ERROR_RESET_REQUIRED]) > 0
 	if !maps.EqualFunc(r.refused, g.limits, slices.Equal) {
 		g.limits = r.refused
 		d := *g.device

@@ -713,3 +713,23 @@ func TestVolatileECC(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// TestRecovery: what the driver wants done is taken over, of whatever type it is.
+func TestRecovery(t *testing.T) {
+	for value, want := range map[string]accel.Recovery{
+		"0 uint": accel.RecoveryNone, "1 uint": accel.RecoveryReset, "2 ullong": accel.RecoveryReboot, "4 int": accel.RecoveryDrainAndReset,
+		"99 uint": accel.RecoveryUnknown, "": accel.RecoveryUnknown,
+	} {
+		t.Run(value, func(t *testing.T) {
+			d := nvmltest.New(t)
+			state := "count 1\ngpu0.uuid GPU-0\ngpu0.power 1000\n"
+			if value != "" {
+				state += "gpu0.field230 " + value + "\n"
+			}
+			d.Set(state)
+			if got := read(t, newBackend(t, d))[0].Recovery; got != want {
+				t.Errorf("%d, want %d", got, want)
+			}
+		})
+	}
+}

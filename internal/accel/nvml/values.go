@@ -30,7 +30,7 @@ func (r *reader) values(g *gpu, s *accel.Sample) {
 	r.power(h, v)
 	r.clocks(h, s)
 	r.health(h, v)
-	r.fields(h, v)
+	r.fields(h, s)
 	for m, f := range map[accel.Metric]struct {
 		symbol string
 		get    func() (uint32, uint32, nvml.Return)
@@ -210,7 +210,8 @@ func (r *reader) health(h nvml.Device, v *accel.Values) {
 }
 
 // fields reads values that the driver has by number (nvml.h, NVML_FI_DEV_*).
-func (r *reader) fields(h nvml.Device, v *accel.Values) {
+func (r *reader) fields(h nvml.Device, s *accel.Sample) {
+	v := &s.Values
 	if r.lost || !r.b.lookup("nvmlDeviceGetFieldValues") {
 		return
 	}
@@ -228,10 +229,11 @@ func (r *reader) fields(h nvml.Device, v *accel.Values) {
 		{accel.NVLinkSent, nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_TX, allLinks, 1024},
 		{accel.NVLinkReceived, nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, allLinks, 1024},
 	}
-	values := make([]nvml.FieldValue, len(wanted))
+	values := make([]nvml.FieldValue, len(wanted), len(wanted)+1)
 	for i, w := range wanted {
 		values[i].FieldId, values[i].ScopeId = w.id, w.scope
 	}
+	values = append(values, nvml.FieldValue{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION})
 	if !r.check(h.GetFieldValues(values)) {
 		return
 	}
@@ -239,6 +241,9 @@ func (r *reader) fields(h nvml.Device, v *accel.Values) {
 		if n, ok := number(&values[i]); ok && n >= 0 {
 			v[w.metric] = v[w.metric].Or(driver(n * w.factor))
 		}
+	}
+	if n, ok := number(&values[len(wanted)]); ok && n >= 0 && n <= float64(nvml.GPU_RECOVERY_ACTION_SYSTEM_REBOOT) {
+		s.Recovery = accel.RecoveryNone + accel.Recovery(n)
 	}
 }
 

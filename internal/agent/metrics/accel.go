@@ -110,6 +110,10 @@ func (g *gpuScrape) device(r *accel.Report) {
 	d := r.Device
 	g.set(gpuInfo, deviceLabels(d, d.PCI, d.Driver, d.Parent, d.Profile))
 	g.add(gpuLost, truth(r.Lost), deviceLabels(d))
+	verdict := accel.HealthOf(&r.Sample).Verdict
+	for _, v := range accel.Verdicts() {
+		g.add(gpuHealth, truth(v == verdict), deviceLabels(d, string(v)))
+	}
 	for m := range accel.NumMetrics {
 		if v := r.Values[m]; v.Known() {
 			g.add(gpuDevice+familyID(m), v.V, deviceLabels(d, v.Method.String()))

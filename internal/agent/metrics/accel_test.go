@@ -3,12 +3,14 @@
 package metrics
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
@@ -183,6 +185,33 @@ func TestAcceleratorMetricsAddUp(t *testing.T) {
 	}
 	if compared < 5 {
 		t.Errorf("only %d values compared", compared)
+	}
+}
+
+// TestHealthMetrics: each device has one verdict, also one that has no values.
+func TestHealthMetrics(t *testing.T) {
+	l := accel.NewLedger()
+	for i, change := range []func(*accel.Sample){
+		func(*accel.Sample) {}, func(s *accel.Sample) { s.Lost = true }, func(s *accel.Sample) { s.Recovery = accel.RecoveryReset },
+	} {
+		s := accel.Sample{Device: &accel.Device{Vendor: accel.NVIDIA, ID: fmt.Sprint("GPU-", i), Index: fmt.Sprint(i), Instance: -1}, Time: time.Now()}
+		change(&s)
+		r := accel.Attribute(s, nil, nil)
+		l.Add(&r)
+	}
+	f := factsOf(l)
+	e := exporterOf(NewWorkloads(false, 1000, new(loss.Counters)))
+	e.facts = func() Facts { return Facts{GPUs: f} }
+	for by, want := range map[string]map[string]float64{
+		"verdict": {"ok": 1, "degraded": 0, "reset_needed": 1, "drain": 1, "replace": 0},
+		"uuid":    {"GPU-0": 1, "GPU-1": 1, "GPU-2": 1},
+	} {
+		if diff := cmp.Diff(want, gathered(t, e, by)["orb8_gpu_health"]); diff != "" {
+			t.Errorf("by %s (-want +got):\n%s", by, diff)
+		}
+	}
+	if diff := cmp.Diff(map[string]float64{"GPU-0": 0, "GPU-1": 1, "GPU-2": 0}, gathered(t, e, "uuid")["orb8_gpu_lost"]); diff != "" {
+		t.Errorf("lost (-want +got):\n%s", diff)
 	}
 }
 

@@ -56,6 +56,7 @@ const (
 	gpuDeviceErrors
 	gpuLastError
 	gpuLost
+	gpuHealth
 	gpuShare
 	gpuShareLast = gpuShare + familyID(accel.NumMetrics) - 1
 )
@@ -167,6 +168,7 @@ func families(pod bool) [numFamilies]Family {
 		gpuDeviceErrors:       {"orb8_gpu_device_errors_total", "counter", "errors", device(), "Errors that the driver reported (XIDs) since the device was first seen, whoever they were about: 0 before the first.", groupDevice},
 		gpuLastError:          {"orb8_gpu_last_error_timestamp_seconds", "gauge", "seconds", share("code"), "When the driver reported its latest error, in Unix time, with its code and whom it was about.", groupDevice},
 		gpuLost:               {"orb8_gpu_lost", "gauge", "", device(), "1 if the device was there and does not answer any more, else 0.", groupDevice},
+		gpuHealth:             {"orb8_gpu_health", "gauge", "", device("verdict"), "1 for what is to be done about the device: ok, degraded, reset_needed, drain or replace.", groupDevice},
 		gpuProcesses:          {"orb8_gpu_workload_processes", "gauge", "processes", share(), "Processes that have the device open.", groupShare},
 		gpuHeld:               {"orb8_gpu_workload_held", "gauge", "", share("resource", "source", "shared"), "1 while the kubelet has the device handed out to the pod; source is device_plugin or dra, shared is true where others may have it as well.", groupShare},
 		gpuHeldSeconds:        {"orb8_gpu_workload_held_seconds_total", "counter", "seconds", share(), "Time for which the pod held the device.", groupShare},

@@ -135,12 +135,43 @@ func GPUs(w io.Writer, o Options, now time.Time, samples []*orb8v1.Event) error 
 		}
 	}
 	if len(rows) > 0 {
+		lines = sick(o, now, samples)
 		if o.Format == Wide {
 			o.Width = 0
 		}
-		lines = gpuTable(o, false).lines(o, rows)
+		lines = append(lines, gpuTable(o, false).lines(o, rows)...)
 	}
 	return writeLines(w, lines)
+}
+
+// sick says of devices that are not well what it is and what to do, before all else.
+func sick(o Options, now time.Time, samples []*orb8v1.Event) []string {
+	var lines []string
+	for _, ev := range samples {
+		s := ev.GetAccelerator()
+		if healthNote(s) == "" {
+			continue
+		}
+		h := s.GetHealth()
+		text := fmt.Sprintf("GPU %s: %s", orNone(Clean(s.GetDevice().GetIndex())), healthNote(s))
+		if o.Nodes {
+			text = orNone(Clean(ev.GetNodeName())) + " " + text
+		}
+		causes := slices.Clone(h.GetCauses())
+		if x := xidNote(s, sharesOf(s)[0], now); x != "" {
+			causes = append(causes, x)
+		}
+		if len(causes) > 0 {
+			text += ": " + Clean(strings.Join(causes, "; "))
+		}
+		if h.GetRemedy() != "" {
+			text += ". To do: " + Clean(h.GetRemedy())
+		}
+		for _, l := range indented(o, "", text) {
+			lines = append(lines, o.paint(styleBad, l))
+		}
+	}
+	return lines
 }
 
 // sharesOf are the shares that get a line: all with an owner, and nobody's if there
@@ -215,8 +246,8 @@ func shareWho(sh *orb8v1.AcceleratorShare) cell {
 func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now time.Time) cell {
 	var notes []string
 	style := styleNone
-	if s.GetLost() {
-		notes, style = append(notes, "lost"), styleBad
+	if h := healthNote(s); h != "" {
+		notes, style = append(notes, h), styleBad
 	}
 	x := xidNote(s, sh, now)
 	if x != "" {
@@ -240,7 +271,7 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 		notes = append(notes, "shared")
 	}
 	// One that has failed is not there for the taking, whatever the kubelet thinks.
-	if s.GetAllocatable() && !s.GetLost() && x == "" && !slices.ContainsFunc(s.GetShares(), (*orb8v1.AcceleratorShare).GetHeld) {
+	if s.GetAllocatable() && healthNote(s) == "" && x == "" && !slices.ContainsFunc(s.GetShares(), (*orb8v1.AcceleratorShare).GetHeld) {
 		notes = append(notes, "free")
 	}
 	if s.GetDevice().GetDivided() {
@@ -251,6 +282,18 @@ func shareNote(s *orb8v1.AcceleratorSample, sh *orb8v1.AcceleratorShare, now tim
 	}
 	text := strings.Join(notes, ", ")
 	return cell{text: text, style: style}
+}
+
+// healthNote says that a device is not well, and what it is.
+func healthNote(s *orb8v1.AcceleratorSample) string {
+	switch verdict := s.GetHealth().GetVerdict(); {
+	case s.GetLost():
+		return "lost"
+	case verdict == "" || verdict == "ok":
+		return ""
+	default:
+		return strings.ReplaceAll(Clean(verdict), "_", " ")
+	}
 }
 
 // xidNote has the errors of a share: those of now, or the past ones of a snapshot.
@@ -331,6 +374,9 @@ func compactShare(o Options, ev *orb8v1.Event, s *orb8v1.AcceleratorSample, sh *
 	}
 	if s.GetLost() {
 		words = append(words, "lost=true")
+	}
+	if v := s.GetHealth().GetVerdict(); v != "" && v != "ok" {
+		words = append(words, "health="+word(v))
 	}
 	if sh.GetIdle() != "" {
 		words = append(words, "idle="+word(sh.GetIdle()))

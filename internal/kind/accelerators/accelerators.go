@@ -82,6 +82,8 @@ func event(r *accel.Report, shares []accel.Share, node string, facts *Facts) *or
 		Device: device(r.Device), WindowNs: int64(r.Window), Values: values(&r.Values),
 		Lost: r.Lost, ClockEvents: r.ClockEvents, HoldersKnown: facts.HoldersKnown, Allocatable: facts.Allocatable(r.Device),
 	}
+	health := accel.HealthOf(&r.Sample)
+	sample.Health = &orb8v1.AcceleratorHealth{Verdict: string(health.Verdict), Causes: health.Causes, Remedy: health.Remedy}
 	for i := range shares {
 		sample.Shares = append(sample.Shares, share(r, &shares[i], facts))
 	}
