@@ -86,13 +86,13 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{
 		cfg:    cfg,
-		store:  NewStore(StoreConfig{Linger: cfg.Linger, Now: cfg.Now}),
 		own:    newLink("pods", cfg.Log, cfg.Now),
 		peers:  cfg.Peers,
 		begun:  cfg.Now(),
 		slices: NewResourceSlices(cfg.Clients, cfg.Node),
 		events: make(chan PodEvent, eventQueue), reviews: NewReviews(cfg.Clients),
 	}
+	c.store = NewStore(StoreConfig{Linger: cfg.Linger, Now: cfg.Now, AllPods: c.allPods})
 	c.owners = newClimber(cfg.Clients.Metadata, cfg.Now, c.refreshOwners)
 	if c.peers == nil {
 		c.peers = newAPISource(&cfg)
@@ -127,6 +127,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// allPods reports whether the source of peers tells of all pods; one that does not say does.
+func (c *Cluster) allPods() bool {
+	s, says := c.peers.(interface{ AllPods() bool })
+	return !says || s.AllPods()
 }
 
 // Allow is Reviews.Allow.

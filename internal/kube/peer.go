@@ -107,7 +107,7 @@ const pending = int64(10 * time.Second)
 
 // gateway finds the node in whose range of pods' addresses an address is. The first two are
 // never a pod's: that of the network, which tunnels use, and the gateway's. Of others a pod
-// may not be known yet, if the flow is young.
+// may not be known yet, if the flow is young, or not at all, where not all pods are.
 func (s *Store) gateway(q *workload.Peer) *node {
 	for bits := range s.prefixes {
 		p, err := q.Addr.Prefix(bits)
@@ -119,7 +119,7 @@ func (s *Store) gateway(q *workload.Peer) *node {
 			continue
 		}
 		first := p.Addr()
-		if q.Addr == first || q.Addr == first.Next() || q.Since != 0 && q.Since < s.now().UnixNano()-pending {
+		if q.Addr == first || q.Addr == first.Next() || q.Since != 0 && q.Since < s.now().UnixNano()-pending && s.allPods() {
 			return n
 		}
 	}

@@ -360,6 +360,14 @@ func TestGatewayIsItsNode(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { s.Peer(peer("10.244.1.1")) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+	// While not all pods are known, one may have the address.
+	s.allPods = func() bool { return false }
+	old := peer("10.244.1.10")
+	old.Since = at(80)
+	if got := who(s, old) + ", " + who(s, peer("10.244.1.1")); got != ", Node a" {
+		t.Errorf("while not all pods are known: %q", got)
+	}
+	s.allPods = func() bool { return true }
 	// The range goes to another node, or with its node.
 	s.UpsertNode(&Node{Name: "a", Addrs: []netip.Addr{nodeA}})
 	if got := who(s, peer("10.244.1.1")); got != "" {

@@ -106,6 +106,9 @@ func (a *apiSource) Health() Health {
 	return a.pods.health().and(a.services.health()).and(a.slices.health()).and(a.nodes.health())
 }
 
+// AllPods reports whether the watch of all pods stands.
+func (a *apiSource) AllPods() bool { return !a.own && !a.pods.isFull() && a.pods.waiting(0) }
+
 // ownFeed watches the pods of one node.
 func ownFeed(node string, client rest.Interface, l *link, into *Store, c *climber) *feed[*corev1.Pod, *Pod] {
 	return &feed[*corev1.Pod, *Pod]{

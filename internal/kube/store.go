@@ -35,6 +35,9 @@ type StoreConfig struct {
 	Linger time.Duration
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
+	// AllPods reports whether all pods of the cluster are known, but for the latest. It must
+	// not call the Store. Default: they are.
+	AllPods func() bool
 }
 
 // Counts says how much a Store knows.
@@ -49,8 +52,9 @@ type Counts struct {
 // Pods come from two sources, which may tell of the same pod: what the own
 // node's source says wins.
 type Store struct {
-	linger time.Duration
-	now    func() time.Time
+	linger  time.Duration
+	now     func() time.Time
+	allPods func() bool
 
 	changed chan struct{}
 	missed  misses
@@ -112,9 +116,13 @@ func NewStore(cfg StoreConfig) *Store {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.AllPods == nil {
+		cfg.AllPods = func() bool { return true }
+	}
 	return &Store{
 		linger:     cfg.Linger,
 		now:        cfg.Now,
+		allPods:    cfg.AllPods,
 		changed:    make(chan struct{}, 1),
 		shared:     newInterner(),
 		limit:      minShared,

@@ -30,7 +30,46 @@ const (
 	slowestRetry = 30 * time.Second
 	// retryJitter spreads the attempts of many agents over up to twice the time.
 	retryJitter = 1.0
+	// steadyAfter is for how long a watch has to have stood for its end to be the first failure.
+	steadyAfter = 10 * time.Second
 )
+
+// retry is the back-off of one resource: longer with each failure. The first answer after
+// failures ends it, so that a watch which the API server cannot go on with, because it has
+// been away itself, is begun anew at once.
+type retry struct {
+	now func() time.Time
+
+	mu             sync.Mutex
+	answered, then bool // since the last wait, and before it
+	attempts       int
+	waited         time.Time
+}
+
+// success notes that the API server has answered.
+func (r *retry) success() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.answered = true
+}
+
+// delay is how long to wait now.
+func (r *retry) delay() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	if r.answered && (!r.then || now.Sub(r.waited) > steadyAfter) {
+		r.attempts = 0
+	}
+	d := slowestRetry
+	if r.attempts < 10 {
+		d = min(firstRetry<<r.attempts, slowestRetry)
+	}
+	d = wait.Jitter(d, retryJitter)
+	r.attempts++
+	r.then, r.answered, r.waited = r.answered, false, now.Add(d)
+	return d
+}
 
 // apiObject is a type of the API.
 type apiObject interface {
@@ -56,7 +95,8 @@ type feed[O apiObject, T any] struct {
 	remove  func(O)
 	replace func([]T)
 
-	end func()
+	end   func()
+	retry retry
 	// streamed counts the objects of a streamed list.
 	streamed atomic.Int64
 }
@@ -69,18 +109,22 @@ type feed[O apiObject, T any] struct {
 func (f *feed[O, T]) run(ctx context.Context) {
 	ctx, f.end = context.WithCancel(ctx)
 	defer f.end()
+	f.retry.now = time.Now
 	ctx = klog.NewContext(ctx, logr.Discard()) // link logs what matters
 	logger := logr.Discard()
 	var lists inflight
 	r := cache.NewReflectorWithOptions(f.listWatch(ctx, &lists), f.example, f, cache.ReflectorOptions{
 		Logger: &logger,
 		Name:   f.resource,
-		Clock:  stoppedClock{done: ctx.Done()},
-		Backoff: &wait.Backoff{
-			Duration: firstRetry, Cap: slowestRetry, Steps: 10, Factor: 2, Jitter: retryJitter,
-		},
+		Clock:  retryClock{done: ctx.Done(), delay: f.retry.delay},
 	})
-	r.RunWithContext(ctx)
+	for ctx.Err() == nil {
+		_ = r.ListAndWatchWithContext(ctx) // link has noted how it ended
+		select {
+		case <-ctx.Done():
+		case <-time.After(f.retry.delay()):
+		}
+	}
 	// The reflector does not wait for a list that it has given up.
 	lists.Lock()
 	lists.closed = true
@@ -114,6 +158,7 @@ func (f *feed[O, T]) listWatch(run context.Context, lists *inflight) *cache.List
 			if err != nil {
 				return nil, err
 			}
+			f.retry.success()
 			return all, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
@@ -125,6 +170,9 @@ func (f *feed[O, T]) listWatch(run context.Context, lists *inflight) *cache.List
 				return nil, err // a server that can only list: that comes next
 			}
 			f.link.done(run, "watch", err)
+			if err == nil {
+				f.retry.success()
+			}
 			return w, err
 		},
 	}
@@ -234,16 +282,17 @@ func (f *feed[O, T]) Replace(all []any, _ string) error {
 // Resync does nothing: what is in the Store stays as it is.
 func (f *feed[O, T]) Resync() error { return nil }
 
-// stoppedClock ends all waiting when done is closed. The reflector's own back-off
-// before a streamed list does not heed it.
-type stoppedClock struct {
+// retryClock waits as long as delay says, instead of the reflector's own back-off, and ends
+// all waiting when done is closed.
+type retryClock struct {
 	clock.RealClock
-	done <-chan struct{}
+	done  <-chan struct{}
+	delay func() time.Duration
 }
 
-func (c stoppedClock) After(d time.Duration) <-chan time.Time {
+func (c retryClock) After(time.Duration) <-chan time.Time {
 	out := make(chan time.Time, 1)
-	timer := time.NewTimer(d)
+	timer := time.NewTimer(c.delay())
 	go func() {
 		defer timer.Stop()
 		select {
