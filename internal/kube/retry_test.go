@@ -12,25 +12,25 @@ import (
 func TestRetry(t *testing.T) {
 	now := time.Unix(1000, 0)
 	r := retry{now: func() time.Time { return now }}
-	wait := func(step string, least time.Duration) {
+	wait := func(step string, times int) {
 		t.Helper()
-		d := r.delay()
+		least, d := time.Duration(times*int(firstRetry)), r.delay()
 		if d < least || d > 2*least {
 			t.Errorf("%s: waits %v, want %v to %v", step, d, least, 2*least)
 		}
 		now = now.Add(d)
 	}
-	for _, least := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60} {
-		wait("while nobody answers", least*firstRetry)
+	for _, times := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60} {
+		wait("while nobody answers", times)
 	}
 	r.success() // but it has nothing as old as what was known: expired
-	wait("after the first answer", firstRetry)
-	for _, least := range []time.Duration{2, 4, 8} {
+	wait("after the first answer", 1)
+	for _, times := range []int{2, 4, 8} {
 		r.success()
-		wait("while each answer comes to nothing", least*firstRetry)
+		wait("while each answer comes to nothing", times)
 	}
 	r.success()
 	now = now.Add(time.Minute)
-	wait("after a watch that stood for a while", firstRetry)
-	wait("and nobody answers", 2*firstRetry)
+	wait("after a watch that stood for a while", 1)
+	wait("and nobody answers", 2)
 }
